@@ -1,0 +1,63 @@
+"""Flow times: t = 1 is noise, t = 0 is data, and the path is x_t = (1 - t) x0 + t noise.
+
+FLUX spends its steps where they matter: the more tokens an image has, the longer it stays near noise. With
+u = 1 - i / S the shifted time is t = e^mu / (e^mu + 1 / u - 1), mu growing linearly with the token count.
+"""
+
+import math
+from dataclasses import dataclass
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from .config import ScheduleConfig
+
+
+def log_shift(tokens: int, config: ScheduleConfig) -> float:
+    """mu of the resolution-dependent shift: linear in the number of image tokens."""
+    slope = (config.max_shift - config.base_shift) / (config.max_image_seq_len - config.base_image_seq_len)
+    return config.base_shift + slope * (tokens - config.base_image_seq_len)
+
+
+def flow_times(steps: int, tokens: int, config: ScheduleConfig) -> np.ndarray:
+    """The S + 1 flow times of a schedule, from 1 down to 0: (S + 1,) float32.
+
+    Raises ValueError for fewer than one step.
+    """
+    if steps < 1:
+        raise ValueError(f"steps must be at least 1, not {steps}")
+    u = 1.0 - np.arange(steps + 1, dtype=np.float64) / steps
+    factor = math.exp(log_shift(tokens, config)) if config.use_dynamic_shifting else config.shift
+    return (factor * u / (1.0 + (factor - 1.0) * u)).astype(np.float32)
+
+
+@dataclass(frozen=True)
+class Steps:
+    """tau as a share of the steps: Steps(0.8) replaces while more than 80% of the steps remain.
+
+    The paper counts tau this way ("tau = 80% of the steps"); a plain float is flow time.
+    """
+
+    share: float
+
+
+def tau_time(tau: float | Steps, times: np.ndarray) -> float:
+    """tau in flow time: a float is one already; `Steps(s)` leaves the first (1 - s) S steps above it.
+
+    Raises ValueError for a value outside [0, 1].
+    """
+    value = tau.share if isinstance(tau, Steps) else tau
+    if not 0.0 <= value <= 1.0:
+        raise ValueError(f"tau must lie in [0, 1], not {value}")
+    if not isinstance(tau, Steps):
+        return float(tau)
+    steps = len(times) - 1
+    above = round((1.0 - value) * steps)
+    # Half way between the last replaced step and the first free one, so that rounding cannot move the gate.
+    return float((times[above - 1] + times[above]) / 2) if above else 1.0
+
+
+def steps_above(times: jax.Array, tau: jax.Array | float) -> jax.Array:
+    """How many steps start at a flow time above tau, strictly (the official gate): () int32."""
+    return jnp.sum(times[:-1] > tau).astype(jnp.int32)

@@ -1,0 +1,31 @@
+"""Fixtures that the whole suite shares."""
+
+import json
+import os
+from dataclasses import dataclass
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from safetensors.numpy import load_file
+
+
+@dataclass(frozen=True)
+class Goldens:
+    """A folder of golden tensors; `JAXPA_GOLDENS` names another one of the same layout and other sizes."""
+
+    path: Path
+
+    @cache  # noqa: B019 - one instance for the whole run
+    def load(self, name: str) -> dict[str, np.ndarray]:
+        return load_file(self.path / name)
+
+    def json(self, name: str) -> Any:
+        return json.loads((self.path / name).read_text())
+
+
+@pytest.fixture(scope="session")
+def goldens() -> Goldens:
+    return Goldens(Path(os.environ.get("JAXPA_GOLDENS") or Path(__file__).parent / "goldens"))

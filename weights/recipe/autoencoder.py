@@ -1,0 +1,173 @@
+"""Stage 1: the autoencoder, on crops of drawn pictures and of natural ones (so that a photograph survives it).
+
+Loss: |x - y| + |x - y|^2 on pixels and on their differences (edges), plus a whisper of KL. At 60% of the run the
+latents are normalised channel by channel; the scales are folded into the encoder's last and the decoder's first
+convolution, because the file format knows one scale and one shift for all channels. From then on only the decoder
+learns, so that the latents stay what they were measured to be.
+"""
+
+from collections.abc import Iterator
+from pathlib import Path
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+from flax import nnx
+
+from jaxpa.autoencoder import Autoencoder
+from jaxpa.config import AutoencoderConfig
+from weights.recipe.training import Log, load_state, optimiser, save_state, trapezoid
+from weights.recipe.world import SIZE, dataset
+
+CROP = 64
+NATURAL = ("astronaut", "coffee", "rocket", "cat", "retina", "immunohistochemistry", "hubble_deep_field")
+
+
+def natural_images() -> list[np.ndarray]:
+    """The colour pictures that come with scikit-image: (H, W, 3) uint8 each.
+
+    The right quarter of every picture is kept out of training: what is measured there was never seen.
+    """
+    from skimage import data
+
+    return [getattr(data, name)()[..., :3] for name in NATURAL] + [data.stereo_motorcycle()[0]]
+
+
+def natural_crop(picture: np.ndarray, rng: np.random.Generator, size: int, held_out: bool = False) -> np.ndarray:
+    """A random square of a random extent, resized: (size, size, 3) uint8."""
+    from PIL import Image
+
+    edge = picture.shape[1] * 3 // 4
+    part = picture[:, edge:] if held_out else picture[:, :edge]
+    side = int(rng.integers(min(size, *part.shape[:2]), min(part.shape[:2]) + 1))
+    y, x = rng.integers(part.shape[0] - side + 1), rng.integers(part.shape[1] - side + 1)
+    crop = Image.fromarray(part[y : y + side, x : x + side]).resize((size, size), Image.Resampling.LANCZOS)
+    return np.asarray(crop)
+
+
+def batches(drawn: np.ndarray, natural: list[np.ndarray], batch: int, seed: int) -> Iterator[np.ndarray]:
+    """Crops in [-1, 1]: four fifths drawn, one fifth natural, half of them mirrored."""
+    rng = np.random.default_rng(seed)
+    while True:
+        out = np.empty((batch, CROP, CROP, 3), np.uint8)
+        for i in range(batch):
+            if i < batch // 5:
+                out[i] = natural_crop(natural[rng.integers(len(natural))], rng, CROP)
+            else:
+                y, x = rng.integers(SIZE - CROP + 1, size=2)
+                out[i] = drawn[rng.integers(len(drawn)), y : y + CROP, x : x + CROP]
+        out[::2] = out[::2, :, ::-1]
+        yield out.astype(np.float32) / 127.5 - 1
+
+
+def distance(x: jax.Array, y: jax.Array) -> jax.Array:
+    """Pixel and edge distance of pictures (B, H, W, 3), a scalar."""
+    pairs = [(x, y)] + [(jnp.diff(x, axis=a), jnp.diff(y, axis=a)) for a in (1, 2)]
+    return sum((jnp.mean(jnp.abs(a - b)) + jnp.mean((a - b) ** 2) for a, b in pairs), jnp.zeros(()))
+
+
+def loss(model: Autoencoder, images: jax.Array, key: jax.Array) -> jax.Array:
+    posterior = model.encode(images)
+    kl = 0.5 * jnp.mean(posterior.mean**2 + jnp.exp(posterior.logvar) - posterior.logvar - 1)
+    return distance(images, model.decode(posterior.sample(key))) + 1e-5 * kl
+
+
+def decoder_loss(model: Autoencoder, images: jax.Array, key: jax.Array) -> jax.Array:
+    """With the encoder fixed; half a rounding step of noise makes the decoder forgive the sampler's errors."""
+    z = jax.lax.stop_gradient(model.encode(images).mean)
+    return distance(images, model.decode(z + 0.03 * jax.random.normal(key, z.shape)))
+
+
+def normalise(model: Autoencoder, images: np.ndarray) -> Autoencoder:
+    """The same autoencoder with latents of mean 0 and variance 1 in every channel (but for the picture's rim)."""
+    z = jnp.concatenate([model.encode(x).mean for x in np.split(images, len(images) // 16)])
+    mean, std = z.mean((0, 1, 2)), z.std((0, 1, 2))
+    leaves = {"encoder": model.encoder.conv_out, "decoder": model.decoder.conv_in}
+    out, back = leaves["encoder"], leaves["decoder"]
+    scale = jnp.concatenate([1 / std, 1 / std])
+    bias = jnp.concatenate([(out.bias[: len(mean)] - mean) / std, out.bias[len(mean) :] - 2 * jnp.log(std)])
+    new = {
+        "encoder.conv_out.kernel": out.kernel * scale,
+        "encoder.conv_out.bias": bias,
+        "decoder.conv_in.kernel": back.kernel * std[:, None],
+        "decoder.conv_in.bias": back.bias + jnp.einsum("hwio,i->o", back.kernel[...], mean),
+    }
+
+    def replace(path: object, leaf: jax.Array) -> jax.Array:
+        return new.get(jax.tree_util.keystr(path, simple=True, separator=".").removesuffix(".value"), leaf)
+
+    return jax.tree_util.tree_map_with_path(replace, model)
+
+
+def psnr(x: np.ndarray, y: np.ndarray) -> float:
+    """Mean over pictures of the peak signal-to-noise ratio, in decibels; pictures in [-1, 1]."""
+    error = np.mean((np.clip(y, -1, 1) - x) ** 2, axis=(1, 2, 3))
+    return float(np.mean(10 * np.log10(4 / error)))
+
+
+def reconstruct(model: Autoencoder, images: np.ndarray) -> np.ndarray:
+    run = jax.jit(lambda m, x: m.decode(m.encode(x).mean))
+    return np.concatenate([np.asarray(run(model, x)) for x in np.split(images, len(images) // 8)])
+
+
+def measure(model: Autoencoder) -> dict[str, float]:
+    """PSNR on 256 held-out drawings and on 128 natural crops from regions that training never saw."""
+    from weights.recipe.world import render_many
+
+    drawn = render_many(seed=990, start=0, count=256, held_out=True).images.astype(np.float32) / 127.5 - 1
+    rng, pictures = np.random.default_rng(991), natural_images()
+    crops = [natural_crop(pictures[i % len(pictures)], rng, SIZE, held_out=True) for i in range(128)]
+    natural = np.stack(crops).astype(np.float32) / 127.5 - 1
+    return {
+        "drawn_db": psnr(drawn, reconstruct(model, drawn)),
+        "natural_db": psnr(natural, reconstruct(model, natural)),
+    }
+
+
+def train(out: Path, config: AutoencoderConfig, *, steps: int, batch: int, pictures: int, seed: int) -> Autoencoder:
+    """Train, or take up where `out/autoencoder.state` stopped; returns the finished model."""
+    drawn = np.concatenate([b.images for b in dataset(seed, pictures, workers=2)])
+    stream = batches(drawn, natural_images(), batch, seed)
+    model = Autoencoder(config, rngs=nnx.Rngs(seed))
+    rate = trapezoid(1.0, steps, decay=0.5)
+    tx = optimiser(
+        model, lambda s: 0.01 * rate(s), lambda s: 2e-3 * rate(s),
+        lambda path, leaf: "kernel" in path and leaf.ndim == 4 and "conv_in" not in path and "conv_out" not in path,
+    )  # fmt: skip
+    state = (model, tx.init(model), jnp.zeros((), jnp.int32))
+    file = out / "autoencoder.state"
+    if file.exists():
+        state = load_state(file, state)
+
+    def step(objective, state, images):
+        model, opt, i = state
+        value, grads = jax.value_and_grad(objective)(model, images, jax.random.fold_in(jax.random.key(seed), i))
+        updates, opt = tx.update(grads, opt, model)
+        return (optax.apply_updates(model, updates), opt, i + 1), value
+
+    def decoder_step(state, images):
+        (new, opt, i), value = step(decoder_loss, state, images)
+        return (_with_encoder(new, state[0]), opt, i), value
+
+    first, second = jax.jit(lambda s, x: step(loss, s, x)), jax.jit(decoder_step)
+    log, fold_at = Log(out / "autoencoder.csv", 100), int(0.6 * steps)
+    for i in range(int(state[2]), steps):
+        if i == fold_at:
+            sample = drawn[:1024].astype(np.float32) / 127.5 - 1
+            state = (normalise(state[0], sample), *state[1:])
+            save_state(file, state)  # what is encoded from here on stays valid
+        state, value = (first if i < fold_at else second)(state, next(stream))
+        log(i + 1, value)
+        if (i + 1) % 500 == 0 or i + 1 == steps:
+            save_state(file, state)
+    return state[0]
+
+
+def _with_encoder(model: Autoencoder, source: Autoencoder) -> Autoencoder:
+    """`model` with the encoder of `source`."""
+
+    def pick(path: object, leaf: jax.Array, other: jax.Array) -> jax.Array:
+        return other if jax.tree_util.keystr(path, simple=True, separator=".").startswith("encoder") else leaf
+
+    return jax.tree_util.tree_map_with_path(pick, model, source)

@@ -1,0 +1,155 @@
+"""Stage 3: text encoders and MM-DiT together, by conditional flow matching.
+
+x_t = (1 - t) x0 + t e, the network predicts e - x0. Times are logit-normal, stratified over the batch; a tenth of
+the captions is dropped, for guidance. Hidden matrices learn by Muon, the rest by Adam; what is kept is the
+exponential average of the weights.
+"""
+
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+from flax import nnx
+
+from jaxpa.clip import CLIPTextEncoder
+from jaxpa.config import CLIPConfig, FluxConfig, T5Config
+from jaxpa.t5 import T5Encoder
+from jaxpa.tokens import grid_positions, patchify
+from jaxpa.transformer import Flux, FluxVelocity
+from weights.recipe.training import Log, load_state, optimiser, save_state, trapezoid
+
+
+class TextToImage(NamedTuple):
+    """The three networks that learn together."""
+
+    transformer: Flux
+    t5: T5Encoder
+    clip: CLIPTextEncoder
+
+
+class Batch(NamedTuple):
+    """latents (B, h, w, C) float, t5_ids (B, M), clip_ids (B, 77)."""
+
+    latents: np.ndarray
+    t5_ids: np.ndarray
+    clip_ids: np.ndarray
+
+
+def initial(config: FluxConfig, seed: int) -> TextToImage:
+    """Random weights; gates and the last layer start at zero, so that every block starts as the identity."""
+    rngs = nnx.Rngs(seed)
+    model = TextToImage(
+        Flux(config.transformer, rngs=rngs),
+        T5Encoder(config.text_encoder_2, rngs=rngs),
+        CLIPTextEncoder(config.text_encoder, rngs=rngs),
+    )
+
+    def zero(path: Any, leaf: jax.Array) -> jax.Array:
+        name = jax.tree_util.keystr(path, simple=True, separator=".")
+        return jnp.zeros_like(leaf) if ".mod." in name or ("final_" in name and "transformer" in name) else leaf
+
+    return jax.tree_util.tree_map_with_path(zero, model)
+
+
+def bind(model: TextToImage, t5_ids: jax.Array, clip_ids: jax.Array, grid: tuple[int, int]) -> FluxVelocity:
+    """The velocity of captions: ids (B, M) and (B, 77)."""
+    guidance = jnp.ones(len(t5_ids)) if model.transformer.config.guidance_embeds else None
+    return FluxVelocity(
+        model.transformer, model.t5(t5_ids), model.clip(clip_ids).pooled, guidance, grid_positions(*grid)
+    )
+
+
+def flow_loss(model: TextToImage, batch: Batch, empty: tuple[np.ndarray, np.ndarray], key: jax.Array) -> jax.Array:
+    """Mean squared error of the velocity."""
+    size = len(batch.latents)
+    k_time, k_noise, k_drop = jax.random.split(key, 3)
+    x0 = patchify(jnp.asarray(batch.latents, jnp.float32))  # (B, N, C)
+    noise = jax.random.normal(k_noise, x0.shape)
+    # One time from each of B equal slices of the distribution: the batch's loss varies less.
+    u = (jnp.arange(size) + jax.random.uniform(k_time, (size,))) / size
+    t = jax.nn.sigmoid(0.3 + jax.scipy.stats.norm.ppf(jnp.clip(u, 1e-4, 1 - 1e-4)))  # (B,)
+    drop = jax.random.uniform(k_drop, (size, 1)) < 0.1
+    velocity = bind(
+        model, jnp.where(drop, empty[0], batch.t5_ids), jnp.where(drop, empty[1], batch.clip_ids),
+        (batch.latents.shape[1] // 2, batch.latents.shape[2] // 2),
+    )  # fmt: skip
+    mixed = x0 + t[:, None, None] * (noise - x0)
+    return jnp.mean((velocity(mixed, t) - (noise - x0)) ** 2)
+
+
+def batches(data: Batch, size: int, seed: int, start: int) -> Iterator[Batch]:
+    """Shuffled epochs without end; `start` batches in, the same as if they had been drawn."""
+    per_epoch = len(data.latents) // size
+    for epoch in range(start // per_epoch, 1_000_000):
+        order = np.random.default_rng([seed, epoch]).permutation(len(data.latents))
+        first = start % per_epoch if epoch == start // per_epoch else 0
+        for i in range(first, per_epoch):
+            rows = np.sort(order[i * size : (i + 1) * size])
+            yield Batch(*(column[rows] for column in data))
+
+
+def hidden_matrix(path: str, leaf: Any) -> bool:
+    """Kernels of stacked blocks, but for the modulation."""
+    return "blocks" in path and "kernel" in path and leaf.ndim == 3 and ".mod." not in path
+
+
+def train(
+    out: Path, config: FluxConfig, data: Batch, held_out: Batch, empty: tuple[np.ndarray, np.ndarray], *,
+    steps: int, batch: int, seed: int, muon_rate: float = 0.014, adam_rate: float = 1.7e-3, ema: float = 0.999,
+) -> TextToImage:  # fmt: skip
+    """Train, or take up where `out/flow.state` stopped; returns the averaged weights."""
+    model = initial(config, seed)
+    rate = trapezoid(1.0, steps)
+    tx = optimiser(model, lambda s: muon_rate * rate(s), lambda s: adam_rate * rate(s), hidden_matrix)
+    state = (model, model, tx.init(model), jnp.zeros((), jnp.int32))
+    file = out / "flow.state"
+    if file.exists():
+        state = load_state(file, state)
+
+    @jax.jit
+    def update(state: Any, batch: Batch) -> tuple[Any, jax.Array]:
+        model, average, opt, i = state
+        key = jax.random.fold_in(jax.random.key(seed), i)
+        value, grads = jax.value_and_grad(flow_loss)(model, batch, empty, key)
+        changes, opt = tx.update(grads, opt, model)
+        model = optax.apply_updates(model, changes)
+        keep = jnp.minimum(ema, (1 + i) / (10 + i))
+        average = jax.tree.map(lambda a, m: keep * a + (1 - keep) * m, average, model)
+        return (model, average, opt, i + 1), value
+
+    validate = jax.jit(lambda model: flow_loss(model, held_out, empty, jax.random.key(0)))
+    log, stream = Log(out / "flow.csv", 50), batches(data, batch, seed, int(state[3]))
+    for i in range(int(state[3]) + 1, steps + 1):
+        state, value = update(state, next(stream))
+        note = f"validation {float(validate(state[1])):.4f}" if i % 250 == 0 else ""
+        log(i, value, note)
+        if i % 250 == 0 or i == steps:
+            save_state(file, state)
+    return state[1]
+
+
+def small_config(width: int, heads: int, double: int, single: int, channels: int, vocab: tuple[int, int]) -> FluxConfig:
+    """FLUX's architecture at a small size; `vocab` is the number of CLIP and of T5 token ids."""
+    from jaxpa.config import AutoencoderConfig, TransformerConfig
+
+    dh = width // heads
+    rest = (dh - dh // 8) // 2 // 2 * 2  # the second and third rotary axes; the first takes what is left
+    return FluxConfig(
+        transformer=TransformerConfig(
+            in_channels=4 * channels, num_layers=double, num_single_layers=single, num_attention_heads=heads,
+            attention_head_dim=dh, joint_attention_dim=96, pooled_projection_dim=96, guidance_embeds=False,
+            axes_dims_rope=(dh - 2 * rest, rest, rest),
+        ),
+        vae=AutoencoderConfig(
+            latent_channels=channels, block_out_channels=(16, 32, 64), layers_per_block=1, norm_num_groups=8,
+            scaling_factor=1.0, shift_factor=0.0,
+        ),
+        text_encoder=CLIPConfig(
+            vocab_size=vocab[0], hidden_size=96, intermediate_size=192, num_hidden_layers=2, num_attention_heads=4
+        ),
+        text_encoder_2=T5Config(vocab_size=vocab[1], d_model=96, d_kv=24, d_ff=192, num_layers=2, num_heads=4),
+    )  # fmt: skip

@@ -1,0 +1,67 @@
+"""Train the embedded checkpoint from nothing: `python -m weights.recipe.train --out runs/mini`.
+
+Four stages, each resumed from what it left in the run's folder: tokenizers and autoencoder, latents, flow, export.
+"""
+
+from dataclasses import dataclass
+from pathlib import Path
+
+import tyro
+from transformers import CLIPTokenizer, T5TokenizerFast
+
+from weights.recipe import autoencoder, flow, latents
+from weights.recipe.tokenizers import make_tokenizers
+
+
+@dataclass(frozen=True)
+class Recipe:
+    """What to train, and for how long. The defaults are for two CPU cores."""
+
+    out: Path = Path("runs/mini")
+    """Folder of the run: states, logs, and the finished checkpoint in `checkpoint`."""
+    width: int = 192
+    heads: int = 6
+    double: int = 2
+    single: int = 4
+    channels: int = 8
+    """Latent channels of the autoencoder."""
+    text_length: int = 32
+    """T5 tokens a prompt is padded to."""
+    autoencoder_steps: int = 1300
+    pictures: int = 48_000
+    """Training pictures to draw."""
+    steps: int = 2200
+    """Updates of the flow stage."""
+    batch: int = 64
+    seed: int = 1
+
+
+def run(recipe: Recipe) -> None:
+    recipe.out.mkdir(parents=True, exist_ok=True)
+    if not (recipe.out / "tokenizer_2").exists():
+        make_tokenizers(recipe.out, recipe.text_length)
+    tokens = (
+        CLIPTokenizer.from_pretrained(recipe.out / "tokenizer"),
+        T5TokenizerFast.from_pretrained(recipe.out / "tokenizer_2"),
+    )
+    config = flow.small_config(
+        recipe.width, recipe.heads, recipe.double, recipe.single, recipe.channels, (len(tokens[0]), len(tokens[1]))
+    )
+    vae = autoencoder.train(
+        recipe.out, config.vae, steps=recipe.autoencoder_steps, batch=20, pictures=6000, seed=recipe.seed
+    )
+    print({name: round(value, 2) for name, value in autoencoder.measure(vae).items()}, flush=True)
+    data = latents.prepare(recipe.out, vae, recipe.pictures, recipe.seed)
+    empty = tuple(ids[0] for ids in latents.Tokenizers(recipe.out)([""]))
+    flow.train(
+        recipe.out, config, data, latents.held_out(recipe.out, vae), (empty[0], empty[1]),
+        steps=recipe.steps, batch=recipe.batch, seed=recipe.seed,
+    )  # fmt: skip
+
+
+def main() -> None:
+    run(tyro.cli(Recipe, description=__doc__))
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,85 @@
+"""What every stage of the recipe shares: the optimiser, its schedule, and a state on disk that a run resumes from."""
+
+import os
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+from optax.contrib import MuonDimensionNumbers, muon
+from safetensors.numpy import load_file, save_file
+
+
+def trapezoid(peak: float, steps: int, warmup: int = 200, decay: float = 0.3, floor: float = 0.02) -> optax.Schedule:
+    """Warm up, stay, and come down by a cosine over the last `decay` of the steps.
+
+    While the rate is constant the end can still be moved: a run that is resumed with more steps wastes nothing.
+    """
+    start = int(steps * (1 - decay))
+
+    def rate(step: Any) -> Any:
+        progress = jnp.clip((step - start) / max(1, steps - start), 0.0, 1.0)
+        falling = floor + (1 - floor) * 0.5 * (1 + jnp.cos(jnp.pi * progress))
+        return peak * jnp.minimum(1.0, (step + 1) / warmup) * falling
+
+    return rate
+
+
+def optimiser(
+    params: Any, muon_rate: optax.Schedule, adam_rate: optax.Schedule, is_hidden: Callable[[str, Any], bool]
+) -> optax.GradientTransformation:
+    """Muon for the hidden weight matrices, Adam for everything else; gradients clipped to norm 1.
+
+    `is_hidden(path, leaf)` says which leaves are hidden matrices. A leaf (L, in, out) is a stack of L of them, a
+    kernel (kh, kw, in, out) is one that maps kh * kw * in to out.
+    """
+
+    def axes(path: Any, leaf: Any) -> MuonDimensionNumbers | None:
+        if not is_hidden(jax.tree_util.keystr(path, simple=True, separator="."), leaf):
+            return None
+        inputs = (1,) if leaf.ndim == 3 else tuple(range(leaf.ndim - 1))
+        return MuonDimensionNumbers(inputs, leaf.ndim - 1)
+
+    numbers = jax.tree_util.tree_map_with_path(axes, params)
+    update = muon(muon_rate, adam_learning_rate=adam_rate, adam_b2=0.99, muon_weight_dimension_numbers=numbers)
+    return optax.chain(optax.clip_by_global_norm(1.0), update)
+
+
+def save_state(path: Path, state: Any) -> None:
+    """Write a pytree's leaves at once or not at all."""
+    leaves = {f"{i:05d}": np.asarray(leaf) for i, leaf in enumerate(jax.tree.leaves(state))}
+    part = path.with_suffix(".part")
+    save_file(leaves, part)
+    os.replace(part, path)
+
+
+def load_state(path: Path, like: Any) -> Any:
+    """Read what `save_state` wrote into the structure of `like`."""
+    leaves = load_file(path)
+    new = [jnp.asarray(leaves[f"{i:05d}"]) for i in range(len(leaves))]
+    shapes = [leaf.shape for leaf in jax.tree.leaves(like)]
+    if [leaf.shape for leaf in new] != shapes:
+        raise ValueError(f"{path} holds another model: delete it to begin anew")
+    return jax.tree.unflatten(jax.tree.structure(like), new)
+
+
+class Log:
+    """A line on stdout now and then, and the same figures in a CSV file for the loss curve."""
+
+    def __init__(self, path: Path, every: int):
+        self.path, self.every = path, every
+        self.start, self.values = time.monotonic(), []
+
+    def __call__(self, step: int, value: float, note: str = "") -> None:
+        self.values.append(float(value))
+        if step % self.every:
+            return
+        mean, seconds = float(np.mean(self.values)), time.monotonic() - self.start
+        with self.path.open("a") as file:
+            file.write(f"{step},{mean:.6f},{seconds:.1f}\n")
+        print(f"{self.path.stem} step {step}  loss {mean:.4f}  {seconds / 60:.1f} min  {note}", flush=True)
+        self.values = []
