@@ -12,9 +12,7 @@ from flax import nnx
 from jax.typing import DTypeLike
 
 from jaxpa.config import CLIPConfig
-from jaxpa.layers import attention, stack
-
-MASKED = -1e30  # logit of a later token: finite and within bfloat16
+from jaxpa.layers import MASKED, attention, stack
 
 
 class CLIPOutput(NamedTuple):

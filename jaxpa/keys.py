@@ -46,7 +46,9 @@ class Row:
 def _embedder(name: str, diffusers: str) -> dict[str, Row]:
     """The two linear layers of a time, guidance or pooled text embedder."""
     pairs = (("in_layer", "linear_1"), ("out_layer", "linear_2"))
-    return {f"{name}.{bfl}": Row((f"time_text_embed.{diffusers}.{theirs}",), (f"{name}.{bfl}",)) for bfl, theirs in pairs}
+    return {
+        f"{name}.{bfl}": Row((f"time_text_embed.{diffusers}.{theirs}",), (f"{name}.{bfl}",)) for bfl, theirs in pairs
+    }
 
 
 def _stream(name: str, mod: str, qkv: tuple[str, ...], norm: str, out: str, mlp: str) -> dict[str, Row]:
@@ -177,10 +179,10 @@ class Leaf:
 
     def source_shape(self, width: int) -> Shape:
         """The shape in the file of a source of this width."""
-        shape = (*self.block_shape[:-1], width) if self.block_shape else ()
+        shape = (*self.block_shape[:-1], width)
         if not self.transpose:
             return shape
-        return shape[::-1] if len(shape) == 2 else (shape[3], shape[2], shape[0], shape[1])
+        return (shape[-1], shape[-2], *shape[:-2])
 
     def expected(self) -> dict[str, tuple[Shape, ...]]:
         """Every source's name and the shapes that will do: a linear layer may be stored as a 1x1 convolution."""
@@ -188,7 +190,7 @@ class Leaf:
         for names in self.sources:
             for name, width in zip(names, self.widths, strict=True):
                 shape = self.source_shape(width)
-                pointwise = self.transpose and len(shape) == 2 and ".attn_1." in name or ".attentions." in name
+                pointwise = self.transpose and len(shape) == 2 and (".attn_1." in name or ".attentions." in name)
                 out[name] = (shape, (*shape, 1, 1)) if pointwise else (shape,)
         return out
 
@@ -219,7 +221,9 @@ def _leaf(name: str, config: Config, layout: Layout, path: str, shape: Shape) ->
         module, kind = path, "embedding"
     row = _row(name, config, module)
     names = row.diffusers if layout == "diffusers" else row.bfl
-    suffix = ".bias" if kind == "bias" else ".scale" if layout == "bfl" and name == "transformer" and kind == "scale" else ".weight"
+    suffix = (
+        "." + kind if kind == "bias" or (kind == "scale" and (name, layout) == ("transformer", "bfl")) else ".weight"
+    )
     ratio = row.ratio if row.ratio and len(row.ratio) == len(names) else (1,) * len(names)
     stacked = "{i}" in names[0]
     blocks = range(shape[0]) if stacked else (0,)

@@ -16,6 +16,8 @@ from jax.typing import DTypeLike
 
 Module = TypeVar("Module", bound=nnx.Module)
 
+MASKED = -1e30  # bias of what may not be attended to; finite, so that a row without any key stays a number
+
 
 def stack(count: int, make: Callable[[nnx.Rngs], Module], rngs: nnx.Rngs) -> Module:
     """`count` modules as one, every parameter with a leading axis L: what `jax.lax.scan` runs over."""
@@ -72,16 +74,23 @@ def attention(
     """Softmax attention: q (B, Sq, H, Dh), k and v (B, Sk, H, Dh), bias (B | 1, H | 1, Sq | 1, Sk) -> like q.
 
     The one place where an implementation is chosen. On NVIDIA XLA's default would write the (Sq, Sk) logits to
-    memory, so half precision takes cuDNN's fused kernel; on CPU one head at a time keeps the logits in cache.
-    `scale` defaults to 1 / sqrt(Dh).
+    memory, so half precision takes cuDNN's fused kernel where its shapes allow; on CPU one head at a time keeps the
+    logits in cache. `scale` defaults to 1 / sqrt(Dh).
     """
     backend = jax.default_backend()
-    if backend == "gpu" and q.dtype in (jnp.bfloat16, jnp.float16):
+    if backend == "gpu" and _cudnn_takes(q, k, bias):
         bias = None if bias is None else bias.astype(q.dtype)
         return jax.nn.dot_product_attention(q, k, v, bias=bias, scale=scale, implementation="cudnn")
     if backend == "cpu" and q.shape[1] * k.shape[1] >= HEAD_BY_HEAD_LOGITS:
         return _head_by_head(q, k, v, bias, scale)
     return jax.nn.dot_product_attention(q, k, v, bias=bias, scale=scale)
+
+
+def _cudnn_takes(q: jax.Array, k: jax.Array, bias: jax.Array | None) -> bool:
+    """Half precision, heads of at most 128 channels in eights, and even lengths where there is a bias."""
+    half = q.dtype in (jnp.bfloat16, jnp.float16)
+    even = q.shape[1] % 2 == 0 and k.shape[1] % 2 == 0
+    return half and q.shape[-1] <= 128 and q.shape[-1] % 8 == 0 and (bias is None or even)
 
 
 HEAD_BY_HEAD_LOGITS = 512 * 512  # logits of one head from which a loop over heads pays on CPU

@@ -11,7 +11,7 @@ from typing import Any, Protocol
 import jax
 import jax.numpy as jnp
 
-from .tokens import Routing
+from jaxpa.tokens import Routing
 
 
 class Velocity(Protocol):

@@ -11,7 +11,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from .config import ScheduleConfig
+from jaxpa.config import ScheduleConfig
 
 
 def log_shift(tokens: int, config: ScheduleConfig) -> float:

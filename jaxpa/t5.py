@@ -16,9 +16,7 @@ from flax import nnx
 from jax.typing import DTypeLike
 
 from jaxpa.config import T5Config
-from jaxpa.layers import RMSNorm, attention, stack
-
-MASKED = -1e30  # logit of a masked token: finite, so that a fully masked row stays finite, and within bfloat16
+from jaxpa.layers import MASKED, RMSNorm, attention, stack
 
 
 def relative_buckets(length: int, buckets: int, max_distance: int) -> np.ndarray:

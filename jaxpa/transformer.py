@@ -18,10 +18,10 @@ import jax.numpy as jnp
 from flax import nnx
 from jax.typing import DTypeLike
 
-from .config import TransformerConfig
-from .layers import MLPEmbedder, RMSNorm, attention, layer_norm, stack, timestep_embedding
-from .rope import Rotary, rotate, table
-from .tokens import Routing, gather
+from jaxpa.config import TransformerConfig
+from jaxpa.layers import MASKED, MLPEmbedder, RMSNorm, attention, layer_norm, stack, timestep_embedding
+from jaxpa.rope import Rotary, rotate, table
+from jaxpa.tokens import Routing, gather
 
 TIME_WIDTH = 256
 
@@ -191,7 +191,7 @@ class Flux(nnx.Module):
             places = jnp.broadcast_to(places, (b, *places.shape[1:]))
             places = jnp.concatenate([places, routing.positions], 1)  # (B, N + K, 2)
             attended = jnp.pad(routing.valid, ((0, 0), (places.shape[1] - k + m, 0)), constant_values=True)
-            bias = jnp.where(attended, 0.0, jnp.finfo(jnp.float32).min)[:, None, None]  # (B, 1, 1, M + N + K)
+            bias = jnp.where(attended, 0.0, MASKED)[:, None, None]  # (B, 1, 1, M + N + K)
         places = jnp.pad(places, ((0, 0), (m, 0), (0, 0)))  # text sits at (0, 0)
         return Plan(table(places, self.config.axes_dims_rope), routing, bias)
 

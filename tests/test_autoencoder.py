@@ -32,6 +32,8 @@ CONFIGS = {
         latent_channels=2, block_out_channels=(6, 12, 12, 12), norm_num_groups=6, layers_per_block=1
     ),
 }
+# Every kind of layer once: for what takes long to compile.
+SMALL = AutoencoderConfig(latent_channels=2, block_out_channels=(3, 6), norm_num_groups=3, layers_per_block=1)
 # Two float32 implementations; the largest difference seen is 2e-6 of the largest value.
 TOLERANCE = 1e-5
 
@@ -167,7 +169,7 @@ def test_group_norm_far_from_zero():
 
 def test_latents_are_shifted_and_scaled():
     config = CONFIGS["one layer, no attention"]
-    ours = build(config)
+    _, ours = pair(config)
     images, key = pictures(config), jax.random.key(0)
     posterior = jax.jit(Autoencoder.encode)(ours, images)
     encode = jax.jit(Autoencoder.encode_latents)
@@ -194,9 +196,8 @@ def test_samples_have_the_posterior_moments():
 
 def test_log_variance_is_clamped():
     config = CONFIGS["one block"]
-    model = build(config)
-    bias = model.encoder.conv_out.bias
-    bias[...] = jnp.array([0.0] * 3 + [1e3, -1e3, 0.0])
+    _, model = pair(config)
+    model.encoder.conv_out.bias[...] = jnp.array([0.0] * 3 + [1e3, -1e3, 0.0])
     logvar = jax.jit(Autoencoder.encode)(model, pictures(config)).logvar
     assert jnp.all(logvar[..., 0] == 20)
     assert jnp.all(logvar[..., 1] == -30)
@@ -204,7 +205,7 @@ def test_log_variance_is_clamped():
 
 
 def test_bfloat16_computes_in_bfloat16_and_returns_float32():
-    config = CONFIGS["odd groups"]
+    config = SMALL
     _, ours = pair(config)
     half = jax.tree.map(lambda leaf: leaf.astype(jnp.bfloat16), ours)
     images = pictures(config)
@@ -222,7 +223,7 @@ def test_bfloat16_computes_in_bfloat16_and_returns_float32():
 
 
 def test_gradients_reach_every_parameter():
-    config = AutoencoderConfig(latent_channels=2, block_out_channels=(3, 6), norm_num_groups=3, layers_per_block=1)
+    config = SMALL
     images = pictures(config)
 
     @jax.jit
@@ -233,7 +234,7 @@ def test_gradients_reach_every_parameter():
 
         return jax.value_and_grad(loss)(model)
 
-    value, gradients = gradient(build(config), jax.random.key(0))
+    value, gradients = gradient(pair(config)[1], jax.random.key(0))
     assert jnp.isfinite(value)
     for path, leaf in jax.tree_util.tree_leaves_with_path(gradients):
         assert jnp.all(jnp.isfinite(leaf)), torch_name(path)
@@ -242,7 +243,7 @@ def test_gradients_reach_every_parameter():
 
 
 def test_wrong_sizes_are_errors():
-    model = build(CONFIGS["odd groups"])
+    model = jax.eval_shape(lambda: build(CONFIGS["odd groups"]))
     with pytest.raises(ValueError, match=r"10x12.*multiples of 4"):
         model.encode(jnp.zeros((1, 10, 12, 3)))
     with pytest.raises(ValueError, match="4 does not divide 6"):

@@ -58,10 +58,7 @@ def test_encoded_text(case, forward, goldens):
         which, at = name.split("/")
         key, row = rows[which]
         h, w = (8, 8) if which == "b" else (6, 4)
-        if f"{which}/img_ids" in g:
-            positions = jnp.asarray(g[f"{which}/img_ids"][:, 1:])
-        else:
-            positions = grid_positions(h, w)
+        positions = jnp.asarray(g[f"{which}/img_ids"][:, 1:]) if f"{which}/img_ids" in g else grid_positions(h, w)
         t = jnp.full((1,), float(at.split("_g")[0][1:]))
         out = forward(model, g[f"{which}/latents"], text[key][row : row + 1], text["clip_pooled"][row : row + 1],
                       t, guidance_of(at, 1), positions)  # fmt: skip

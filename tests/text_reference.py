@@ -81,9 +81,7 @@ def fill_clip(config: CLIPConfig, weights: Weights) -> CLIPTextEncoder:
         "position_embedding": weights["embeddings.position_embedding.weight"],
     }
     for ours, kind in (("kernel", "weight"), ("bias", "bias")):
-        values[f"blocks.attention.qkv.{ours}"] = stacked(
-            kind, *(f"self_attn.{part}_proj" for part in ("q", "k", "v"))
-        )
+        values[f"blocks.attention.qkv.{ours}"] = stacked(kind, *(f"self_attn.{part}_proj" for part in ("q", "k", "v")))
         values[f"blocks.attention.out.{ours}"] = stacked(kind, "self_attn.out_proj")
         values[f"blocks.fc1.{ours}"] = stacked(kind, "mlp.fc1")
         values[f"blocks.fc2.{ours}"] = stacked(kind, "mlp.fc2")

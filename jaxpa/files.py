@@ -1,0 +1,227 @@
+"""Safetensors files: headers, memory-mapped tensors, a streaming writer.
+
+The format is eight bytes of header length, a JSON header, and the tensors' bytes without gaps. Reading it here rather
+than through the library gives bfloat16 without torch, a tensor as a view of the mapped file, and every fault of a file
+instead of the first.
+"""
+
+import json
+import math
+from collections.abc import Callable, Iterable, Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import jax.numpy as jnp
+import numpy as np
+
+DTYPES = {
+    "F64": np.dtype(np.float64),
+    "F32": np.dtype(np.float32),
+    "F16": np.dtype(np.float16),
+    "BF16": np.dtype(jnp.bfloat16),
+}
+NAMES = {dtype: name for name, dtype in DTYPES.items()}
+PICKLES = (".bin", ".pt", ".pth", ".ckpt", ".pkl", ".pickle", ".msgpack", ".h5")
+MAX_HEADER = 100_000_000  # bytes; the format's own bound
+
+
+@dataclass(frozen=True)
+class Tensor:
+    """Where a tensor lies: `start` and `size` in bytes of the file."""
+
+    file: Path
+    key: str
+    dtype: str
+    shape: tuple[int, ...]
+    start: int
+    size: int
+
+    def read(self) -> np.ndarray:
+        """The tensor as a read-only view of the mapped file; the mapping lasts as long as the view."""
+        if not self.size:
+            return np.empty(self.shape, DTYPES[self.dtype])
+        raw = np.memmap(self.file, np.uint8, mode="r", offset=self.start, shape=(self.size,))
+        return np.frombuffer(raw, DTYPES[self.dtype]).reshape(self.shape)
+
+
+def finite(array: np.ndarray) -> bool:
+    """Whether all numbers are finite: by their exponent bits, a piece at a time, so that nothing large is made."""
+    if array.dtype.itemsize == 8:
+        return bool(np.isfinite(array).all())
+    bits, exponent = {
+        DTYPES["F32"]: (np.uint32, 0x7F800000),
+        DTYPES["F16"]: (np.uint16, 0x7C00),
+        DTYPES["BF16"]: (np.uint16, 0x7F80),
+    }[array.dtype]
+    flat = array.reshape(-1).view(bits)
+    step = 1 << 20
+    return all(((flat[i : i + step] & bits(exponent)) != exponent).all() for i in range(0, flat.size, step))
+
+
+@dataclass
+class Files:
+    """The headers of one component's files, and what is wrong with them.
+
+    unknown: tensors that an index promises in a file that is missing or unreadable (None: any tensor may be).
+    """
+
+    tensors: dict[str, Tensor] = field(default_factory=dict)
+    metadata: dict[str, str] = field(default_factory=dict)
+    problems: list[str] = field(default_factory=list)
+    unknown: set[str] | None = field(default_factory=set)
+
+    def add(self, file: Path, promised: Iterable[str] | None = None) -> None:
+        """Read one file's header; `promised`: the tensors that an index expects in it."""
+        try:
+            tensors, metadata, problems = read_header(file)
+        except (OSError, ValueError) as error:
+            self.problems.append(f"{file}: {error.strerror if isinstance(error, OSError) else error}")
+            if promised is None or self.unknown is None:
+                self.unknown = None
+            else:
+                self.unknown.update(promised)
+            return
+        for key in tensors.keys() & self.tensors.keys():
+            self.problems.append(f"{file}: tensor '{key}' is also in {self.tensors[key].file.name}")
+        self.tensors |= tensors
+        self.metadata |= metadata
+        self.problems += problems
+
+
+def read_header(file: Path) -> tuple[dict[str, Tensor], dict[str, str], list[str]]:
+    """Tensors, metadata, and tensors that the file does not hold in full. Raises ValueError where nothing is usable."""
+    total = file.stat().st_size
+    with file.open("rb") as stream:
+        length = int.from_bytes(stream.read(8), "little")
+        if total < 8 or length + 8 > total:
+            if total >= 8 and length <= MAX_HEADER:
+                raise ValueError(f"truncated: the header alone takes {length + 8:,} bytes, the file has {total:,}")
+            raise ValueError("not a safetensors file (a git-lfs pointer, a web page or an interrupted download?)")
+        if length > MAX_HEADER:
+            raise ValueError("not a safetensors file: its header would take more than 100 MB")
+        raw = stream.read(length)
+    try:
+        header = json.loads(raw)
+        metadata = header.pop("__metadata__", None) or {}
+        tensors = {key: _tensor(file, key, entry, length + 8) for key, entry in header.items()}
+    except (ValueError, KeyError, TypeError, AttributeError) as error:
+        raise ValueError(f"not a safetensors file: its header is damaged ({error})") from None
+    problems = [f"{file}: tensor '{t.key}': {fault}" for t in tensors.values() if (fault := _fault(t))]
+    short = [t for t in tensors.values() if t.start + t.size > total]
+    if short:
+        needed = max(t.start + t.size for t in short)
+        names = ", ".join(f"'{t.key}'" for t in sorted(short, key=lambda t: t.start)[:8])
+        more = f" and {len(short) - 8} more" if len(short) > 8 else ""
+        problems.append(f"{file}: truncated: {total:,} of {needed:,} bytes; incomplete: {names}{more}")
+    return tensors, metadata, problems
+
+
+def _tensor(file: Path, key: str, entry: dict[str, Any], base: int) -> Tensor:
+    start, end = entry["data_offsets"]
+    shape = tuple(int(n) for n in entry["shape"])
+    if not 0 <= start <= end or any(n < 0 for n in shape):
+        raise ValueError(f"tensor '{key}' has the offsets {start}, {end} and the shape {list(shape)}")
+    return Tensor(file, key, str(entry["dtype"]), shape, base + start, end - start)
+
+
+def _fault(tensor: Tensor) -> str | None:
+    dtype = DTYPES.get(tensor.dtype)
+    if dtype is None:
+        return None  # a buffer that nobody reads may have any type: judged by whoever wants it
+    if math.prod(tensor.shape) * dtype.itemsize != tensor.size:
+        return f"{tensor.size:,} bytes cannot be {tensor.dtype} {list(tensor.shape)}"
+    return None
+
+
+def read_folder(folder: Path) -> Files:
+    """The headers of a component's folder: an index with its shards, or one file."""
+    files = Files()
+    names = sorted(path.name for path in folder.iterdir())
+    single = [name for name in names if name.endswith(".safetensors") and "-of-" not in name]
+    usual = [name for name in ("diffusion_pytorch_model.safetensors", "model.safetensors") if name in single]
+    index = [name for name in names if name.endswith(".safetensors.index.json")]
+    index = [name for name in index if name.count(".") == 3] or index  # one without a variant's name in it
+    if usual or (len(single) == 1 and not index):
+        files.add(folder / (usual or single)[0])
+    elif index:
+        _read_shards(folder, index[0], files)
+    else:
+        files.problems.append(_absent(folder, names, single))
+        files.unknown = None
+    return files
+
+
+def _absent(folder: Path, names: list[str], single: list[str]) -> str:
+    if single:
+        return f"{folder}: which one to read of {', '.join(single)}? Keep one"
+    shards = [name for name in names if name.endswith(".safetensors")]
+    if shards:
+        return f"{folder}: {len(shards)} shards, but no .safetensors.index.json that lists them"
+    pickles = [name for name in names if name.endswith(PICKLES)]
+    if pickles:
+        return f"{folder}: {pickles[0]} is a pickle, which can run code and is never read; use .safetensors"
+    return f"{folder}: no .safetensors file"
+
+
+def _read_shards(folder: Path, index: str, files: Files) -> None:
+    try:
+        content = read_json(folder / index)
+        weights = {str(key): str(name) for key, name in content["weight_map"].items()}
+    except (ValueError, KeyError, AttributeError):
+        files.problems.append(f"{folder / index}: not an index of shards")
+        files.unknown = None
+        return
+    for name in sorted(set(weights.values())):
+        promised = [key for key, shard in weights.items() if shard == name]
+        if Path(name).name != name or not name.endswith(".safetensors"):
+            files.problems.append(f"{folder / index}: shard {name!r} is not a .safetensors file of this folder")
+        elif not (folder / name).exists():
+            files.problems.append(f"{folder / name}: shard missing ({len(promised)} tensors, '{promised[0]}' first)")
+        else:
+            files.add(folder / name, promised)
+            continue
+        if files.unknown is not None:
+            files.unknown.update(promised)
+
+
+def read_json(path: Path) -> dict[str, Any]:
+    """A JSON object. Raises ValueError that names the file where it is missing or is none."""
+    try:
+        content = json.loads(path.read_text(encoding="utf-8"))
+    except OSError as error:
+        raise ValueError(f"{path}: {error.strerror}") from None
+    except ValueError as error:
+        raise ValueError(f"{path}: not JSON ({error})") from None
+    if not isinstance(content, dict):
+        raise ValueError(f"{path}: not a JSON object")
+    return content
+
+
+def write(
+    path: Path,
+    entries: list[tuple[str, np.dtype, tuple[int, ...], Callable[[], Iterator[np.ndarray]]]],
+    metadata: dict[str, str],
+    wrote: Callable[[int], None],
+) -> None:
+    """Write a file tensor by tensor; an entry is (name, dtype, shape, its consecutive pieces).
+
+    Tensors of whole cache lines come first and the header ends on one, so that mapped tensors are aligned and can be
+    used where they lie. `wrote` hears the bytes of each piece.
+    """
+    sizes = [math.prod(shape) * dtype.itemsize for _, dtype, shape, _ in entries]
+    order = sorted(range(len(entries)), key=lambda i: sizes[i] % 64 != 0)
+    header: dict[str, Any] = {"__metadata__": metadata}
+    start = 0
+    for i in order:
+        name, dtype, shape, _ = entries[i]
+        header[name] = {"dtype": NAMES[dtype], "shape": list(shape), "data_offsets": [start, start + sizes[i]]}
+        start += sizes[i]
+    raw = json.dumps(header, separators=(",", ":")).encode()
+    raw += b" " * (-(len(raw) + 8) % 64)
+    with path.open("wb") as stream:
+        stream.write(len(raw).to_bytes(8, "little") + raw)
+        for i in order:
+            for piece in entries[i][3]():
+                stream.write(np.ascontiguousarray(piece).reshape(-1).view(np.uint8).data)
+                wrote(piece.nbytes)

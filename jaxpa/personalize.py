@@ -1,0 +1,203 @@
+"""Personalize Anything (Feng et al. 2025): a reference's tokens take the places where its subject is wanted.
+
+While t > tau the target cells are fed by reference tokens (Eq. 2 of the paper), which keep the rotary position of the
+place where they are put; after tau the image is free, and may still attend to the reference (Section 3.4). Where the
+subject comes from, where it goes, and until when, is data: index arrays and a number.
+
+    level "layer"  the features that feed q, k and v in every block; R reference rows ride along while t > tau
+    level "token"  the sampler's own tokens between steps; no reference row at all
+"""
+
+from dataclasses import dataclass, field, replace
+from typing import Literal, NamedTuple
+
+import jax
+import jax.numpy as jnp
+
+from jaxpa.inversion import reference_step
+from jaxpa.sampling import Velocity, euler_step, step
+from jaxpa.schedule import Steps, steps_above
+from jaxpa.tokens import Placement, Routing, gather, grid_positions, identity_source
+
+Level = Literal["layer", "token"]
+Positions = Literal["zero", "target", "original", "shifted"]
+
+
+@dataclass(frozen=True)
+class Preset:
+    """The method's switches. Each is independent of the others; `PRESETS` names the settings of the sources."""
+
+    tau: float | Steps
+    level: Level = "layer"
+    path: Literal["line", "ode", "rf"] = "line"
+    """The reference's way: a straight line to noise, the model's own flow backwards, or RF inversion by `gamma`."""
+    start: Literal["independent", "moved"] = "independent"
+    """Noise of the target region: the image's own, or the reference's inverted noise, moved with its tokens."""
+    concat: Positions | None = None
+    """Positions of the reference tokens that are attended to after tau; None: they are not."""
+    guidance_inside: float | None = None
+    """Guidance of replaced tokens while t > tau (classifier-free guidance only); None: as outside."""
+    gamma: float = 1.0
+    eta: float = 1.0
+
+
+PRESETS = {
+    # The notebooks of the official repository: 28 steps, gamma 1, eta 1, no concatenation.
+    "official": Preset(tau=0.6),
+    # Section 4.1 and Eq. 2: tau at 80% of the steps, then the reference at position zero.
+    "paper": Preset(tau=Steps(0.8), concat="zero"),
+    # A small grid needs more: the true flow of the reference, and its noise under the subject.
+    "mini": Preset(tau=0.5, path="ode", start="moved", guidance_inside=1.0),
+}
+
+
+def replacement_source(placement: Placement, images: int) -> jax.Array:
+    """Where each token of [R references; G images] takes its features from: (R + G, N) int32.
+
+    placement.source and .target are (R, N), the same for all images, or (G, R, N). Where targets overlap the later
+    reference wins. Reference rows are never touched.
+    """
+    references, n = placement.source.shape[-2:]
+    source, target = (jnp.broadcast_to(a, (images, references, n)) for a in placement)
+    index = identity_source(references + images, n)
+    rows = index[references:]
+    for j in range(references):
+        rows = jnp.where(target[:, j], j * n + source[:, j], rows)
+    return jnp.concatenate([index[:references], rows]).astype(jnp.int32)
+
+
+class Context(NamedTuple):
+    """Reference tokens that every row may attend to: the last three fields of a `tokens.Routing`."""
+
+    context: jax.Array
+    positions: jax.Array
+    valid: jax.Array
+
+
+def reference_context(
+    masks: jax.Array, placement: Placement, images: int, grid: tuple[int, int], where: Positions, size: int
+) -> Context:
+    """The masked tokens of all references as context, in order, padded to `size` (static; R N at most).
+
+    masks (R, N) bool; `where` gives their rotary positions: (0, 0) as in the paper, those of the cells that they are
+    put on, their own, or their own moved by the grid's width (Section 3.2 compares the last three).
+    """
+    references, n = masks.shape
+    batch = references + images
+    picked = jnp.nonzero(masks.reshape(-1), size=size, fill_value=0)[0]  # (K,) into R * N
+    valid = jnp.arange(size) < masks.sum()
+    cells = grid_positions(*grid)  # (N, 2)
+    if where == "zero":
+        positions = jnp.zeros((batch, size, 2))
+    elif where == "target":
+        positions = _target_positions(placement, images, cells)[:, picked]
+    else:
+        offset = jnp.array([0.0, grid[1]]) if where == "shifted" else jnp.zeros(2)
+        positions = jnp.broadcast_to((cells + offset)[picked % n], (batch, size, 2))
+    rows = jnp.broadcast_to(picked.astype(jnp.int32), (batch, size))
+    return Context(rows, positions, jnp.broadcast_to(valid, (batch, size)))
+
+
+def _target_positions(placement: Placement, images: int, cells: jax.Array) -> jax.Array:
+    """For every reference token the position of the cell it is put on (its own where it is not put anywhere).
+
+    -> (R + G, R * N, 2). Reference rows see the first image's.
+    """
+    references, n = placement.source.shape[-2:]
+    source, target = (jnp.broadcast_to(a, (images, references, n)) for a in placement)
+    own = jnp.broadcast_to(jnp.arange(n), (images, references, n))
+
+    def scatter(own: jax.Array, source: jax.Array, target: jax.Array) -> jax.Array:
+        return own.at[jnp.where(target, source, n)].set(jnp.arange(n), mode="drop")
+
+    landed = jax.vmap(jax.vmap(scatter))(own, source, target)  # (G, R, N)
+    positions = cells[landed].reshape(images, references * n, 2)
+    return jnp.concatenate([jnp.broadcast_to(positions[:1], (references, *positions.shape[1:])), positions])
+
+
+@jax.tree_util.register_dataclass
+@dataclass(frozen=True)
+class Task:
+    """All that a personalised sampling needs, as one pytree: pass it through `jax.jit`.
+
+    joint    velocity of the R + G rows [references; images]
+    alone    velocity of the G image rows
+    path     (S + 1, R, N, C), the references at every flow time (`inversion`)
+    eta      (S,), how firmly they are held on it
+    times    (S + 1,), the schedule; tau () the flow time of the gate
+    early    routing of the R + G rows while t > tau: replacement, and context if it is not gated
+    late     routing of the R + G rows after tau; None: the images go on alone
+    """
+
+    joint: Velocity
+    alone: Velocity
+    path: jax.Array
+    eta: jax.Array
+    times: jax.Array
+    tau: jax.Array
+    early: Routing
+    late: Routing | None = None
+    level: Level = field(default="layer", metadata={"static": True})
+
+    @property
+    def references(self) -> int:
+        return self.path.shape[1]
+
+
+State = tuple[jax.Array, jax.Array]  # reference rows (R, N, C), images (G, N, C)
+
+
+def start(task: Task, x: jax.Array) -> State:
+    """References at the start of their path, images at their noise."""
+    return task.path[0], x
+
+
+def gate(task: Task) -> jax.Array:
+    """How many steps start above tau: () int32."""
+    return steps_above(task.times, task.tau)
+
+
+def _ride(task: Task, i: jax.Array, state: State, routing: Routing) -> State:
+    """One step of all rows together."""
+    references, x = state
+    rows = jnp.concatenate([references, x])
+    v = task.joint(rows, jnp.broadcast_to(task.times[i], rows.shape[:1]), routing)
+    r = task.references
+    moved = reference_step(references, v[:r], task.path, task.times, task.eta, i)
+    return moved, euler_step(x, v[r:], task.times[i], task.times[i + 1])
+
+
+def early_step(task: Task, i: jax.Array, state: State) -> State:
+    """A step with t > tau."""
+    if task.level == "layer":
+        return _ride(task, i, state, task.early)
+    references, x = state[0], gather(jnp.concatenate(state), task.early.source)[task.references :]
+    on_path = reference_step(references, jnp.zeros_like(references), task.path, task.times, jnp.ones_like(task.eta), i)
+    return on_path, step(task.alone, x, task.times, i)
+
+
+def late_step(task: Task, i: jax.Array, state: State) -> State:
+    """A step with t <= tau."""
+    if task.late is not None:
+        return _ride(task, i, state, task.late)
+    return state[0], step(task.alone, state[1], task.times, i)
+
+
+def sample(task: Task, x: jax.Array) -> jax.Array:
+    """The whole method in one compiled program: noise x (G, N, C) -> tokens (G, N, C)."""
+    split, steps = gate(task), task.times.shape[0] - 1
+    state = jax.lax.fori_loop(0, split, lambda i, s: early_step(task, i, s), start(task, x))
+    return jax.lax.fori_loop(split, steps, lambda i, s: late_step(task, i, s), state)[1]
+
+
+def move_noise(noise: jax.Array, inverted: jax.Array, source: jax.Array) -> jax.Array:
+    """Start noise whose target region is the reference's inverted noise, moved with its tokens.
+
+    noise (G, N, C), inverted (R, N, C), source (R + G, N) of `replacement_source` -> (G, N, C).
+    """
+    return gather(jnp.concatenate([inverted, noise]), source)[inverted.shape[0] :]
+
+
+def with_tau(preset: Preset, tau: float | Steps | None) -> Preset:
+    """The preset with another tau."""
+    return preset if tau is None else replace(preset, tau=tau)
