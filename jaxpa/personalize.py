@@ -115,28 +115,35 @@ def _target_positions(placement: Placement, images: int, cells: jax.Array) -> ja
     return jnp.concatenate([jnp.broadcast_to(positions[:1], (references, *positions.shape[1:])), positions])
 
 
+class Phase(NamedTuple):
+    """One of the two stretches of a sampling: before tau, after tau.
+
+    velocity  of the R + G rows [references; images] where the references ride along, else of the G images
+    routing   of those R + G rows; None: the images go alone, unchanged
+    """
+
+    velocity: Velocity
+    routing: Routing | None = None
+
+
 @jax.tree_util.register_dataclass
 @dataclass(frozen=True)
 class Task:
     """All that a personalised sampling needs, as one pytree: pass it through `jax.jit`.
 
-    joint    velocity of the R + G rows [references; images]
-    alone    velocity of the G image rows
     path     (S + 1, R, N, C), the references at every flow time (`inversion`)
     eta      (S,), how firmly they are held on it
     times    (S + 1,), the schedule; tau () the flow time of the gate
-    early    routing of the R + G rows while t > tau: replacement, and context if it is not gated
-    late     routing of the R + G rows after tau; None: the images go on alone
+    early    while t > tau: replacement, and context if it is not gated. At level "token" its velocity has G rows.
+    late     after tau: context, or nothing
     """
 
-    joint: Velocity
-    alone: Velocity
     path: jax.Array
     eta: jax.Array
     times: jax.Array
     tau: jax.Array
-    early: Routing
-    late: Routing | None = None
+    early: Phase
+    late: Phase
     level: Level = field(default="layer", metadata={"static": True})
 
     @property
@@ -157,11 +164,11 @@ def gate(task: Task) -> jax.Array:
     return steps_above(task.times, task.tau)
 
 
-def _ride(task: Task, i: jax.Array, state: State, routing: Routing) -> State:
+def _ride(task: Task, i: jax.Array, state: State, phase: Phase) -> State:
     """One step of all rows together."""
     references, x = state
     rows = jnp.concatenate([references, x])
-    v = task.joint(rows, jnp.broadcast_to(task.times[i], rows.shape[:1]), routing)
+    v = phase.velocity(rows, jnp.broadcast_to(task.times[i], rows.shape[:1]), phase.routing)
     r = task.references
     moved = reference_step(references, v[:r], task.path, task.times, task.eta, i)
     return moved, euler_step(x, v[r:], task.times[i], task.times[i + 1])
@@ -171,16 +178,16 @@ def early_step(task: Task, i: jax.Array, state: State) -> State:
     """A step with t > tau."""
     if task.level == "layer":
         return _ride(task, i, state, task.early)
-    references, x = state[0], gather(jnp.concatenate(state), task.early.source)[task.references :]
-    on_path = reference_step(references, jnp.zeros_like(references), task.path, task.times, jnp.ones_like(task.eta), i)
-    return on_path, step(task.alone, x, task.times, i)
+    assert task.early.routing is not None
+    x = gather(jnp.concatenate([task.path[i], state[1]]), task.early.routing.source)[task.references :]
+    return task.path[i + 1], step(task.early.velocity, x, task.times, i)
 
 
 def late_step(task: Task, i: jax.Array, state: State) -> State:
     """A step with t <= tau."""
-    if task.late is not None:
+    if task.late.routing is not None:
         return _ride(task, i, state, task.late)
-    return state[0], step(task.alone, state[1], task.times, i)
+    return state[0], step(task.late.velocity, state[1], task.times, i)
 
 
 def sample(task: Task, x: jax.Array) -> jax.Array:

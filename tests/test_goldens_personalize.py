@@ -12,7 +12,7 @@ import pytest
 
 from jaxpa.checkpoint import load_component
 from jaxpa.inversion import control, straight_line
-from jaxpa.personalize import Task, early_step, late_step, reference_context, replacement_source, start
+from jaxpa.personalize import Phase, Task, early_step, late_step, reference_context, replacement_source, start
 from jaxpa.tokens import Placement, Routing, identity_source, pair
 from jaxpa.transformer import FluxVelocity
 
@@ -132,7 +132,7 @@ def test_sampling(model, goldens, steps):
         eta = control(len(times) - 1, s["eta"], s["start"], s["stop"], s["decay"])
         path = straight_line(jnp.asarray(inputs["image_latents"]), jnp.asarray(inputs[s["inverted"]]), times)
         tau = jnp.float32(s["tau"])
-        task = Task(joint, joint.rows(slice(1, None)), path, jnp.asarray(eta), times, tau, early, late)
+        task = Task(path, jnp.asarray(eta), times, tau, Phase(joint, early), Phase(joint, late))
         out = run_task(steps, task, jnp.asarray(inputs["new_noise"]), int((times[:-1] > tau).sum()))
         worst[name] = np.abs(out - g[f"{name}/step_latents"]).max()
     assert max(worst.values()) < SAMPLING, worst

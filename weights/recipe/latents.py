@@ -39,18 +39,24 @@ def encode(model: Autoencoder, images: np.ndarray, batch: int = 32) -> np.ndarra
 
 
 def prepare(out: Path, model: Autoencoder, pictures: int, seed: int) -> Batch:
-    """Latents and ids of `pictures` training pictures; read from `out` where an earlier run left them."""
+    """Latents and ids of the first `pictures` training pictures; only what `out` does not hold yet is drawn."""
     file = out / "latents.npz"
-    if not file.exists():
-        tokenizers, columns = Tokenizers(out), []
-        for i, batch in enumerate(dataset(seed, pictures, workers=2)):
+    columns = [_read(file)] if file.exists() else []
+    done = len(columns[0].latents) if columns else 0
+    if done < pictures:
+        tokenizers = Tokenizers(out)
+        for i, batch in enumerate(dataset(seed, pictures, workers=2, first=done)):
             columns.append(Batch(encode(model, batch.images), *tokenizers(batch.captions)))
             if i % 10 == 0:
-                print(f"encoded {512 * (i + 1)} of {pictures} pictures", flush=True)
-        data = Batch(*(np.concatenate(column) for column in zip(*columns, strict=True)))
+                print(f"encoded {done + 512 * (i + 1)} of {pictures} pictures", flush=True)
+        columns = [Batch(*(np.concatenate(column) for column in zip(*columns, strict=True)))]
         part = file.with_suffix(".part.npz")
-        np.savez(part, **data._asdict())
+        np.savez(part, **columns[0]._asdict())
         part.rename(file)
+    return Batch(*(column[:pictures] for column in columns[0]))
+
+
+def _read(file: Path) -> Batch:
     stored = np.load(file)
     return Batch(*(stored[name] for name in Batch._fields))
 

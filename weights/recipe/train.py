@@ -10,7 +10,9 @@ import tyro
 from transformers import CLIPTokenizer, T5TokenizerFast
 
 from weights.recipe import autoencoder, flow, latents
+from weights.recipe.export import export
 from weights.recipe.tokenizers import make_tokenizers
+from weights.recipe.world import SIZE
 
 
 @dataclass(frozen=True)
@@ -18,7 +20,9 @@ class Recipe:
     """What to train, and for how long. The defaults are for two CPU cores."""
 
     out: Path = Path("runs/mini")
-    """Folder of the run: states, logs, and the finished checkpoint in `checkpoint`."""
+    """Folder of the run: states and logs, for a run that goes on later."""
+    checkpoint: Path = Path("weights/mini")
+    """Where the finished checkpoint is written."""
     width: int = 192
     heads: int = 6
     double: int = 2
@@ -28,9 +32,9 @@ class Recipe:
     text_length: int = 32
     """T5 tokens a prompt is padded to."""
     autoencoder_steps: int = 1300
-    pictures: int = 48_000
+    pictures: int = 96_000
     """Training pictures to draw."""
-    steps: int = 2200
+    steps: int = 5200
     """Updates of the flow stage."""
     batch: int = 64
     seed: int = 1
@@ -53,10 +57,18 @@ def run(recipe: Recipe) -> None:
     print({name: round(value, 2) for name, value in autoencoder.measure(vae).items()}, flush=True)
     data = latents.prepare(recipe.out, vae, recipe.pictures, recipe.seed)
     empty = tuple(ids[0] for ids in latents.Tokenizers(recipe.out)([""]))
-    flow.train(
+    trained = flow.train(
         recipe.out, config, data, latents.held_out(recipe.out, vae), (empty[0], empty[1]),
         steps=recipe.steps, batch=recipe.batch, seed=recipe.seed,
     )  # fmt: skip
+    networks = {
+        "transformer": trained.transformer,
+        "vae": vae,
+        "text_encoder": trained.clip,
+        "text_encoder_2": trained.t5,
+    }
+    settings = {"preset": "mini", "size": SIZE, "steps": 28, "guidance": 3.0, "max_length": recipe.text_length}
+    export(recipe.checkpoint, config, networks, recipe.out, settings)
 
 
 def main() -> None:

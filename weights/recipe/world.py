@@ -241,9 +241,11 @@ def _render_job(job: tuple[int, int, int, int]) -> Batch:
     return render_many(*job)
 
 
-def dataset(seed: int, count: int, size: int = SIZE, workers: int = 1, chunk: int = 512) -> Iterator[Batch]:
-    """All pictures below `count` in order, in batches of `chunk`; `workers` changes nothing but the speed."""
-    jobs = [(seed, start, min(chunk, count - start), size) for start in range(0, count, chunk)]
+def dataset(
+    seed: int, count: int, size: int = SIZE, workers: int = 1, chunk: int = 512, first: int = 0
+) -> Iterator[Batch]:
+    """Pictures `first` to `count` in order, in batches of `chunk`; `workers` changes nothing but the speed."""
+    jobs = [(seed, start, min(chunk, count - start), size) for start in range(first, count, chunk)]
     if workers <= 1:
         yield from map(_render_job, jobs)
         return

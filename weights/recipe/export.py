@@ -1,0 +1,105 @@
+"""Stage 4: the trained networks as a folder that diffusers reads, in bfloat16.
+
+The folder is FLUX.1's: five components, a scheduler, `model_index.json`; beside them `jaxpa.json`, what suits this
+checkpoint where a user says nothing.
+"""
+
+import json
+import os
+import shutil
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from safetensors.numpy import save
+
+from jaxpa.config import FluxConfig
+from jaxpa.keys import COMPONENTS, Config, leaves
+
+WEIGHTS = {
+    "transformer": "diffusion_pytorch_model.safetensors",
+    "vae": "diffusion_pytorch_model.safetensors",
+    "text_encoder": "model.safetensors",
+    "text_encoder_2": "model.safetensors",
+}
+INDEX = {
+    "scheduler": ("diffusers", "FlowMatchEulerDiscreteScheduler"),
+    "text_encoder": ("transformers", "CLIPTextModel"),
+    "text_encoder_2": ("transformers", "T5EncoderModel"),
+    "tokenizer": ("transformers", "CLIPTokenizer"),
+    "tokenizer_2": ("transformers", "T5TokenizerFast"),
+    "transformer": ("diffusers", "FluxTransformer2DModel"),
+    "vae": ("diffusers", "AutoencoderKL"),
+}
+
+
+def tensors(name: str, config: Config, module: Any) -> dict[str, np.ndarray]:
+    """The parameters of a network under diffusers' (transformers') names: what `keys.leaves` describes, backwards."""
+    out = {}
+    for leaf, value in zip(leaves(name, config, "diffusers"), jax.tree.leaves(module), strict=True):
+        blocks = np.asarray(value) if leaf.stacked else np.asarray(value)[None]
+        for names, block in zip(leaf.sources, blocks, strict=True):
+            start = 0
+            for key, width in zip(names, leaf.widths, strict=True):
+                part = block[..., start : start + width]
+                part = np.roll(part, width // 2, axis=-1) if leaf.swap else part
+                if leaf.transpose:
+                    part = part.T if part.ndim == 2 else part.transpose(3, 2, 0, 1)
+                out[key] = np.ascontiguousarray(part)
+                start += width
+    return out
+
+
+def component_json(name: str, config: Any) -> dict[str, Any]:
+    """A component's config.json: our fields under the reference's names, and what the reference needs besides."""
+    fields, levels = asdict(config), len(getattr(config, "block_out_channels", ()))
+    extra: dict[str, dict[str, Any]] = {
+        "transformer": {"_class_name": "FluxTransformer2DModel", "patch_size": 1},
+        "vae": {
+            "_class_name": "AutoencoderKL", "act_fn": "silu", "force_upcast": True,
+            "use_quant_conv": False, "use_post_quant_conv": False,
+            "down_block_types": ["DownEncoderBlock2D"] * levels, "up_block_types": ["UpDecoderBlock2D"] * levels,
+        },
+        "text_encoder": {"architectures": ["CLIPTextModel"], "model_type": "clip_text_model"},
+        "text_encoder_2": {
+            "architectures": ["T5EncoderModel"], "model_type": "t5", "feed_forward_proj": "gated-gelu",
+            "tie_word_embeddings": False, "is_encoder_decoder": True, "pad_token_id": 0, "eos_token_id": 1,
+        },
+    }  # fmt: skip
+    return {**extra[name], **fields}
+
+
+def export(
+    folder: Path, config: FluxConfig, networks: dict[str, Any], tokenizers: Path, settings: dict[str, Any]
+) -> None:
+    """Write a diffusers folder, whole or not at all; one that is there is replaced.
+
+    networks: a module for each of `WEIGHTS`; tokenizers: the folder that holds `tokenizer` and `tokenizer_2`;
+    settings: preset, size, steps, guidance, max_length of `jaxpa.json`.
+    """
+    partial = folder.with_name(f".{folder.name}.{os.getpid()}.partial")
+    try:
+        for name in COMPONENTS:
+            (partial / name).mkdir(parents=True)
+            values = jax.tree.map(lambda leaf: leaf.astype(jnp.bfloat16), networks[name])
+            component = getattr(config, name)
+            (partial / name / WEIGHTS[name]).write_bytes(save(tensors(name, component, values), {"format": "pt"}))
+            _write(partial / name / "config.json", component_json(name, component))
+        for name in ("tokenizer", "tokenizer_2"):
+            shutil.copytree(tokenizers / name, partial / name)
+        (partial / "scheduler").mkdir()
+        schedule = {"_class_name": "FlowMatchEulerDiscreteScheduler", "num_train_timesteps": 1000}
+        _write(partial / "scheduler" / "scheduler_config.json", schedule | asdict(config.scheduler))
+        _write(partial / "model_index.json", {"_class_name": "FluxPipeline", **INDEX})
+        _write(partial / "jaxpa.json", settings)
+        shutil.rmtree(folder, ignore_errors=True)
+        partial.rename(folder)
+    finally:
+        shutil.rmtree(partial, ignore_errors=True)
+
+
+def _write(path: Path, content: dict[str, Any]) -> None:
+    path.write_text(json.dumps(content, indent=2) + "\n", encoding="utf-8")
