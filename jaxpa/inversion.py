@@ -6,6 +6,7 @@ mixes the two by gamma on the way to noise and by eta on the way back.
 """
 
 from dataclasses import dataclass
+from typing import Literal
 
 import jax
 import jax.numpy as jnp
@@ -23,50 +24,65 @@ def straight_line(x0: jax.Array, noise: jax.Array, times: jax.Array) -> jax.Arra
 @jax.tree_util.register_dataclass
 @dataclass(frozen=True)
 class ForwardTimes:
-    """When the controlled forward ODE asks the model, and how far it moves: both (S,) float32, data to noise."""
+    """Each step of the controlled forward ODE, from data to noise: all (S,) float32.
+
+    model    the flow time at which the model is asked
+    width    how far the step moves
+    control  the time in the controller's denominator: 1 - control is the way that is left, never 0
+    """
 
     model: jax.Array
     width: jax.Array
+    control: jax.Array
 
 
-def forward_times(times: jax.Array | np.ndarray) -> ForwardTimes:
-    """A schedule walked backwards: each step asks the model at the noisier end, as the sampler did on its way."""
+def forward_times(times: jax.Array | np.ndarray, ask: Literal["end", "start"] = "end") -> ForwardTimes:
+    """A schedule walked backwards; with gamma = 1 it ends exactly at the noise.
+
+    ask: where each step asks the model. "end", its noisier end, repeats the times of the sampler, whose way it
+    undoes; "start" is the explicit Euler step of Rout et al. 2024, whose first question is at t = 0.
+    """
     backwards = jnp.asarray(times)[::-1]
-    return ForwardTimes(backwards[1:], backwards[1:] - backwards[:-1])
+    start, end = backwards[:-1], backwards[1:]
+    return ForwardTimes(end if ask == "end" else start, end - start, start)
 
 
 def official_forward_times(times: jax.Array | np.ndarray) -> ForwardTimes:
-    """The official code's times: i / (S + 1) for the model, and the schedule's widths in sampling order."""
+    """The official code's times: i / (S + 1) for model and controller, the schedule's widths in sampling order."""
     times = jnp.asarray(times)
     steps = times.shape[0] - 1
-    return ForwardTimes(jnp.arange(steps, dtype=jnp.float32) / (steps + 1), times[:-1] - times[1:])
+    asked = jnp.arange(steps, dtype=jnp.float32) / (steps + 1)
+    return ForwardTimes(asked, times[:-1] - times[1:], asked)
 
 
 def invert(
     velocity: Velocity, x0: jax.Array, noise: jax.Array, forward: ForwardTimes, gamma: jax.Array | float
 ) -> jax.Array:
-    """The controlled forward ODE: Y += width * [u + gamma ((noise - Y) / (1 - t) - u)], u the model's velocity.
+    """The controlled forward ODE: Y += width * [u + gamma ((noise - Y) / (1 - control) - u)], u the model's velocity.
 
     x0, noise (R, N, C) -> every state from data to noise, (S + 1, R, N, C); reversed, it is a path. gamma = 0 is the
     plain ODE inversion; with gamma = 1 the model cancels and `closed_form` gives the same without asking it.
     Source: Rout et al. 2024, Eq. 8; `official_forward_times` for the official code's variant of t and the widths.
     """
 
-    def body(y: jax.Array, at: tuple[jax.Array, jax.Array]) -> tuple[jax.Array, jax.Array]:
-        t, width = at
-        u = velocity(y, jnp.broadcast_to(t, y.shape[:1]))
-        # 1 - t is 0 only at the very end of a full schedule, where gamma = 0 must not meet 0 / 0.
-        towards = (noise - y) / jnp.maximum(1 - t, 1e-6)
-        y = y + width * (u + gamma * (towards - u))
-        return y, y
-
-    _, states = jax.lax.scan(body, x0, (forward.model, forward.width))
+    steps = jnp.arange(forward.model.shape[0])
+    _, states = jax.lax.scan(lambda y, i: (forward_step(velocity, y, noise, forward, gamma, i),) * 2, x0, steps)
     return jnp.concatenate([x0[None], states])
 
 
+def forward_step(
+    velocity: Velocity, y: jax.Array, noise: jax.Array, forward: ForwardTimes, gamma: jax.Array | float, i: jax.Array
+) -> jax.Array:
+    """Step i of `invert`: y (R, N, C) -> (R, N, C)."""
+    t, width = forward.model[i], forward.width[i]
+    u = velocity(y, jnp.broadcast_to(t, y.shape[:1]))
+    towards = (noise - y) / (1 - forward.control[i])
+    return y + width * (u + gamma * (towards - u))
+
+
 def closed_form(x0: jax.Array, noise: jax.Array, forward: ForwardTimes) -> jax.Array:
-    """What `invert` ends at with gamma = 1: noise + f (x0 - noise), f = prod(1 - width / (1 - t))."""
-    factor = jnp.prod(1 - forward.width / (1 - forward.model))
+    """What `invert` ends at with gamma = 1: noise + f (x0 - noise), f = prod(1 - width / (1 - control))."""
+    factor = jnp.prod(1 - forward.width / (1 - forward.control))
     return noise + factor * (x0 - noise)
 
 

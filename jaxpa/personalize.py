@@ -108,7 +108,9 @@ def _target_positions(placement: Placement, images: int, cells: jax.Array) -> ja
     own = jnp.broadcast_to(jnp.arange(n), (images, references, n))
 
     def scatter(own: jax.Array, source: jax.Array, target: jax.Array) -> jax.Array:
-        return own.at[jnp.where(target, source, n)].set(jnp.arange(n), mode="drop")
+        # A token that is put on several cells (an enlarged subject) stands at the first of them.
+        first = jnp.full(n, n).at[jnp.where(target, source, n)].min(jnp.arange(n), mode="drop")
+        return jnp.where(first < n, first, own)
 
     landed = jax.vmap(jax.vmap(scatter))(own, source, target)  # (G, R, N)
     positions = cells[landed].reshape(images, references * n, 2)
@@ -190,9 +192,13 @@ def late_step(task: Task, i: jax.Array, state: State) -> State:
     return state[0], step(task.late.velocity, state[1], task.times, i)
 
 
-def sample(task: Task, x: jax.Array) -> jax.Array:
-    """The whole method in one compiled program: noise x (G, N, C) -> tokens (G, N, C)."""
-    split, steps = gate(task), task.times.shape[0] - 1
+def sample(task: Task, x: jax.Array, above: int | None = None) -> jax.Array:
+    """The whole method in one compiled program: noise x (G, N, C) -> tokens (G, N, C).
+
+    above: the number of steps above tau, where it is known while tracing; None: taken from the task, so that one
+    program serves every tau. `jax.grad` cannot go backwards through a loop of unknown length: it needs `above`.
+    """
+    split, steps = gate(task) if above is None else above, task.times.shape[0] - 1
     state = jax.lax.fori_loop(0, split, lambda i, s: early_step(task, i, s), start(task, x))
     return jax.lax.fori_loop(split, steps, lambda i, s: late_step(task, i, s), state)[1]
 

@@ -5,7 +5,7 @@ one Euler step is x += (t_next - t) * velocity. Everything is a pure function of
 """
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any, Protocol
 
 import jax
@@ -25,18 +25,21 @@ class Velocity(Protocol):
 class ClassifierFree:
     """Classifier-free guidance: v = v_negative + scale * (v_positive - v_negative).
 
-    `velocity` has 2 B rows, the B positive ones first, and is asked once for both. `scale` is an array that
-    broadcasts against (B, N, C): () for one guidance, (B, N, 1) for a guidance of each token's own.
+    `velocity` has the rows [references; positive; negative] and is asked once for all; the first `references` rows
+    are not guided. `scale` is an array that broadcasts against the guided rows (B, N, C): () for one guidance,
+    (B, N, 1) for a guidance of each token's own.
     """
 
     velocity: Velocity
     scale: jax.Array
+    references: int = field(default=0, metadata={"static": True})
 
     def __call__(self, x: jax.Array, t: jax.Array, routing: Routing | None = None) -> jax.Array:
-        both = None if routing is None else routing.repeat(2)
-        out = self.velocity(jnp.concatenate([x, x]), jnp.concatenate([t, t]), both)
-        positive, negative = jnp.split(out, 2)
-        return negative + self.scale * (positive - negative)
+        r, b = self.references, x.shape[0] - self.references
+        both = None if routing is None else routing.repeat(2, shared=r)
+        out = self.velocity(jnp.concatenate([x, x[r:]]), jnp.concatenate([t, t[r:]]), both)
+        positive, negative = out[r : r + b], out[r + b :]
+        return jnp.concatenate([out[:r], negative + self.scale * (positive - negative)])
 
 
 def euler_step(x: jax.Array, v: jax.Array, t: jax.Array, t_next: jax.Array) -> jax.Array:

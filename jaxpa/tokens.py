@@ -61,17 +61,70 @@ class Placement(NamedTuple):
     target: jax.Array
 
 
+def nearest(pixels: jax.Array, h: int, w: int) -> jax.Array:
+    """The pixel under each token's centre: (H, W) -> (h * w,), of any dtype; H and W are free.
+
+    What a nearest-neighbour resize to (h, w) keeps; `nearest(picture, h, w) == 255` is the official code's token mask.
+    """
+    rows, cols = ((2 * jnp.arange(n) + 1) * side // (2 * n) for n, side in zip((h, w), pixels.shape, strict=True))
+    return jnp.asarray(pixels)[rows[:, None], cols].reshape(h * w)
+
+
+def bounding_box(mask: jax.Array, h: int, w: int) -> jax.Array:
+    """The smallest box around the masked cells: mask (N,) bool -> (top, left, bottom, right) float32, in tokens.
+
+    Cell (r, c) covers [r, r + 1) x [c, c + 1). An empty mask has the empty box (0, 0, 0, 0).
+    """
+    cells = jnp.asarray(mask).reshape(h, w)
+
+    def ends(line: jax.Array) -> tuple[jax.Array, jax.Array]:
+        return jnp.argmax(line), len(line) - jnp.argmax(line[::-1])
+
+    (top, bottom), (left, right) = ends(cells.any(1)), ends(cells.any(0))
+    return jnp.where(cells.any(), jnp.stack([top, left, bottom, right]), 0).astype(jnp.float32)
+
+
+TIE = 1e-3  # cells; a centre that falls on the border of two cells takes the lower right one, however it is rounded
+
+
+def place(
+    mask: jax.Array, h: int, w: int, source_box: jax.Array, target_box: jax.Array, flip: jax.Array | bool = False
+) -> Placement:
+    """Map a box of the reference onto a box of the canvas: mask (N,) bool -> the placement on the same grid.
+
+    Boxes are (top, left, bottom, right) in tokens, float, of any aspect. A canvas cell whose centre lies in
+    `target_box` ([top, bottom) x [left, right)) takes the reference cell in which its centre falls when `target_box`
+    is stretched to `source_box`, left and right exchanged where `flip`; it is kept where that cell is in the mask.
+    What lies off the grid on either side is dropped. Boxes and `flip` may be traced.
+    """
+    source_box, target_box = (jnp.asarray(box, jnp.float32) for box in (source_box, target_box))
+    row, row_inside = _stretch(h, source_box[0::2], target_box[0::2], False)
+    col, col_inside = _stretch(w, source_box[1::2], target_box[1::2], flip)
+    cell = jnp.arange(h * w).reshape(h, w)
+    source = jnp.where(row_inside[:, None] & col_inside, row[:, None] * w + col, cell).reshape(-1)
+    target = (row_inside[:, None] & col_inside).reshape(-1) & jnp.asarray(mask)[source]
+    return Placement(jnp.where(target, source, cell.reshape(-1)).astype(jnp.int32), target)
+
+
+def _stretch(n: int, source: jax.Array, target: jax.Array, flip: jax.Array | bool) -> tuple[jax.Array, jax.Array]:
+    """One axis of `place`: intervals (start, stop) -> each canvas cell's reference cell and whether it has one."""
+    centre = jnp.arange(n) + 0.5
+    along = jnp.where(flip, target[1] - centre, centre - target[0])
+    # Multiplied before it is divided: whole numbers then stay exact.
+    scaled = along * (source[1] - source[0]) / jnp.maximum(target[1] - target[0], 1e-6)
+    cell = jnp.floor(source[0] + scaled + TIE).astype(jnp.int32)
+    # The nudge, and the far end of a flipped box, must not leave the source box.
+    cell = jnp.clip(cell, jnp.floor(source[0]).astype(jnp.int32), jnp.ceil(source[1]).astype(jnp.int32) - 1)
+    return cell, (centre >= target[0]) & (centre < target[1]) & (cell >= 0) & (cell < n)
+
+
 def shift(mask: jax.Array, h: int, w: int, rows: jax.Array | int, cols: jax.Array | int) -> Placement:
     """Move a token mask by whole cells: mask (N,) bool -> the placement on the same grid.
 
     Cells that leave the grid are dropped on both sides. `rows` and `cols` may be traced.
     """
-    cell = jnp.arange(h * w)
-    row, col = cell // w - rows, cell % w - cols  # where each canvas cell comes from
-    inside = (row >= 0) & (row < h) & (col >= 0) & (col < w)
-    source = jnp.where(inside, row * w + col, cell)
-    target = inside & mask[source]
-    return Placement(jnp.where(target, source, cell).astype(jnp.int32), target)
+    canvas = jnp.array([0, 0, h, w])
+    return place(mask, h, w, canvas, canvas + jnp.stack([rows, cols, rows, cols]))
 
 
 def pair(mask: jax.Array, target: jax.Array) -> Placement:
@@ -84,6 +137,68 @@ def pair(mask: jax.Array, target: jax.Array) -> Placement:
     rank = jnp.cumsum(target) - 1
     target = target & (rank < mask.sum())
     return Placement(jnp.where(target, ordered[rank], cell).astype(jnp.int32), target)
+
+
+def compose(placement: Placement, permutation: jax.Array) -> Placement:
+    """The placement of a reference whose tokens were rearranged first: (..., N) and (..., N) that broadcast.
+
+    Cell n of the rearranged reference holds token permutation[n] (`shuffle_windows`). The target stays as it is.
+    """
+    permutation = jnp.broadcast_to(permutation, placement.source.shape)
+    source = jnp.take_along_axis(permutation, placement.source, -1)
+    return Placement(jnp.where(placement.target, source, placement.source).astype(jnp.int32), placement.target)
+
+
+def shuffle_windows(
+    key: jax.Array, mask: jax.Array, h: int, w: int, size: int = 3, strength: jax.Array | float = 1.0
+) -> jax.Array:
+    """Shuffle tokens inside size x size windows (Section 3.4 of the paper): mask (N,) bool -> permutation (N,) int32.
+
+    Cell n takes token permutation[n]. The windows tile the grid from its top left corner and are cut at the far edges.
+    A masked cell takes part with probability `strength` (0: the identity; 1: all do); those of one window that take
+    part are permuted uniformly, every other cell keeps its own. `key` and `strength` decide everything; `strength`
+    may be traced. Use it for the tokens that are replaced: the start noise is moved unshuffled (`personalize`).
+    """
+    draw, order = jax.random.split(key)
+    n = h * w
+    cell = jnp.arange(n)
+    window = cell // w // size * (-(-w // size)) + cell % w // size
+    takes_part = jnp.asarray(mask) & (jax.random.uniform(draw, (n,)) < strength)
+    group = jnp.where(takes_part, window, n + cell)  # who takes no part is alone in its group
+    placed = jnp.argsort(group, stable=True)
+    taken = jnp.lexsort((jax.random.uniform(order, (n,)), group))  # by group too, at random within it
+    return jnp.zeros(n, jnp.int32).at[placed].set(taken.astype(jnp.int32))
+
+
+def dilate(mask: jax.Array, h: int, w: int, size: int) -> jax.Array:
+    """Cells with a masked cell in the size x size square around them, size odd: (N,) bool -> (N,) bool."""
+    if size < 1 or size % 2 == 0:
+        raise ValueError(f"the square of a dilation or erosion needs a centre: an odd size, not {size}")
+    cells = jnp.asarray(mask).reshape(h, w)
+    return jax.lax.reduce_window(cells, False, jax.lax.bitwise_or, (size, size), (1, 1), "SAME").reshape(h * w)
+
+
+def erode(mask: jax.Array, h: int, w: int, size: int) -> jax.Array:
+    """Cells whose size x size square is masked as far as it lies on the grid, size odd: (N,) bool -> (N,) bool.
+
+    The grid's edge takes nothing away, since a subject that is cut by the picture's edge goes on behind it: erosion is
+    the dilation of the background.
+    """
+    return ~dilate(~jnp.asarray(mask), h, w, size)
+
+
+def perturb_mask(
+    key: jax.Array, mask: jax.Array, h: int, w: int, size: int = 5, dilation: jax.Array | float = 0.5
+) -> jax.Array:
+    """Vary a subject's outline (Section 3.4 of the paper): mask (N,) bool -> (N,) bool.
+
+    The key decides between dilation, with probability `dilation` (may be traced), and erosion, both with a
+    size x size square of tokens; the paper takes 5 on FLUX's grid of 64 x 64. Where an erosion would leave nothing
+    the mask stays as it is.
+    """
+    grown, shrunk = dilate(mask, h, w, size), erode(mask, h, w, size)
+    shrunk = jnp.where(shrunk.any(), shrunk, mask)
+    return jnp.where(jax.random.bernoulli(key, dilation), grown, shrunk)
 
 
 @jax.tree_util.register_dataclass
@@ -104,15 +219,24 @@ class Routing:
     positions: jax.Array | None = None
     valid: jax.Array | None = None
 
-    def repeat(self, count: int) -> "Routing":
-        """The routing of `count` such batches in one: indices of the later ones point into their own rows."""
+    def repeat(self, count: int, shared: int = 0) -> "Routing":
+        """The routing of the first `shared` rows and `count` copies of the rows after them.
 
-        def rows(x: jax.Array | None, step: int) -> jax.Array | None:
-            return None if x is None else jnp.concatenate([x + i * step for i in range(count)])
+        Indices of the later copies point into their own rows, or into the shared ones.
+        """
+        batch, n = self.source.shape
+        width = (batch - shared) * n
 
-        valid = None if self.valid is None else jnp.concatenate([self.valid] * count)
-        return Routing(rows(self.source, self.source.size), rows(self.context, self.source.size),
-                       rows(self.positions, 0), valid)  # fmt: skip
+        def indices(x: jax.Array) -> jax.Array:
+            copies = [jnp.where(x < shared * n, x, x + i * width)[shared:] for i in range(count)]
+            return jnp.concatenate([x[:shared], *copies])
+
+        def rows(x: jax.Array) -> jax.Array:
+            return jnp.concatenate([x[:shared], *[x[shared:]] * count])
+
+        if self.context is None or self.positions is None or self.valid is None:
+            return Routing(indices(self.source))
+        return Routing(indices(self.source), indices(self.context), rows(self.positions), rows(self.valid))
 
 
 def identity_source(batch: int, n: int) -> jax.Array:

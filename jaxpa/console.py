@@ -1,0 +1,149 @@
+"""What the commands share: the grammar of subjects, progress on stderr, files that are written, one JSON line."""
+
+import dataclasses
+import json
+import os
+import sys
+import warnings
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Annotated, Any
+
+from tqdm import tqdm
+from tyro.constructors import PrimitiveConstructorSpec
+
+from jaxpa.errors import JaxpaError
+from jaxpa.schedule import Steps
+from jaxpa.subjects import Place, Subject
+
+GROUP = {"mask": True, "at": True, "caption": True, "flip": False}  # flags of a subject, and whether a value follows
+
+
+def group_subjects(argv: Sequence[str]) -> list[str]:
+    """`--subject I --mask M --at X,Y` -> `--subject I mask=M at=X,Y`: flags after a subject belong to it."""
+    out: list[str] = []
+    inside, rest = False, list(argv)
+    while rest:
+        word = rest.pop(0)
+        flag, equals, value = word.partition("=")
+        name = flag.removeprefix("--")
+        if inside and flag.startswith("--") and name in GROUP:
+            if GROUP[name] and not equals:
+                if not rest:
+                    raise JaxpaError(f"--{name} of a --subject needs a value")
+                value = rest.pop(0)
+            out.append(f"{name}={value}")
+            continue
+        if word.startswith("--"):
+            inside = flag == "--subject"
+            out += [flag, value] if inside and equals else [word]
+            continue
+        out.append(word)
+    return out
+
+
+def parse_subject(words: list[str]) -> Subject:
+    """The words of one group: the picture, then name=value."""
+    image, values = words[0], {}
+    for word in words[1:]:
+        name, equals, value = word.partition("=")
+        if name not in GROUP or not equals:
+            raise JaxpaError(
+                f"{word!r} after --subject {image}: a subject takes one picture, --mask, --at, --caption, --flip"
+            )
+        values[name] = value
+    return Subject(
+        image, values.get("mask"), parse_place(values["at"]) if "at" in values else None, "flip" in values,
+        values.get("caption", ""),
+    )  # fmt: skip
+
+
+def parse_place(text: str) -> Place:
+    """`X,Y` or `LEFT,TOP,RIGHT,BOTTOM`, fractions of the canvas."""
+    try:
+        numbers = tuple(float(part) for part in text.split(","))
+    except ValueError:
+        numbers = ()
+    if len(numbers) not in (2, 4):
+        raise JaxpaError(f"--at {text!r}: give X,Y (the centre) or LEFT,TOP,RIGHT,BOTTOM, as fractions of the canvas")
+    return numbers  # type: ignore[return-value]
+
+
+def parse_tau(text: str) -> float | Steps:
+    """`0.6`: flow time; `80%`: share of the steps that remain. Raises JaxpaError outside [0, 1]."""
+    try:
+        value = float(text.removesuffix("%")) / (100 if text.endswith("%") else 1)
+    except ValueError:
+        value = float("nan")
+    if not 0 <= value <= 1:
+        raise JaxpaError(f"--tau {text!r}: give a flow time in [0, 1], or a percentage of the steps such as 80%")
+    return Steps(value) if text.endswith("%") else value
+
+
+def _primitive(metavar: str, parse: Callable[[list[str]], Any], kind: type | tuple[type, ...], nargs: int | str) -> Any:
+    return PrimitiveConstructorSpec(
+        nargs=nargs, metavar=metavar, instance_from_str=parse,  # type: ignore[arg-type]
+        is_instance=lambda x: isinstance(x, kind), str_from_instance=lambda x: [str(x)],
+    )  # fmt: skip
+
+
+SUBJECT = "IMAGE [--mask MASK] [--at X,Y | L,T,R,B] [--caption TEXT] [--flip]"
+SubjectFlag = Annotated[Subject, _primitive(SUBJECT, parse_subject, Subject, "*")]
+TauFlag = Annotated[float | Steps, _primitive("T|P%", lambda words: parse_tau(words[0]), (float, Steps), 1)]
+
+
+class Progress:
+    """A bar on stderr for every stage; an `on_step` of the pipeline."""
+
+    def __init__(self) -> None:
+        self.bar: tqdm | None = None
+
+    def __call__(self, stage: str, done: int, total: int) -> None:
+        if self.bar is None:
+            self.bar = tqdm(total=total, desc=stage, file=sys.stderr, leave=False, dynamic_ncols=True)
+        self.bar.update(done - self.bar.n)
+        if done == total:
+            self.bar.close()
+            self.bar = None
+
+
+@contextmanager
+def one_line_warnings() -> Iterator[None]:
+    """Warnings as a user reads them: no file, no line of code."""
+    with warnings.catch_warnings():
+        warnings.showwarning = lambda message, *_, **__: print(f"jaxpa: warning: {message}", file=sys.stderr)
+        yield
+
+
+def compilation_cache() -> Path:
+    """Keep compiled programs between processes, unless the user's JAX is told where already; the folder."""
+    import jax
+
+    if jax.config.jax_compilation_cache_dir:
+        return Path(jax.config.jax_compilation_cache_dir)
+    base = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache")
+    jax.config.update("jax_compilation_cache_dir", str(base / "jaxpa" / "programs"))
+    jax.config.update("jax_persistent_compilation_cache_min_compile_time_secs", 0.1)
+    return base / "jaxpa" / "programs"
+
+
+def numbered(out: Path, seeds: Sequence[int]) -> list[Path]:
+    """The file of every image: `out` for one, `out` with the seed in its name for several."""
+    if len(seeds) == 1:
+        return [out]
+    return [out.with_name(f"{out.stem}-{seed}{out.suffix}") for seed in seeds]
+
+
+def report(as_json: bool, content: dict[str, Any], lines: Sequence[str]) -> None:
+    """One JSON line on stdout, or the lines on stderr."""
+    if as_json:
+        print(json.dumps(content, default=_plain), flush=True)
+    else:
+        print("\n".join(lines), file=sys.stderr)
+
+
+def _plain(value: Any) -> Any:
+    if dataclasses.is_dataclass(value) and not isinstance(value, type):
+        return dataclasses.asdict(value)
+    return str(value)

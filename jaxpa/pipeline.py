@@ -1,0 +1,209 @@
+"""Prompts and pictures in, pictures out: the one place where the parts are put together.
+
+pipe = jaxpa.load("mini")
+pipe.generate("a red car on a beach")
+pipe.personalize("a red car on a beach", [jaxpa.Subject("car.png", mask="mask.png", at=(0.3, 0.6))])
+"""
+
+import dataclasses
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax.sharding import Mesh
+from jax.typing import DTypeLike
+from PIL import Image
+
+from jaxpa import inversion, personalize, sampling
+from jaxpa.checkpoint import load_parts
+from jaxpa.compose import context_size, repeat_placement, routings, start_noise, token_guidance
+from jaxpa.errors import JaxpaError
+from jaxpa.inversion import ForwardTimes
+from jaxpa.model import Model, seeds_of
+from jaxpa.personalize import PRESETS, Phase, Preset, Task
+from jaxpa.sampling import Velocity
+from jaxpa.schedule import Steps, steps_above, tau_time
+from jaxpa.sharding import rules
+from jaxpa.subjects import Place, References, Subject, read_references
+from jaxpa.text import TextEmbedding, Tokenizers
+
+OnStep = Callable[[str, int, int], None]
+"""Hears (stage, steps done, steps in all) after every step. Where there is one, the host steps the loop."""
+
+_sample, _step = jax.jit(sampling.sample), jax.jit(sampling.step)
+_invert, _forward_step = jax.jit(inversion.invert), jax.jit(inversion.forward_step)
+_closed_form = jax.jit(inversion.closed_form)
+_personalize = jax.jit(personalize.sample)
+_early, _late = jax.jit(personalize.early_step), jax.jit(personalize.late_step)
+_line = jax.jit(inversion.straight_line)
+
+
+class Pipeline(Model):
+    """A loaded checkpoint and what can be made with it."""
+
+    def generate(
+        self, prompt: str | Sequence[str], *, seed: int | Sequence[int] = 0, num_images: int = 1,
+        steps: int | None = None, guidance: float | None = None, height: int | None = None, width: int | None = None,
+        negative_prompt: str | None = None, on_step: OnStep | None = None,
+    ) -> list[Image.Image]:  # fmt: skip
+        """Pictures of a prompt, or of one prompt each. Image k has the seed `seed + k`, or seed[k].
+
+        An image depends on its own seed alone, whatever the batch. Raises JaxpaError for bad input.
+        """
+        prompts = [prompt] if isinstance(prompt, str) else list(prompt)
+        seeds = seeds_of(seed, max(num_images, len(prompts)))
+        guidance = self.settings["guidance"] if guidance is None else guidance
+        grid = self.grid(height, width)
+        times = self.times(steps, grid)
+        text = self.encode_text([prompts[k % len(prompts)] for k in range(len(seeds))])
+        velocity = self.guided(text, grid, guidance, self.negative(negative_prompt, guidance, len(seeds)))
+        x = self.noise(seeds, grid)
+        if on_step is None:
+            return self.decode(_sample(velocity, x, times), height, width)
+        for i in range(len(times) - 1):
+            x = jax.block_until_ready(_step(velocity, x, times, i))
+            on_step("sample", i + 1, len(times) - 1)
+        return self.decode(x, height, width)
+
+    # Personalize Anything ------------------------------------------------------------------------------------
+
+    def preset(self, preset: str | Preset | None = None, **switches: Any) -> Preset:
+        """The switches of a call: a named preset (None: the checkpoint's own), those that are given replaced."""
+        name = self.settings["preset"] if preset is None else preset
+        if isinstance(name, str) and name not in PRESETS:
+            raise JaxpaError(f"there is no preset {name!r}: use one of {', '.join(PRESETS)}")
+        base = PRESETS[name] if isinstance(name, str) else name
+        return dataclasses.replace(base, **{key: value for key, value in switches.items() if value is not None})
+
+    def references(
+        self, subjects: Sequence[Subject], scene: Subject | None = None, *, height: int | None = None,
+        width: int | None = None, at: Sequence[Place | None] | None = None,
+    ) -> References:  # fmt: skip
+        """Pictures, token masks and placements, as `personalize` takes them. Raises JaxpaError for bad input."""
+        h, w = self.grid(height, width)
+        return read_references(subjects, scene, h * self.cell, w * self.cell, (h, w), at)
+
+    def personalize(
+        self, prompt: str, subjects: Sequence[Subject] | References, scene: Subject | None = None, *,
+        tau: float | Steps | Sequence[float | Steps] | None = None, seed: int | Sequence[int] = 0, num_images: int = 1,
+        at: Sequence[Place | None] | None = None, steps: int | None = None, guidance: float | None = None,
+        height: int | None = None, width: int | None = None, negative_prompt: str | None = None,
+        preset: str | Preset | None = None, on_step: OnStep | None = None, **switches: Any,
+    ) -> list[Image.Image]:  # fmt: skip
+        """Pictures of a prompt with the subjects of references in them (Feng et al. 2025).
+
+        tau, seed and at (placements of the last subject) may be lists: the result then has every combination, tau
+        slowest, placement fastest, through one compiled program. preset and the further keywords are the switches of
+        `personalize.Preset`: level, path, start, concat, ... Raises JaxpaError for bad input.
+        """
+        taus = list(tau) if isinstance(tau, list | tuple) else [tau]
+        if not isinstance(subjects, References):
+            subjects = self.references(subjects, scene, height=height, width=width, at=at)
+        switch = self.preset(preset, **switches)
+        tokens = self.sample_personalized(
+            prompt, subjects, switch, [switch.tau if each is None else each for each in taus],
+            seeds_of(seed, num_images), steps, guidance, negative_prompt, on_step,
+        )  # fmt: skip
+        return self.decode(tokens, *(side * self.cell for side in subjects.grid))
+
+    def sample_personalized(
+        self, prompt: str, references: References, preset: Preset, taus: Sequence[float | Steps], seeds: np.ndarray,
+        steps: int | None = None, guidance: float | None = None, negative_prompt: str | None = None,
+        on_step: OnStep | None = None,
+    ) -> jax.Array:  # fmt: skip
+        """The tokens behind `personalize`, for every tau, seed and placement: (T * S * P, N, C)."""
+        grid, guidance = references.grid, self.settings["guidance"] if guidance is None else guidance
+        times = self.times(steps, grid)
+        gates = [gate_time(tau, times) for tau in taus]
+        placement = repeat_placement(references.placement, len(seeds))  # (G, R, N), placements fastest
+        g, p = len(placement.source), len(references.placement.source)
+        path = self.path(references, preset, times, guidance, on_step)
+        x = start_noise(self.noise(np.repeat(seeds, p), grid), path, placement, moved=preset.start == "moved")
+        size = context_size(int(references.masks.sum()), references.masks.size)
+        early, late = routings(references.masks, placement, g, grid, preset.concat, size)
+
+        captions, images = self.encode_text(references.captions), self.encode_text([prompt] * g)
+        rows = TextEmbedding.concatenate([captions, images])
+        negative = self.negative(negative_prompt, guidance, g)
+        inside = guidance if preset.guidance_inside is None else preset.guidance_inside
+        scale = token_guidance(placement, np.float32(guidance), np.float32(inside))
+        r = len(captions)
+        alone = self.guided(images, grid, guidance, negative)
+        if preset.level == "layer":
+            before = Phase(self.guided(rows, grid, guidance, negative, r, scale), early)
+        else:
+            before = Phase(self.guided(images, grid, guidance, negative, 0, scale), early)
+        after = Phase(self.guided(rows, grid, guidance, negative, r) if late else alone, late)
+        eta = inversion.control(len(times) - 1, preset.eta)
+        tasks = [Task(path, eta, times, np.float32(tau), before, after, preset.level) for tau in gates]
+        return jnp.concatenate([_personalize(t, x) if on_step is None else _stepped(t, x, on_step) for t in tasks])
+
+    def path(
+        self, references: References, preset: Preset, times: np.ndarray, guidance: float, on_step: OnStep | None = None
+    ) -> jax.Array:
+        """The references at every flow time of a schedule: (S + 1, R, N, C). Their noise has seeds of their own."""
+        x0 = self.encode_image(references.images)
+        noise = self.noise(np.arange(len(x0), dtype=np.uint32) + REFERENCE_SEED, references.grid)
+        if preset.path == "line":
+            return _line(x0, noise, times)
+        official = inversion.official_forward_times(times)
+        if preset.path == "rf" and preset.gamma == 1.0:
+            return _line(x0, _closed_form(x0, noise, official), times)
+        # Guidance bends the flow, and what it bends cannot be walked back.
+        velocity = self.guided(self.encode_text(references.captions), references.grid, 1.0, None)
+        if preset.path == "rf":
+            return _line(x0, _inverted(velocity, x0, noise, official, preset.gamma, on_step)[-1], times)
+        return _inverted(velocity, x0, noise, inversion.forward_times(times), 0.0, on_step)[::-1]
+
+
+REFERENCE_SEED = 1 << 31  # the first reference's noise; images usually count from 0
+
+
+def _stepped(task: Task, x: jax.Array, on_step: OnStep) -> jax.Array:
+    """`personalize.sample`, stepped by the host."""
+    steps = len(task.times) - 1
+    split, state = int(steps_above(task.times, task.tau)), personalize.start(task, x)
+    for i in range(steps):
+        state = jax.block_until_ready((_early if i < split else _late)(task, i, state))
+        on_step("sample", i + 1, steps)
+    return state[1]
+
+
+def _inverted(
+    velocity: Velocity, x0: jax.Array, noise: jax.Array, forward: ForwardTimes, gamma: float, on_step: OnStep | None
+) -> jax.Array:
+    """`inversion.invert`, stepped by the host where someone listens."""
+    if on_step is None:
+        return _invert(velocity, x0, noise, forward, gamma)
+    states, steps = [x0], len(forward.model)
+    for i in range(steps):
+        states.append(jax.block_until_ready(_forward_step(velocity, states[-1], noise, forward, gamma, i)))
+        on_step("invert", i + 1, steps)
+    return jnp.stack(states)
+
+
+def gate_time(tau: float | Steps, times: np.ndarray) -> float:
+    """tau in flow time. Raises JaxpaError outside [0, 1]."""
+    try:
+        return tau_time(tau, times)
+    except ValueError as error:
+        raise JaxpaError(str(error)) from None
+
+
+def load(
+    source: str | Path = "mini", dtype: DTypeLike | None = None, mesh: Mesh | None = None, *,
+    components: str | Path | None = None,
+) -> Pipeline:  # fmt: skip
+    """Load a checkpoint.
+
+    source: `mini` (the embedded one), a diffusers or converted folder, a single .safetensors file of the original
+    release (then `components` names where the rest comes from), or a hub id; dtype: of all networks (None: float32
+    on CPU, bfloat16 elsewhere); mesh: devices to spread the networks over (`jaxpa.sharding`).
+    Raises CheckpointError with everything that is wrong.
+    """
+    parts = load_parts(source, components, dtype, None if mesh is None else rules(mesh))
+    folder = {path.parent for path in parts.tokenizers.values()}
+    return Pipeline(parts, Tokenizers.load(folder.pop()))

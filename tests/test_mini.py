@@ -1,0 +1,136 @@
+"""The embedded checkpoint: a folder that diffusers' own FluxPipeline loads and that gives the same there as here."""
+
+import json
+import logging
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from jaxpa.checkpoint import Parts, find_mini, load_parts
+from jaxpa.personalize import PRESETS
+from jaxpa.sampling import ClassifierFree, initial_noise, sample
+from jaxpa.schedule import flow_times
+from jaxpa.text import Tokenizers, encode
+from jaxpa.tokens import PATCH, grid_positions, unpatchify
+from jaxpa.transformer import FluxVelocity
+
+FOLDER = find_mini()
+SETTINGS = json.loads((FOLDER / "jaxpa.json").read_text())
+PROMPT, STEPS = "a striped red cat on a beach", 4
+# Shares of the largest value; measured 4e-7, 1.1e-5, 2e-6 and 3.4e-5. Guidance 3 triples a velocity's rounding error,
+# and the last bit of a flow time turns the sinusoid of 1000 t by 6e-5: over prompts, seeds and step counts the latents
+# differ by 1e-6 to 1.1e-5. The decoder triples that once more.
+TEXT, LATENTS, DECODED, PICTURE = 5e-6, 5e-5, 1e-5, 1.5e-4
+
+
+@pytest.fixture(scope="module")
+def parts() -> Parts:
+    return load_parts(FOLDER, dtype=jnp.float32)
+
+
+@pytest.fixture(scope="module")
+def complaints() -> list[str]:
+    """What the reference's libraries say while they load the folder."""
+    return []
+
+
+@pytest.fixture(scope="module")
+def pipeline(complaints):
+    import torch
+    from diffusers import FluxPipeline
+    from diffusers.utils import logging as diffusers_logging
+    from transformers.utils import logging as transformers_logging
+
+    class Keep(logging.Handler):
+        def emit(self, record: logging.LogRecord) -> None:
+            complaints.append(record.getMessage())
+
+    keep = Keep(logging.WARNING)
+    loggers = [diffusers_logging.get_logger("diffusers"), transformers_logging.get_logger("transformers")]
+    for logger in loggers:
+        logger.addHandler(keep)
+    pipe = FluxPipeline.from_pretrained(FOLDER, dtype=torch.float32, local_files_only=True)
+    for logger in loggers:
+        logger.removeHandler(keep)
+    pipe.set_progress_bar_config(disable=True)
+    return pipe
+
+
+def error(got, want) -> float:
+    """The largest difference, in units of the largest value."""
+    got, want = np.asarray(got), np.asarray(want)
+    assert got.shape == want.shape
+    return float(np.abs(got - want).max() / max(1.0, np.abs(want).max()))
+
+
+def test_folder():
+    files = [path for path in FOLDER.rglob("*") if path.is_file()]
+    assert sum(path.stat().st_size for path in files) <= 40 * 2**20
+    assert {path.suffix for path in files} <= {".json", ".safetensors", ".txt", ".model"}  # nothing to unpickle
+
+
+def test_settings(parts):
+    """All of them are there, and each is one that the model can do."""
+    assert set(SETTINGS) == {"preset", "size", "steps", "guidance", "max_length"}
+    assert SETTINGS["preset"] in PRESETS
+    assert SETTINGS["size"] % (parts.config.vae.downscale * PATCH) == 0
+    assert isinstance(SETTINGS["steps"], int)
+    assert SETTINGS["steps"] >= 1
+    assert SETTINGS["guidance"] >= 0
+    assert SETTINGS["max_length"] <= Tokenizers.load(FOLDER).t5.model_max_length
+    assert parts.settings.items() >= SETTINGS.items()
+
+
+def test_architecture(parts):
+    """FLUX in small: both kinds of blocks, at most 16 latent channels, a grid of 12 x 12 tokens or more."""
+    config = parts.config
+    assert config.transformer.num_layers >= 1
+    assert config.transformer.num_single_layers >= 1
+    assert config.vae.latent_channels <= 16
+    assert config.transformer.in_channels == config.vae.latent_channels * PATCH**2
+    assert config.transformer.joint_attention_dim == config.text_encoder_2.d_model
+    assert config.transformer.pooled_projection_dim == config.text_encoder.hidden_size
+    assert SETTINGS["size"] // (config.vae.downscale * PATCH) >= 12
+
+
+def test_the_reference_loads_it_without_complaint(pipeline, complaints):
+    """No tensor missing or left over, no configuration that it doubts."""
+    assert complaints == []
+    assert type(pipeline).__name__ == "FluxPipeline"
+
+
+def test_same_picture_as_the_reference(parts, pipeline):
+    """From the same prompt and noise: prompt embedding, final latents, picture; with guidance by a negative prompt."""
+    import torch
+
+    scale, vae = parts.config.vae.downscale, pipeline.vae
+    assert pipeline.vae_scale_factor == scale
+    h, w = SETTINGS["size"] // (scale * PATCH), SETTINGS["size"] // (scale * PATCH) + 1  # not square
+    x = initial_noise(jnp.array([7]), (h * w, parts.config.transformer.in_channels))
+    with torch.no_grad():
+        prompts = [pipeline.encode_prompt(p, p, max_sequence_length=SETTINGS["max_length"])[:2] for p in (PROMPT, "")]
+        theirs = pipeline(
+            PROMPT, negative_prompt="", true_cfg_scale=SETTINGS["guidance"], num_inference_steps=STEPS,
+            height=h * scale * PATCH, width=w * scale * PATCH, max_sequence_length=SETTINGS["max_length"],
+            latents=torch.tensor(np.asarray(x)), output_type="latent",
+        ).images  # fmt: skip
+        unpacked = pipeline._unpack_latents(theirs, h * scale * PATCH, w * scale * PATCH, scale)
+        decoded = vae.decode(unpacked / vae.config.scaling_factor + vae.config.shift_factor).sample
+        decoded = decoded.permute(0, 2, 3, 1)
+
+    clip_ids, t5_ids, _ = Tokenizers.load(FOLDER).tokenize([PROMPT, ""], SETTINGS["max_length"])
+    text = encode(parts.text_encoder_2, parts.text_encoder, t5_ids, clip_ids)
+    for own, (txt, vec) in zip(text, prompts, strict=True):
+        assert error(own.txt, txt) < TEXT
+        assert error(own.vec, vec) < TEXT
+
+    velocity = FluxVelocity(parts.transformer, text.txt, text.vec, None, grid_positions(h, w))
+    times = jnp.asarray(flow_times(STEPS, h * w, parts.config.scheduler))
+    ours = jax.jit(sample)(ClassifierFree(velocity, jnp.float32(SETTINGS["guidance"])), x, times)
+    assert error(ours, theirs) < LATENTS
+    decode = jax.jit(lambda vae, x: vae.decode_latents(unpatchify(x, h, w)))
+    assert error(decode(parts.vae, theirs.numpy()), decoded) < DECODED
+    assert error(decode(parts.vae, ours), decoded) < PICTURE
+    assert decoded.std() > 0.05  # of a picture

@@ -1,0 +1,469 @@
+"""Samplers against flows with a known solution, token arithmetic against plain loops, rotation against complex numbers.
+
+And what a whole generation promises: an image is a function of its own seed, and new data compiles nothing.
+"""
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from jaxpa import personalize, rope
+from jaxpa.config import ScheduleConfig, TransformerConfig
+from jaxpa.inversion import straight_line
+from jaxpa.personalize import Phase, Task
+from jaxpa.sampling import ClassifierFree, euler_step, host_loop, initial_noise, sample, step
+from jaxpa.schedule import flow_times
+from jaxpa.tokens import (
+    Placement, Routing, gather, grid_positions, identity_source, pair, patchify, shift, unpatchify,
+)  # fmt: skip
+from jaxpa.transformer import Flux, FluxVelocity
+
+few = settings(max_examples=25, deadline=None)
+seeds = st.integers(0, 2**32 - 1)
+
+
+def close(got, want, atol):
+    np.testing.assert_allclose(np.asarray(got), np.asarray(want), atol=atol, rtol=0)
+
+
+def normal(seed: int, *shape: int) -> np.ndarray:
+    return np.random.default_rng(seed).standard_normal(shape).astype(np.float32)
+
+
+# Tokens ---------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("shape", [(1, 2, 2, 1), (2, 4, 6, 3), (1, 6, 4, 16)])
+def test_patchify_is_a_loop_over_cells(shape):
+    x = normal(0, *shape)
+    b, rows, cols, c = shape
+    h, w = rows // 2, cols // 2
+    want = np.empty((b, h * w, 4 * c), np.float32)
+    for row in range(h):
+        for col in range(w):
+            for channel in range(c):
+                for dy in range(2):
+                    for dx in range(2):
+                        at = channel * 4 + dy * 2 + dx
+                        want[:, row * w + col, at] = x[:, 2 * row + dy, 2 * col + dx, channel]
+    tokens = patchify(jnp.asarray(x))
+    np.testing.assert_array_equal(tokens, want)
+    np.testing.assert_array_equal(unpatchify(tokens, h, w), x)
+
+
+@pytest.mark.parametrize("shape", [(1, 3, 4, 1), (1, 4, 5, 1)])
+def test_odd_latents_do_not_patchify(shape):
+    with pytest.raises(ValueError, match=f"{shape[1]} x {shape[2]}"):
+        patchify(jnp.zeros(shape))
+
+
+def test_patchify_under_transforms():
+    """It is a permutation: its transpose is its inverse, also batched and compiled."""
+    x, weight = jnp.asarray(normal(0, 3, 2, 4, 6, 2)), jnp.asarray(normal(1, 2, 6, 8))
+    np.testing.assert_array_equal(jax.jit(jax.vmap(patchify))(x)[1], patchify(x[1]))
+    gradient = jax.grad(lambda x: jnp.sum(patchify(x) * weight))(x[0])
+    np.testing.assert_array_equal(gradient, unpatchify(weight, 2, 3))
+
+
+def test_positions_are_rows_and_columns():
+    want = [(row, col) for row in range(3) for col in range(5)]
+    assert grid_positions(3, 5).tolist() == [list(map(float, cell)) for cell in want]
+
+
+GRID = 5, 7
+shifted = jax.jit(lambda mask, rows, cols: shift(mask, *GRID, rows, cols))
+paired = jax.jit(pair)
+
+
+@few
+@given(seeds, st.integers(-8, 8), st.integers(-8, 8))
+def test_shift_moves_cells_and_drops_those_that_leave(seed, rows, cols):
+    h, w = GRID
+    mask = np.random.default_rng(seed).random(h * w) < 0.4
+    placement = shifted(mask, rows, cols)
+    moved = {}
+    for cell in np.flatnonzero(mask):
+        row, col = cell // w + rows, cell % w + cols
+        if 0 <= row < h and 0 <= col < w:
+            moved[row * w + col] = cell
+    assert set(np.flatnonzero(placement.target)) == set(moved)
+    assert placement.source.tolist() == [moved.get(cell, cell) for cell in range(h * w)]
+
+
+@few
+@given(seeds, st.integers(-2, 2), st.integers(-2, 2))
+def test_pairing_in_raster_order_is_the_shift_that_made_the_target(seed, rows, cols):
+    """Where no cell leaves the grid, the official code's pairing and the shift are one."""
+    mask = np.zeros(GRID, bool)
+    mask[2, 2:5] = np.random.default_rng(seed).random(3) < 0.7
+    by_shift = shifted(mask.reshape(-1), rows, cols)
+    by_pair = paired(mask.reshape(-1), by_shift.target)
+    np.testing.assert_array_equal(by_pair.source, by_shift.source)
+    np.testing.assert_array_equal(by_pair.target, by_shift.target)
+
+
+@few
+@given(seeds, seeds)
+def test_pairing_drops_what_has_no_partner(seed, other):
+    mask = np.random.default_rng(seed).random(35) < 0.4
+    target = np.random.default_rng(other).random(35) < 0.4
+    placement = paired(mask, target)
+    count = min(mask.sum(), target.sum())
+    cells = np.flatnonzero(target)[:count]
+    assert np.flatnonzero(placement.target).tolist() == cells.tolist()
+    assert np.asarray(placement.source)[cells].tolist() == np.flatnonzero(mask)[:count].tolist()
+    outside = np.setdiff1d(np.arange(35), cells)
+    assert np.asarray(placement.source)[outside].tolist() == outside.tolist()
+
+
+def test_placements_batch():
+    """vmap over offsets, as a sheet of several placements does it."""
+    mask, offsets = jnp.arange(35) % 3 == 0, jnp.arange(-2, 3)
+    batch = jax.vmap(lambda cols: shift(mask, *GRID, 1, cols))(offsets)
+    for i, cols in enumerate(offsets):
+        one = shift(mask, *GRID, 1, int(cols))
+        assert (batch.source[i] == one.source).all()
+        assert (batch.target[i] == one.target).all()
+
+
+@pytest.mark.parametrize("shared", [0, 1])
+def test_repeated_routing_points_into_its_own_copy(shared):
+    """Gathering from [shared; rows; rows'] is gathering from [shared; rows] and from [shared; rows']."""
+    rng = np.random.default_rng(0)
+    batch, n, k, count = 3, 4, 5, 3
+    common, copies = normal(1, shared, n, 2), [normal(2 + i, batch - shared, n, 2) for i in range(count)]
+
+    def random_indices(width: int) -> np.ndarray:
+        index = rng.integers(0, batch * n, (batch, width))
+        index[:shared] %= max(shared, 1) * n  # shared rows are the same for all copies
+        return index
+
+    routing = Routing(*map(jnp.asarray, (random_indices(n), random_indices(k), normal(9, batch, k, 2),
+                                         rng.random((batch, k)) < 0.5)))  # fmt: skip
+    repeated = routing.repeat(count, shared=shared)
+    together = jnp.concatenate([common, *copies])
+    for index, ours in ((routing.source, repeated.source), (routing.context, repeated.context)):
+        alone = [gather(jnp.concatenate([common, copy]), index) for copy in copies]
+        want = np.concatenate([alone[0][:shared], *(one[shared:] for one in alone)])
+        np.testing.assert_array_equal(gather(together, ours), want)
+    for mine, ours in ((routing.positions, repeated.positions), (routing.valid, repeated.valid)):
+        np.testing.assert_array_equal(ours, np.concatenate([mine[:shared], *[mine[shared:]] * count]))
+    plain = Routing(identity_source(batch, n)).repeat(count, shared=shared)
+    assert plain.source.tolist() == identity_source(shared + (batch - shared) * count, n).tolist()
+    assert plain.context is None
+    assert plain.positions is None
+    assert plain.valid is None
+
+
+def test_gradient_counts_how_often_a_token_is_used():
+    index = jnp.array([[0, 0, 5], [1, 5, 5]])
+    gradient = jax.grad(lambda x: gather(x, index).sum())(jnp.zeros((2, 3, 1)))
+    assert gradient.reshape(-1).tolist() == [2, 1, 0, 0, 0, 3]
+
+
+# Rotary positions -----------------------------------------------------------------------------------------
+
+AXES = (4, 6, 8)
+rotated = jax.jit(lambda x, positions: rope.rotate(x, rope.table(positions, AXES)))
+
+
+def turn(x: np.ndarray, positions: np.ndarray) -> np.ndarray:
+    """Channel pairs as complex numbers times exp(i angle), float64: x (B, S, H, Dh), positions (S, 2)."""
+    places = np.concatenate([np.zeros((len(positions), 1)), positions], 1)  # FLUX's first axis is 0
+    rates = [10_000.0 ** (-np.arange(0, d, 2) / d) for d in AXES]
+    angle = np.concatenate([places[:, a, None] * rates[a] for a in range(3)], 1)  # (S, Dh / 2)
+    turned = (x[..., 0::2].astype(float) + 1j * x[..., 1::2]) * np.exp(1j * angle)[:, None]
+    return np.stack([turned.real, turned.imag], -1).reshape(x.shape)
+
+
+def test_rotation_is_complex_multiplication():
+    x, positions = normal(0, 2, 12, 3, sum(AXES)), np.asarray(grid_positions(3, 4))
+    # Angles of up to 3 are rounded to 2e-7, the products once more.
+    close(rotated(x, positions), turn(x, positions), 2e-6)
+    batch = np.stack([positions, positions[::-1]])  # positions of each row's own
+    for row in range(2):
+        close(rotated(x, batch)[row], turn(x, batch[row])[row], 2e-6)
+
+
+@few
+@given(seeds, st.tuples(*[st.integers(-30, 30)] * 2), st.tuples(*[st.integers(0, 60)] * 2))
+def test_only_relative_positions_count(seed, offset, place):
+    """A query and a key that move together meet under the same logit."""
+    q, k = normal(seed, 1, 1, 2, sum(AXES)), normal(seed + 1, 1, 1, 2, sum(AXES))
+
+    def logit(at: np.ndarray) -> np.ndarray:
+        key = rotated(k, at[None] + np.asarray(offset, np.float32))
+        return np.asarray((rotated(q, at[None]) * key).sum(-1))
+
+    # Angles reach 90, whose last bit is 8e-6, in 18 channels of order 1.
+    close(logit(np.asarray(place, np.float32)), logit(np.zeros(2, np.float32)), 1e-4)
+
+
+def test_position_zero_and_the_first_axis_do_not_turn():
+    x = normal(0, 1, 6, 2, sum(AXES))
+    np.testing.assert_array_equal(rotated(x, np.zeros((6, 2), np.float32)), x)
+    np.testing.assert_array_equal(rotated(x, np.asarray(grid_positions(2, 3)))[..., : AXES[0]], x[..., : AXES[0]])
+
+
+def test_rotation_in_half_precision_computes_in_float32():
+    x, positions = jnp.asarray(normal(0, 1, 40, 2, sum(AXES)), jnp.bfloat16), np.asarray(grid_positions(4, 10))
+    out = rotated(x, positions)
+    assert out.dtype == jnp.bfloat16
+    want = rotated(x.astype(jnp.float32), positions)
+    np.testing.assert_array_equal(out, want.astype(jnp.bfloat16))
+
+
+def test_rotation_under_transforms():
+    """vmap over sets of positions; the gradient is the rotation back."""
+    x, weight = normal(0, 1, 6, 2, sum(AXES)), normal(1, 1, 6, 2, sum(AXES))
+    positions = np.asarray(grid_positions(2, 3))
+    batch = jax.vmap(lambda p: rope.rotate(x, rope.table(p, AXES)))(jnp.stack([positions, positions + 5]))
+    close(batch[1], turn(x, positions + 5), 2e-6)
+    gradient = jax.grad(lambda x: jnp.sum(rotated(x, positions) * weight))(x)
+    close(gradient, turn(weight, -positions), 2e-6)
+
+
+# Samplers -------------------------------------------------------------------------------------------------
+
+MEAN, SPREAD = 0.7, 0.4
+
+
+def gaussian(mean=MEAN, spread=SPREAD):
+    """The exact velocity E[noise - data | x_t] where every channel of the data is N(mean, spread^2)."""
+
+    def velocity(x, t, routing=None):
+        t = t[:, None, None]
+        a, variance = 1 - t, (1 - t) ** 2 * spread**2 + t**2
+        return (t - a * spread**2) / variance * (x - a * mean) - mean
+
+    return velocity
+
+
+def flow(noise, t, mean=MEAN, spread=SPREAD):
+    """Where the flow of `gaussian` takes a noise by the time t: its quantile stays what it is."""
+    return (1 - t) * mean + np.sqrt((1 - t) ** 2 * spread**2 + t**2) * noise
+
+
+def schedule(steps: int) -> jax.Array:
+    return jnp.asarray(flow_times(steps, 1024, ScheduleConfig()))
+
+
+NOISE = normal(3, 2, 6, 4)
+split = jax.jit(lambda x, times, start, stop: sample(gaussian(), x, times, start, stop))
+
+
+def test_euler_steps_in_float64():
+    times, x = schedule(12), NOISE.astype(np.float64)
+    for now, after in zip(np.asarray(times, np.float64), np.asarray(times[1:], np.float64), strict=False):
+        x = x + (after - now) * gaussian()(x, np.full(2, now))
+    close(jax.jit(lambda x: sample(gaussian(), x, times))(NOISE), x, 2e-6)
+    close(sample(gaussian(), jnp.asarray(NOISE), times), x, 2e-6)
+
+
+def test_error_of_the_flow_halves_with_the_steps():
+    errors = [np.abs(split(NOISE, schedule(n), 0, n) - flow(NOISE, 0)).max() for n in (32, 64, 128)]
+    assert errors[-1] < 0.02
+    assert 1.8 < errors[0] / errors[1] < 2.2
+    assert 1.8 < errors[1] / errors[2] < 2.2
+
+
+def test_flow_to_a_point_is_straight():
+    """Data without spread: every Euler step is exact, whatever the times."""
+    times = schedule(7)
+    stops = jnp.arange(8)
+    states = jax.vmap(lambda stop: sample(gaussian(spread=0.0), NOISE, times, 0, stop))(stops)
+    for t, state in zip(np.asarray(times), states, strict=True):
+        close(state, flow(NOISE, t, spread=0.0), 1e-6)
+
+
+def test_bounds_split_a_schedule():
+    """One program for all bounds; in pieces it gives the same bits, with none it gives its input."""
+    times = schedule(9)
+    whole = split(NOISE, times, 0, 9)
+    for cut in (1, 4, 8):
+        np.testing.assert_array_equal(split(split(NOISE, times, 0, cut), times, cut, 9), whole)
+    np.testing.assert_array_equal(split(NOISE, times, 5, 5), NOISE)
+    assert split._cache_size() <= 4  # one for each number of steps in this file
+
+
+def test_host_loop_is_the_fused_loop():
+    times, seen = schedule(9), []
+    body = jax.jit(lambda i, x: step(gaussian(), x, times, i))
+    out = host_loop(body, jnp.asarray(NOISE), 2, 9, seen.append)
+    assert seen == list(range(2, 9))
+    close(out, split(NOISE, times, 2, 9), 1e-6)
+    assert host_loop(body, "state", 4, 4, seen.append) == "state"
+
+
+def test_samplers_under_transforms():
+    times = schedule(6)
+    one = jax.jit(lambda x, times: sample(gaussian(), x, times))
+    batch = jax.vmap(one)(jnp.stack([NOISE, 2 * NOISE]), jnp.stack([times, times**2]))
+    close(batch[1], one(2 * NOISE, times**2), 1e-6)
+    # An Euler step is linear in x, so the derivative is the product of the steps' slopes.
+    t, width = np.asarray(times[:-1], np.float64), np.diff(np.asarray(times, np.float64))
+    slope = np.prod(1 + width * (t - (1 - t) * SPREAD**2) / ((1 - t) ** 2 * SPREAD**2 + t**2))
+    close(jax.grad(lambda x: sample(gaussian(), x, times).sum())(NOISE), np.full(NOISE.shape, slope), 1e-6)
+    _, tangent = jax.jvp(lambda x: split(x, times, 0, 6), (NOISE,), (np.ones_like(NOISE),))
+    close(tangent, np.full(NOISE.shape, slope), 1e-6)
+    # And with respect to what the velocity holds: all data at `mean` ends there.
+    end = jax.jit(lambda mean: sample(gaussian(mean, 0.0), NOISE, times).mean())
+    close(jax.grad(end)(0.3), 1.0, 1e-6)
+
+
+def test_euler_step():
+    assert euler_step(jnp.float32(3.0), jnp.float32(2.0), jnp.float32(0.75), jnp.float32(0.25)) == 2.0
+
+
+@pytest.mark.parametrize("references", [0, 1])
+def test_classifier_free_guidance(references):
+    """Whole numbers, so that every value is exact: v = negative + scale (positive - negative)."""
+    images, n, asked = 2, 3, []
+
+    def velocity(x, t, routing=None):
+        asked.append((x, t, routing))
+        return x + 10 * jnp.arange(x.shape[0])[:, None, None]
+
+    x, t = jnp.arange(2.0 * (images + references) * n).reshape(-1, n, 2), jnp.arange(1.0 + references + 1)
+    plain, positive, negative = np.split(10 * np.arange(references + 2 * images), [references, references + images])
+    for scale in (0.0, 1.0, 3.0, np.arange(images * n).reshape(images, n, 1)):
+        out = np.asarray(ClassifierFree(velocity, jnp.asarray(scale), references)(x, t)) - np.asarray(x)
+        np.testing.assert_array_equal(out[:references], np.broadcast_to(plain[:, None, None], (references, n, 2)))
+        want = negative[:, None, None] + np.asarray(scale) * (positive - negative)[:, None, None]
+        np.testing.assert_array_equal(out[references:], np.broadcast_to(want, (images, n, 2)))
+    assert len(asked) == 4  # once for both prompts
+    rows, times, routing = asked[-1]
+    np.testing.assert_array_equal(rows, np.concatenate([x, x[references:]]))
+    np.testing.assert_array_equal(times, np.concatenate([t, t[references:]]))
+    assert routing is None
+    own = Routing(identity_source(references + images, n).at[-1].set(0))
+    ClassifierFree(velocity, jnp.float32(2.0), references)(x, t, own)
+    np.testing.assert_array_equal(asked[-1][2].source, own.repeat(2, shared=references).source)
+
+
+# Noise ----------------------------------------------------------------------------------------------------
+
+SHAPE = (6, 4)
+noise_of = jax.jit(lambda seeds: initial_noise(seeds, SHAPE))
+
+
+def test_noise_is_the_seed_s_alone():
+    """Bit-equal alone, in any batch, in any order, compiled or not, and from any type of integer."""
+    some = np.array([7, 0, 123_456_789, 2**31 - 1, 7])
+    batch = noise_of(some)
+    for k, seed in enumerate(some):
+        np.testing.assert_array_equal(noise_of(some[k : k + 1])[0], batch[k])
+        np.testing.assert_array_equal(initial_noise(jnp.array([seed], jnp.uint32), SHAPE)[0], batch[k])
+    np.testing.assert_array_equal(noise_of(some[::-1]), batch[::-1])
+    np.testing.assert_array_equal(noise_of(some[:3]), batch[:3])
+    assert len({row.tobytes() for row in np.asarray(batch)}) == 4
+
+
+def test_noise_is_standard_normal():
+    noise = np.asarray(initial_noise(jnp.arange(50), (1000,)), np.float64)
+    assert noise.dtype == np.float64
+    # 50,000 numbers: five standard deviations of each estimate.
+    assert abs(noise.mean()) < 5 / np.sqrt(noise.size)
+    assert abs(noise.var() - 1) < 5 * np.sqrt(2 / noise.size)
+    between = np.corrcoef(noise)[np.triu_indices(50, 1)]
+    assert np.abs(between).max() < 6 / np.sqrt(1000)
+
+
+# A whole generation ---------------------------------------------------------------------------------------
+
+CONFIG = TransformerConfig(in_channels=8, num_layers=1, num_single_layers=1, num_attention_heads=2,
+                           attention_head_dim=12, joint_attention_dim=10, pooled_projection_dim=6,
+                           axes_dims_rope=(4, 4, 4))  # fmt: skip
+H, W, M, STEPS = 3, 4, 5, 4
+N = H * W
+
+
+@contextmanager
+def compilations() -> Iterator[list[str]]:
+    """Every program that is compiled meanwhile, by anything in this process."""
+    seen: list[str] = []
+
+    def listen(event: str, duration: float, **_) -> None:
+        if event.endswith("backend_compile_duration"):
+            seen.append(event)
+
+    jax.monitoring.register_event_duration_secs_listener(listen)
+    try:
+        yield seen
+    finally:
+        jax.monitoring.unregister_event_duration_listener(listen)
+
+
+@pytest.fixture(scope="module")
+def flux() -> Flux:
+    from flax import nnx
+
+    return jax.jit(lambda: Flux(CONFIG, rngs=nnx.Rngs(0)))()
+
+
+def bind(flux: Flux, rows: int, seed: int) -> FluxVelocity:
+    """The network with random prompts and guidances of `rows` images."""
+    guidance = jnp.asarray(np.random.default_rng(seed).uniform(1, 5, rows).astype(np.float32))
+    txt, vec = normal(seed, rows, M, CONFIG.joint_attention_dim), normal(seed + 1, rows, CONFIG.pooled_projection_dim)
+    return FluxVelocity(flux, jnp.asarray(txt), jnp.asarray(vec), guidance, grid_positions(H, W))
+
+
+@pytest.fixture(scope="module")
+def generate():
+    return jax.jit(
+        lambda velocity, seeds, times: sample(velocity, initial_noise(seeds, (N, CONFIG.in_channels)), times)
+    )
+
+
+def test_an_image_of_a_batch_is_the_image_alone(flux, generate):
+    some, velocity, times = jnp.array([5, 3, 8]), bind(flux, 3, 0), schedule(STEPS)
+    batch = generate(velocity, some, times)
+    assert np.asarray(batch).std() > 0.1
+    for k in range(3):
+        alone = generate(velocity.rows(slice(k, k + 1)), some[k : k + 1], times)
+        close(alone[0], batch[k], 1e-5)  # other shapes, other order of summation
+    order = jnp.array([2, 0, 1])
+    close(generate(velocity.rows(order), some[order], times), batch[order], 1e-5)
+
+
+def test_another_image_compiles_nothing(flux, generate):
+    calls = [(bind(flux, 3, seed), jnp.arange(3) + seed, schedule(STEPS) ** (1 + seed)) for seed in (0, 1)]
+    with compilations() as first:
+        one = jax.block_until_ready(jax.jit(lambda x: x * 2 + 1)(calls[0][1]))
+    assert one.shape == (3,)
+    assert first  # what is counted is heard of
+    one = jax.block_until_ready(generate(*calls[0]))
+    with compilations() as again:
+        two = jax.block_until_ready(generate(*calls[1]))
+    assert again == []
+    assert np.abs(one - two).max() > 0.1
+
+
+def task_of(flux: Flux, seed: int, tau: float) -> Task:
+    """A reference and two images, guided by a negative prompt: everything but the shapes depends on the seed."""
+    rng, times = np.random.default_rng(seed), schedule(STEPS)
+    mask, moved = rng.random((2, N)) < 0.5
+    one = pair(jnp.asarray(mask), jnp.asarray(moved))
+    routing = Routing(personalize.replacement_source(Placement(one.source[None], one.target[None]), 2))
+    path = straight_line(normal(seed, 1, N, CONFIG.in_channels), normal(seed + 1, 1, N, CONFIG.in_channels), times)
+    scale = jnp.float32(rng.uniform(1, 4))
+    early, late = ClassifierFree(bind(flux, 5, seed), scale, 1), ClassifierFree(bind(flux, 4, seed), scale)
+    return Task(path, jnp.ones(STEPS), times, jnp.float32(tau), Phase(early, routing), Phase(late))
+
+
+def test_another_subject_prompt_and_tau_compile_nothing(flux):
+    run = jax.jit(personalize.sample)
+    noise = jnp.asarray(normal(0, 2, N, CONFIG.in_channels))
+    tasks = [task_of(flux, 0, 0.6), task_of(flux, 0, 0.9), task_of(flux, 4, 0.3)]
+    outs = [jax.block_until_ready(run(tasks[0], noise))]
+    with compilations() as again:
+        outs += [jax.block_until_ready(run(task, noise)) for task in tasks[1:]]
+    assert again == []
+    assert run._cache_size() == 1
+    assert min(np.abs(outs[i] - outs[j]).max() for i, j in ((0, 1), (1, 2), (0, 2))) > 1e-3
