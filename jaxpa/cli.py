@@ -2,7 +2,7 @@
 
 import sys
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -128,6 +128,7 @@ class Personalize(Sampling):
 
     def run(self) -> int:
         from jaxpa.images import read_image
+        from jaxpa.personalize import PRESETS
         from jaxpa.subjects import Subject, read_mask_of
 
         files = console.numbered(self.out, self.check())
@@ -137,6 +138,7 @@ class Personalize(Sampling):
         if scene is not None:
             read_image(scene.image)
         switches = {name: value for name in self.SWITCHES if (value := getattr(self, name)) is not None}
+        replace(PRESETS["official"], **{name: value for name, value in switches.items() if name != "preset"})
         with _clock() as clock:
             with clock.stage("load"):
                 pipe = self.load()
@@ -145,7 +147,7 @@ class Personalize(Sampling):
                 images = pipe.personalize(
                     self.prompt, references, tau=self.tau, **self.arguments(), **switches, on_step=console.Progress()
                 )
-        preset = pipe.preset(self.preset, **{**switches, "preset": None}, tau=self.tau)
+        preset = pipe.preset(**switches, tau=self.tau)
         extra = {"subjects": [str(s.image) for s in self.subject], "scene": self.scene, "switches": asdict(preset)}
         _write(self, files, images, clock, extra)
         if self.figure:

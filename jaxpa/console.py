@@ -124,7 +124,7 @@ def compilation_cache() -> Path:
         return Path(jax.config.jax_compilation_cache_dir)
     base = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache")
     jax.config.update("jax_compilation_cache_dir", str(base / "jaxpa" / "programs"))
-    jax.config.update("jax_persistent_compilation_cache_min_compile_time_secs", 0.1)
+    jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.0)
     return base / "jaxpa" / "programs"
 
 

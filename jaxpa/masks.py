@@ -159,7 +159,8 @@ def _in_mask(mask: np.ndarray, box: Box | None, size: tuple[int, int] | None) ->
     if box is None:
         return 0, 0, width, height
     full = size or (width, height)
-    if not (0 <= box[0] < box[2] <= full[0] and 0 <= box[1] < box[3] <= full[1]):
+    slack = 1e-6  # a box may have been scaled, and rounded on the way
+    if not (0 <= box[0] < box[2] <= full[0] + slack and 0 <= box[1] < box[3] <= full[1] + slack):
         raise ValueError(f"the box {box} is not inside {full[0]} x {full[1]} pixels: name the `size` it counts in")
     x, y = width / full[0], height / full[1]
     return box[0] * x, box[1] * y, min(box[2] * x, width), min(box[3] * y, height)

@@ -14,6 +14,7 @@ from typing import Literal, NamedTuple
 import jax
 import jax.numpy as jnp
 
+from jaxpa.errors import JaxpaError
 from jaxpa.inversion import reference_step
 from jaxpa.sampling import Velocity, euler_step, step
 from jaxpa.schedule import Steps, steps_above
@@ -38,7 +39,14 @@ class Preset:
     guidance_inside: float | None = None
     """Guidance of replaced tokens while t > tau (classifier-free guidance only); None: as outside."""
     gamma: float = 1.0
+    """Of RF inversion, from 0 (the model's own flow) to 1 (straight to the noise)."""
     eta: float = 1.0
+    """How firmly the reference is held on its path, from 0 (the model's own flow) to 1."""
+
+    def __post_init__(self) -> None:
+        for name in ("gamma", "eta"):
+            if not 0 <= getattr(self, name) <= 1:
+                raise JaxpaError(f"{name} must lie in [0, 1], not {getattr(self, name)}")
 
 
 PRESETS = {

@@ -26,7 +26,6 @@ from jaxpa.model import Model, seeds_of
 from jaxpa.personalize import PRESETS, Phase, Preset, Task
 from jaxpa.sampling import Velocity
 from jaxpa.schedule import Steps, steps_above, tau_time
-from jaxpa.sharding import rules
 from jaxpa.subjects import Place, References, Subject, read_references
 from jaxpa.text import TextEmbedding, Tokenizers
 
@@ -122,7 +121,7 @@ class Pipeline(Model):
         g, p = len(placement.source), len(references.placement.source)
         path = self.path(references, preset, times, guidance, on_step)
         x = start_noise(self.noise(np.repeat(seeds, p), grid), path, placement, moved=preset.start == "moved")
-        size = context_size(int(references.masks.sum()), references.masks.size)
+        size = context_size(int(references.masks.sum()), references.masks.size) if preset.concat else 0
         early, late = routings(references.masks, placement, g, grid, preset.concat, size)
 
         captions, images = self.encode_text(references.captions), self.encode_text([prompt] * g)
@@ -204,6 +203,11 @@ def load(
     on CPU, bfloat16 elsewhere); mesh: devices to spread the networks over (`jaxpa.sharding`).
     Raises CheckpointError with everything that is wrong.
     """
-    parts = load_parts(source, components, dtype, None if mesh is None else rules(mesh))
+    shardings = None
+    if mesh is not None:
+        from jaxpa.sharding import rules
+
+        shardings = rules(mesh)
+    parts = load_parts(source, components, dtype, shardings)
     folder = {path.parent for path in parts.tokenizers.values()}
     return Pipeline(parts, Tokenizers.load(folder.pop()))

@@ -4,12 +4,16 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+import jax
 import numpy as np
 from PIL import Image
 
-from jaxpa import images
+from jaxpa import images, tokens
 from jaxpa.errors import JaxpaError
-from jaxpa.tokens import Placement, bounding_box, place
+from jaxpa.tokens import Placement
+
+_bounding_box = jax.jit(tokens.bounding_box, static_argnums=(1, 2))
+_place = jax.jit(tokens.place, static_argnums=(1, 2))
 
 Picture = images.Source
 Centre = tuple[float, float]
@@ -73,15 +77,14 @@ def read_subject(subject: Subject, height: int, width: int, grid: tuple[int, int
     """The picture (H, W, 3), cut to the canvas' aspect around its subject, and the subject's tokens (N,)."""
     picture, mask = read_mask_of(subject)
     box = images.crop_box(picture.size, height, width, mask)
-    scale = np.tile(np.divide(mask.shape[::-1], picture.size), 2)
-    own = tuple(float(edge) for edge in box * scale)
-    return images.to_array(picture, height, width, box), images.token_mask(mask, *grid, box=own)
+    tokens = images.token_mask(mask, *grid, box=box, size=picture.size)
+    return images.to_array(picture, height, width, box), tokens
 
 
 def put(mask: np.ndarray, grid: tuple[int, int], at: Place | None, flip: bool, name: str) -> Placement:
     """Where the masked tokens (N,) land. Raises JaxpaError if none lands on the canvas."""
     h, w = grid
-    source = np.asarray(bounding_box(mask, h, w), np.float32)  # top, left, bottom, right, in tokens
+    source = np.asarray(_bounding_box(mask, h, w), np.float32)  # top, left, bottom, right, in tokens
     if at is None:
         target = source
     elif len(at) == 2:  # whole cells, so that every cell has exactly one partner
@@ -94,7 +97,7 @@ def put(mask: np.ndarray, grid: tuple[int, int], at: Place | None, flip: bool, n
             raise JaxpaError(f"the box {at} is empty: give left, top, right, bottom with left < right and top < bottom")
         target = np.round(np.array([top * h, left * w, bottom * h, right * w]))
         target[2:] = np.maximum(target[2:], target[:2] + 1)
-    placement = place(mask, h, w, source, target.astype(np.float32), flip)
+    placement = _place(mask, h, w, source, target.astype(np.float32), flip)
     if not np.asarray(placement.target).any():
         raise JaxpaError(
             f"{name} at {at} lies off the canvas: positions are fractions, 0 to 1, of its width and height"

@@ -51,9 +51,7 @@ class TextEmbedding:
         shapes = {(part.txt.shape[1:], part.vec.shape[1:]) for part in parts}
         if len(shapes) > 1:
             raise ValueError(f"text embeddings of different shapes: {sorted(shapes)}")
-        return TextEmbedding(
-            jnp.concatenate([part.txt for part in parts]), jnp.concatenate([part.vec for part in parts])
-        )
+        return _concatenate(*parts)
 
     def save(self, path: str | os.PathLike[str]) -> None:
         """Write `txt` and `vec` as .safetensors; a reader sees the old file or the whole new one."""
@@ -82,6 +80,11 @@ class TextEmbedding:
         if problems:
             raise CheckpointError(f"{path} is no text embedding", problems)
         return cls(tensors["txt"], tensors["vec"])
+
+
+@jax.jit
+def _concatenate(*parts: TextEmbedding) -> TextEmbedding:
+    return jax.tree.map(lambda *rows: jnp.concatenate(rows), *parts)
 
 
 @jax.jit

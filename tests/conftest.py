@@ -33,3 +33,9 @@ def goldens(tmp_path_factory: pytest.TempPathFactory) -> Goldens:
     if named := os.environ.get("JAXPA_GOLDENS"):
         return Goldens(Path(named))
     return Goldens(materialise(Path(__file__).parent / "goldens", tmp_path_factory.mktemp("goldens")))
+
+
+@pytest.fixture(scope="session")
+def pictures() -> Path:
+    """References and masks of the examples."""
+    return Path(__file__).parent.parent / "examples" / "pictures"

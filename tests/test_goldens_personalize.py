@@ -153,15 +153,16 @@ def routings(masks: np.ndarray, targets: np.ndarray, variant: str, padding: bool
     references, h, w = masks.shape
     n = h * w
     placement = placement_of(masks, targets)
-    replaced, plain = replacement_source(placement, 1), identity_source(references + 1, n)
+    plain = identity_source(references + 1, n)
+    replaced = plain if variant == "no_processor" else replacement_source(placement, 1)
     if variant in ("none", "no_processor") and not padding:
-        return Routing(plain if variant == "no_processor" else replaced), Routing(plain)
+        return Routing(replaced), Routing(plain)
     where = "target" if variant == "concat_target" else "zero"
     size = n * references  # padded on purpose: what is not valid must not matter
     attended = jnp.asarray(masks.reshape(references, n) > 0) & variant.startswith(("concat", "paper"))
     context = reference_context(attended, placement, 1, (h, w), where, size)
-    early = Routing(replaced) if variant == "paper_gated" else Routing(replaced, *context)
-    return early, Routing(plain, *context)
+    gated = context._replace(valid=context.valid & (variant != "paper_gated"))
+    return Routing(replaced, *gated), Routing(plain, *context)
 
 
 def bind(model, inputs, guidance: float) -> FluxVelocity:

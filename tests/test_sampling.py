@@ -10,6 +10,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from flax import nnx
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -17,11 +18,9 @@ from jaxpa import personalize, rope
 from jaxpa.config import ScheduleConfig, TransformerConfig
 from jaxpa.inversion import straight_line
 from jaxpa.personalize import Phase, Task
-from jaxpa.sampling import ClassifierFree, euler_step, host_loop, initial_noise, sample, step
+from jaxpa.sampling import ClassifierFree, host_loop, initial_noise, sample, step
 from jaxpa.schedule import flow_times
-from jaxpa.tokens import (
-    Placement, Routing, gather, grid_positions, identity_source, pair, patchify, shift, unpatchify,
-)  # fmt: skip
+from jaxpa.tokens import Placement, Routing, gather, grid_positions, identity_source, pair, patchify, unpatchify
 from jaxpa.transformer import Flux, FluxVelocity
 
 few = settings(max_examples=25, deadline=None)
@@ -36,6 +35,22 @@ def normal(seed: int, *shape: int) -> np.ndarray:
     return np.random.default_rng(seed).standard_normal(shape).astype(np.float32)
 
 
+@contextmanager
+def compilations() -> Iterator[list[str]]:
+    """Every program that is compiled meanwhile, by anything in this process."""
+    seen: list[str] = []
+
+    def listen(event: str, duration: float, **_) -> None:
+        if event.endswith("backend_compile_duration"):
+            seen.append(event)
+
+    jax.monitoring.register_event_duration_secs_listener(listen)
+    try:
+        yield seen
+    finally:
+        jax.monitoring.unregister_event_duration_listener(listen)
+
+
 # Tokens ---------------------------------------------------------------------------------------------------
 
 
@@ -45,13 +60,8 @@ def test_patchify_is_a_loop_over_cells(shape):
     b, rows, cols, c = shape
     h, w = rows // 2, cols // 2
     want = np.empty((b, h * w, 4 * c), np.float32)
-    for row in range(h):
-        for col in range(w):
-            for channel in range(c):
-                for dy in range(2):
-                    for dx in range(2):
-                        at = channel * 4 + dy * 2 + dx
-                        want[:, row * w + col, at] = x[:, 2 * row + dy, 2 * col + dx, channel]
+    for row, col, channel, dy, dx in np.ndindex(h, w, c, 2, 2):
+        want[:, row * w + col, channel * 4 + dy * 2 + dx] = x[:, 2 * row + dy, 2 * col + dx, channel]
     tokens = patchify(jnp.asarray(x))
     np.testing.assert_array_equal(tokens, want)
     np.testing.assert_array_equal(unpatchify(tokens, h, w), x)
@@ -76,36 +86,7 @@ def test_positions_are_rows_and_columns():
     assert grid_positions(3, 5).tolist() == [list(map(float, cell)) for cell in want]
 
 
-GRID = 5, 7
-shifted = jax.jit(lambda mask, rows, cols: shift(mask, *GRID, rows, cols))
 paired = jax.jit(pair)
-
-
-@few
-@given(seeds, st.integers(-8, 8), st.integers(-8, 8))
-def test_shift_moves_cells_and_drops_those_that_leave(seed, rows, cols):
-    h, w = GRID
-    mask = np.random.default_rng(seed).random(h * w) < 0.4
-    placement = shifted(mask, rows, cols)
-    moved = {}
-    for cell in np.flatnonzero(mask):
-        row, col = cell // w + rows, cell % w + cols
-        if 0 <= row < h and 0 <= col < w:
-            moved[row * w + col] = cell
-    assert set(np.flatnonzero(placement.target)) == set(moved)
-    assert placement.source.tolist() == [moved.get(cell, cell) for cell in range(h * w)]
-
-
-@few
-@given(seeds, st.integers(-2, 2), st.integers(-2, 2))
-def test_pairing_in_raster_order_is_the_shift_that_made_the_target(seed, rows, cols):
-    """Where no cell leaves the grid, the official code's pairing and the shift are one."""
-    mask = np.zeros(GRID, bool)
-    mask[2, 2:5] = np.random.default_rng(seed).random(3) < 0.7
-    by_shift = shifted(mask.reshape(-1), rows, cols)
-    by_pair = paired(mask.reshape(-1), by_shift.target)
-    np.testing.assert_array_equal(by_pair.source, by_shift.source)
-    np.testing.assert_array_equal(by_pair.target, by_shift.target)
 
 
 @few
@@ -122,47 +103,33 @@ def test_pairing_drops_what_has_no_partner(seed, other):
     assert np.asarray(placement.source)[outside].tolist() == outside.tolist()
 
 
-def test_placements_batch():
-    """vmap over offsets, as a sheet of several placements does it."""
-    mask, offsets = jnp.arange(35) % 3 == 0, jnp.arange(-2, 3)
-    batch = jax.vmap(lambda cols: shift(mask, *GRID, 1, cols))(offsets)
-    for i, cols in enumerate(offsets):
-        one = shift(mask, *GRID, 1, int(cols))
-        assert (batch.source[i] == one.source).all()
-        assert (batch.target[i] == one.target).all()
-
-
 @pytest.mark.parametrize("shared", [0, 1])
 def test_repeated_routing_points_into_its_own_copy(shared):
     """Gathering from [shared; rows; rows'] is gathering from [shared; rows] and from [shared; rows']."""
-    rng = np.random.default_rng(0)
-    batch, n, k, count = 3, 4, 5, 3
-    common, copies = normal(1, shared, n, 2), [normal(2 + i, batch - shared, n, 2) for i in range(count)]
-
-    def random_indices(width: int) -> np.ndarray:
-        index = rng.integers(0, batch * n, (batch, width))
+    rng, (batch, n, k, count) = np.random.default_rng(0), (3, 4, 5, 3)
+    common, copies = normal(1, shared * n, 2), [normal(2 + i, (batch - shared) * n, 2) for i in range(count)]
+    source, context = rng.integers(0, batch * n, (batch, n)), rng.integers(0, batch * n, (batch, k))
+    for index in (source, context):
         index[:shared] %= max(shared, 1) * n  # shared rows are the same for all copies
-        return index
-
-    routing = Routing(*map(jnp.asarray, (random_indices(n), random_indices(k), normal(9, batch, k, 2),
-                                         rng.random((batch, k)) < 0.5)))  # fmt: skip
-    repeated = routing.repeat(count, shared=shared)
-    together = jnp.concatenate([common, *copies])
-    for index, ours in ((routing.source, repeated.source), (routing.context, repeated.context)):
-        alone = [gather(jnp.concatenate([common, copy]), index) for copy in copies]
+    positions, valid = normal(9, batch, k, 2), rng.random((batch, k)) < 0.5
+    repeat = jax.jit(lambda routing: routing.repeat(count, shared=shared))
+    out = repeat(Routing(*map(jnp.asarray, (source, context, positions, valid))))
+    for index, repeated in ((source, out.source), (context, out.context)):
+        alone = [np.concatenate([common, copy])[index] for copy in copies]
         want = np.concatenate([alone[0][:shared], *(one[shared:] for one in alone)])
-        np.testing.assert_array_equal(gather(together, ours), want)
-    for mine, ours in ((routing.positions, repeated.positions), (routing.valid, repeated.valid)):
-        np.testing.assert_array_equal(ours, np.concatenate([mine[:shared], *[mine[shared:]] * count]))
-    plain = Routing(identity_source(batch, n)).repeat(count, shared=shared)
-    assert plain.source.tolist() == identity_source(shared + (batch - shared) * count, n).tolist()
-    assert plain.context is None
-    assert plain.positions is None
-    assert plain.valid is None
+        np.testing.assert_array_equal(np.concatenate([common, *copies])[repeated], want)
+    for given_, repeated in ((positions, out.positions), (valid, out.valid)):
+        np.testing.assert_array_equal(repeated, np.concatenate([given_[:shared], *[given_[shared:]] * count]))
+    plain = repeat(Routing(identity_source(batch, n)))
+    np.testing.assert_array_equal(plain.source, identity_source(shared + (batch - shared) * count, n))
+    assert (plain.context, plain.positions, plain.valid) == (None, None, None)
 
 
-def test_gradient_counts_how_often_a_token_is_used():
+def test_gather_picks_across_rows():
+    """And its gradient counts how often a token is used."""
     index = jnp.array([[0, 0, 5], [1, 5, 5]])
+    picked = gather(jnp.arange(12.0).reshape(2, 3, 2), index)
+    np.testing.assert_array_equal(picked[..., 0], 2 * index)
     gradient = jax.grad(lambda x: gather(x, index).sum())(jnp.zeros((2, 3, 1)))
     assert gradient.reshape(-1).tolist() == [2, 1, 0, 0, 0, 3]
 
@@ -209,21 +176,16 @@ def test_position_zero_and_the_first_axis_do_not_turn():
     x = normal(0, 1, 6, 2, sum(AXES))
     np.testing.assert_array_equal(rotated(x, np.zeros((6, 2), np.float32)), x)
     np.testing.assert_array_equal(rotated(x, np.asarray(grid_positions(2, 3)))[..., : AXES[0]], x[..., : AXES[0]])
-
-
-def test_rotation_in_half_precision_computes_in_float32():
-    x, positions = jnp.asarray(normal(0, 1, 40, 2, sum(AXES)), jnp.bfloat16), np.asarray(grid_positions(4, 10))
-    out = rotated(x, positions)
-    assert out.dtype == jnp.bfloat16
-    want = rotated(x.astype(jnp.float32), positions)
-    np.testing.assert_array_equal(out, want.astype(jnp.bfloat16))
+    half = jnp.asarray(x, jnp.bfloat16)  # whatever the type, the arithmetic is float32
+    want = rotated(half.astype(jnp.float32), np.asarray(grid_positions(2, 3)))
+    np.testing.assert_array_equal(rotated(half, np.asarray(grid_positions(2, 3))), want.astype(jnp.bfloat16))
 
 
 def test_rotation_under_transforms():
     """vmap over sets of positions; the gradient is the rotation back."""
     x, weight = normal(0, 1, 6, 2, sum(AXES)), normal(1, 1, 6, 2, sum(AXES))
     positions = np.asarray(grid_positions(2, 3))
-    batch = jax.vmap(lambda p: rope.rotate(x, rope.table(p, AXES)))(jnp.stack([positions, positions + 5]))
+    batch = jax.vmap(lambda p: rotated(x, p))(np.stack([positions, positions + 5]))
     close(batch[1], turn(x, positions + 5), 2e-6)
     gradient = jax.grad(lambda x: jnp.sum(rotated(x, positions) * weight))(x)
     close(gradient, turn(weight, -positions), 2e-6)
@@ -268,7 +230,7 @@ def test_euler_steps_in_float64():
 
 def test_error_of_the_flow_halves_with_the_steps():
     errors = [np.abs(split(NOISE, schedule(n), 0, n) - flow(NOISE, 0)).max() for n in (32, 64, 128)]
-    assert errors[-1] < 0.02
+    assert errors[-1] < 0.03
     assert 1.8 < errors[0] / errors[1] < 2.2
     assert 1.8 < errors[1] / errors[2] < 2.2
 
@@ -284,12 +246,15 @@ def test_flow_to_a_point_is_straight():
 
 def test_bounds_split_a_schedule():
     """One program for all bounds; in pieces it gives the same bits, with none it gives its input."""
-    times = schedule(9)
-    whole = split(NOISE, times, 0, 9)
-    for cut in (1, 4, 8):
-        np.testing.assert_array_equal(split(split(NOISE, times, 0, cut), times, cut, 9), whole)
-    np.testing.assert_array_equal(split(NOISE, times, 5, 5), NOISE)
-    assert split._cache_size() <= 4  # one for each number of steps in this file
+    times = schedule(11)
+    with compilations() as first:
+        whole = split(NOISE, times, 0, 11)
+    assert first  # what is counted is heard of
+    with compilations() as more:
+        for cut in (1, 4, 10):
+            np.testing.assert_array_equal(split(split(NOISE, times, 0, cut), times, cut, 11), whole)
+        np.testing.assert_array_equal(split(NOISE, times, 5, 5), NOISE)
+    assert more == []
 
 
 def test_host_loop_is_the_fused_loop():
@@ -315,10 +280,6 @@ def test_samplers_under_transforms():
     # And with respect to what the velocity holds: all data at `mean` ends there.
     end = jax.jit(lambda mean: sample(gaussian(mean, 0.0), NOISE, times).mean())
     close(jax.grad(end)(0.3), 1.0, 1e-6)
-
-
-def test_euler_step():
-    assert euler_step(jnp.float32(3.0), jnp.float32(2.0), jnp.float32(0.75), jnp.float32(0.25)) == 2.0
 
 
 @pytest.mark.parametrize("references", [0, 1])
@@ -357,17 +318,15 @@ def test_noise_is_the_seed_s_alone():
     """Bit-equal alone, in any batch, in any order, compiled or not, and from any type of integer."""
     some = np.array([7, 0, 123_456_789, 2**31 - 1, 7])
     batch = noise_of(some)
-    for k, seed in enumerate(some):
+    for k in range(len(some)):
         np.testing.assert_array_equal(noise_of(some[k : k + 1])[0], batch[k])
-        np.testing.assert_array_equal(initial_noise(jnp.array([seed], jnp.uint32), SHAPE)[0], batch[k])
     np.testing.assert_array_equal(noise_of(some[::-1]), batch[::-1])
-    np.testing.assert_array_equal(noise_of(some[:3]), batch[:3])
+    np.testing.assert_array_equal(initial_noise(jnp.asarray(some, jnp.uint32), SHAPE), batch)
     assert len({row.tobytes() for row in np.asarray(batch)}) == 4
 
 
 def test_noise_is_standard_normal():
     noise = np.asarray(initial_noise(jnp.arange(50), (1000,)), np.float64)
-    assert noise.dtype == np.float64
     # 50,000 numbers: five standard deviations of each estimate.
     assert abs(noise.mean()) < 5 / np.sqrt(noise.size)
     assert abs(noise.var() - 1) < 5 * np.sqrt(2 / noise.size)
@@ -384,27 +343,11 @@ H, W, M, STEPS = 3, 4, 5, 4
 N = H * W
 
 
-@contextmanager
-def compilations() -> Iterator[list[str]]:
-    """Every program that is compiled meanwhile, by anything in this process."""
-    seen: list[str] = []
-
-    def listen(event: str, duration: float, **_) -> None:
-        if event.endswith("backend_compile_duration"):
-            seen.append(event)
-
-    jax.monitoring.register_event_duration_secs_listener(listen)
-    try:
-        yield seen
-    finally:
-        jax.monitoring.unregister_event_duration_listener(listen)
-
-
 @pytest.fixture(scope="module")
 def flux() -> Flux:
-    from flax import nnx
-
-    return jax.jit(lambda: Flux(CONFIG, rngs=nnx.Rngs(0)))()
+    """Random weights, of about a layer's usual size; the biases too."""
+    rng, abstract = np.random.default_rng(0), jax.eval_shape(lambda: Flux(CONFIG, rngs=nnx.Rngs(0)))
+    return jax.tree.map(lambda p: jnp.asarray(rng.normal(0, 0.2, p.shape), p.dtype), abstract)
 
 
 def bind(flux: Flux, rows: int, seed: int) -> FluxVelocity:
@@ -434,14 +377,10 @@ def test_an_image_of_a_batch_is_the_image_alone(flux, generate):
 
 def test_another_image_compiles_nothing(flux, generate):
     calls = [(bind(flux, 3, seed), jnp.arange(3) + seed, schedule(STEPS) ** (1 + seed)) for seed in (0, 1)]
-    with compilations() as first:
-        one = jax.block_until_ready(jax.jit(lambda x: x * 2 + 1)(calls[0][1]))
-    assert one.shape == (3,)
-    assert first  # what is counted is heard of
-    one = jax.block_until_ready(generate(*calls[0]))
-    with compilations() as again:
-        two = jax.block_until_ready(generate(*calls[1]))
-    assert again == []
+    one = np.asarray(generate(*calls[0]))
+    with compilations() as more:
+        two = np.asarray(generate(*calls[1]))
+    assert more == []
     assert np.abs(one - two).max() > 0.1
 
 
@@ -449,7 +388,7 @@ def task_of(flux: Flux, seed: int, tau: float) -> Task:
     """A reference and two images, guided by a negative prompt: everything but the shapes depends on the seed."""
     rng, times = np.random.default_rng(seed), schedule(STEPS)
     mask, moved = rng.random((2, N)) < 0.5
-    one = pair(jnp.asarray(mask), jnp.asarray(moved))
+    one = paired(mask, moved)
     routing = Routing(personalize.replacement_source(Placement(one.source[None], one.target[None]), 2))
     path = straight_line(normal(seed, 1, N, CONFIG.in_channels), normal(seed + 1, 1, N, CONFIG.in_channels), times)
     scale = jnp.float32(rng.uniform(1, 4))

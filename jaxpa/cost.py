@@ -1,0 +1,206 @@
+"""What things cost, before anything loads: floating point operations, bytes of weights, forwards of the network.
+
+A network is a table of its linear layers, and each layer is applied to a number of rows (tokens, latent cells, pixels):
+
+    FLOP = 2 * (sum of rows * inputs * outputs  +  attention's two products)
+
+That is 2 for each multiply-add of every linear layer and convolution, embedders and modulation included, and of
+attention's logits and weighted values. Not counted is what acts on each element alone (norms, rotations, softmax,
+activations, gates, biases, residuals) and the look-up of embeddings; a convolution's taps on padding count like the
+others. From the same tables follow the parameters. Pure Python: nothing here needs JAX.
+"""
+
+from dataclasses import dataclass
+from typing import Literal, NamedTuple
+
+from jaxpa.config import AutoencoderConfig, CLIPConfig, FluxConfig, T5Config, TransformerConfig
+
+TIME_WIDTH = 256  # channels of the sinusoids of time and guidance
+
+
+class Layer(NamedTuple):
+    """`times` equal linear layers, each applied to `rows`; a convolution's inputs are its taps times its channels."""
+
+    inputs: int
+    outputs: int
+    rows: int
+    times: int = 1
+    bias: bool = True
+
+
+@dataclass(frozen=True)
+class Work:
+    """A network on an input of some size: its layers, attention's multiply-adds, and parameters outside of layers."""
+
+    layers: list[Layer]
+    products: int = 0
+    others: int = 0
+
+    @property
+    def flops(self) -> int:
+        return 2 * (sum(x.inputs * x.outputs * x.rows * x.times for x in self.layers) + self.products)
+
+    @property
+    def parameters(self) -> int:
+        return sum((x.inputs + x.bias) * x.outputs * x.times for x in self.layers) + self.others
+
+
+def transformer_flops(config: TransformerConfig, image_tokens: int, text_tokens: int, context_tokens: int = 0) -> int:
+    """One forward of one sample (B = 1). Context tokens are attended to, but have been projected in their own row.
+
+    FLUX.1-dev at 1024 x 1024 with 512 text tokens: 74.385 TFLOP.
+    """
+    return _transformer(config, image_tokens, text_tokens, context_tokens).flops
+
+
+def t5_flops(config: T5Config, tokens: int) -> int:
+    """One prompt of so many tokens, padding included. T5-XXL, 512 tokens: 4.845 TFLOP."""
+    return _t5(config, tokens).flops
+
+
+def clip_flops(config: CLIPConfig, tokens: int = 77) -> int:
+    """One prompt of so many tokens, padding included. CLIP-L, 77 tokens: 0.013 TFLOP."""
+    return _clip(config, tokens).flops
+
+
+def autoencoder_flops(
+    config: AutoencoderConfig, height: int, width: int, which: Literal["decode", "encode"] = "decode"
+) -> int:
+    """One picture of height x width pixels, to latents or from them. FLUX.1 at 1024 x 1024: decode 10.5 TFLOP."""
+    return (_decoder if which == "decode" else _encoder)(config, height, width).flops
+
+
+def weight_parameters(config: FluxConfig) -> dict[str, int]:
+    """Numbers held by each component, by the name of its folder."""
+    return {
+        "transformer": _transformer(config.transformer, 0, 0, 0).parameters,
+        "vae": _encoder(config.vae, 0, 0).parameters + _decoder(config.vae, 0, 0).parameters,
+        "text_encoder": _clip(config.text_encoder, 0).parameters,
+        "text_encoder_2": _t5(config.text_encoder_2, 0).parameters,
+    }
+
+
+def weight_bytes(config: FluxConfig, itemsize: int) -> dict[str, int]:
+    """Bytes of each component's weights, `itemsize` a number (bfloat16: 2), by the name of its folder."""
+    return {name: count * itemsize for name, count in weight_parameters(config).items()}
+
+
+def sample_forwards(
+    steps_above: int,
+    steps: int,
+    references: int,
+    images: int,
+    level: Literal["layer", "token"],
+    late_context: bool,
+    inversion_steps: int = 0,
+    guided: bool = False,
+) -> int:
+    """Rows that a personalised sampling asks of the network, each one forward of one sample.
+
+    steps_above: steps that start above tau (`schedule.steps_above`). At level "layer" the references ride along above
+    tau; at level "token" they are on their path without a forward. late_context: the references are attended to after
+    tau, so that they ride along there too. inversion_steps: of an inversion that asks the network (RF inversion with
+    gamma 1 does not). guided: classifier-free guidance, two rows for an image; references are never guided.
+
+    Tau 0.6, 28 steps, 1024 x 1024 (19 steps above tau), one reference: 47 = 28 + 19, and 28 for each further image.
+    Raises ValueError if there are fewer steps than steps above tau.
+    """
+    if not 0 <= steps_above <= steps:
+        raise ValueError(f"{steps_above} steps above tau out of {steps}")
+    early = references if level == "layer" else 0
+    late = references if late_context else 0
+    own = steps * images * (2 if guided else 1)
+    return own + steps_above * early + (steps - steps_above) * late + inversion_steps * references
+
+
+def _transformer(config: TransformerConfig, n: int, m: int, k: int) -> Work:
+    d, mlp, head = config.width, config.mlp_width, config.attention_head_dim
+    double, single = config.num_layers, config.num_single_layers
+    embedders = [TIME_WIDTH, config.pooled_projection_dim] + [TIME_WIDTH] * config.guidance_embeds
+    layers = [Layer(config.in_channels, d, n), Layer(config.joint_attention_dim, d, m)]
+    layers += [layer for width in embedders for layer in (Layer(width, d, 1), Layer(d, d, 1))]
+    for rows in (n, m):  # the two streams
+        layers += [Layer(d, 6 * d, 1, double), Layer(d, 3 * d, rows, double), Layer(d, d, rows, double),
+                   Layer(d, mlp, rows, double), Layer(mlp, d, rows, double)]  # fmt: skip
+    layers += [Layer(d, 3 * d, 1, single), Layer(d, 3 * d + mlp, n + m, single), Layer(d + mlp, d, n + m, single)]
+    layers += [Layer(d, 2 * d, 1), Layer(d, config.in_channels, n)]
+    return Work(
+        layers,
+        products=2 * (double + single) * (n + m) * (n + m + k) * d,
+        others=(4 * double + 2 * single) * head,  # norms of queries and keys
+    )
+
+
+def _t5(config: T5Config, m: int) -> Work:
+    d, inner, depth = config.d_model, config.num_heads * config.d_kv, config.num_layers
+    pairs = ((d, 3 * inner), (inner, d), (d, 2 * config.d_ff), (config.d_ff, d))
+    norms = (2 * depth + 1) * d
+    bias = config.relative_attention_num_buckets * config.num_heads
+    return Work(
+        [Layer(*pair, m, depth, bias=False) for pair in pairs],
+        products=2 * depth * m * m * inner,
+        others=config.vocab_size * d + bias + norms,
+    )
+
+
+def _clip(config: CLIPConfig, m: int) -> Work:
+    d, mlp, depth = config.hidden_size, config.intermediate_size, config.num_hidden_layers
+    norms = 2 * (2 * depth + 1) * d  # scale and bias
+    return Work(
+        [Layer(*pair, m, depth) for pair in ((d, 3 * d), (d, d), (d, mlp), (mlp, d))],
+        products=2 * depth * m * m * d,
+        others=(config.vocab_size + config.max_position_embeddings) * d + norms,
+    )
+
+
+def _conv(inputs: int, outputs: int, rows: int) -> Layer:
+    return Layer(9 * inputs, outputs, rows)
+
+
+def _resnet(inputs: int, outputs: int, rows: int) -> Work:
+    shortcut = [] if inputs == outputs else [Layer(inputs, outputs, rows)]
+    layers = [_conv(inputs, outputs, rows), _conv(outputs, outputs, rows), *shortcut]
+    return Work(layers, others=2 * (inputs + outputs))
+
+
+def _resnets(count: int, inputs: int, outputs: int, rows: int) -> list[Work]:
+    return [_resnet(outputs if i else inputs, outputs, rows) for i in range(count)]
+
+
+def _middle(config: AutoencoderConfig, rows: int) -> list[Work]:
+    """Two resnets at the lowest resolution, attention (or none) between them."""
+    width = config.block_out_channels[-1]
+    attention = Work([Layer(width, width, rows, 4)], products=2 * rows * rows * width, others=2 * width)
+    return _resnets(2, width, width, rows) + [attention] * config.mid_block_add_attention
+
+
+def _ends(first: tuple[int, int, int], last: tuple[int, int, int]) -> Work:
+    """The convolutions (inputs, outputs, rows) at both ends, with the norm before the last."""
+    return Work([_conv(*first), _conv(*last)], others=2 * last[0])
+
+
+def _encoder(config: AutoencoderConfig, height: int, width: int) -> Work:
+    widths, latent = config.block_out_channels, height * width // config.downscale**2
+    parts = [_ends((config.in_channels, widths[0], height * width), (widths[-1], 2 * config.latent_channels, latent))]
+    for i, channels in enumerate(widths):
+        rows = height * width // 4**i
+        parts += _resnets(config.layers_per_block, widths[max(i - 1, 0)], channels, rows)
+        if i < len(widths) - 1:
+            parts += [Work([_conv(channels, channels, rows // 4)])]
+    return _together(parts + _middle(config, latent))
+
+
+def _decoder(config: AutoencoderConfig, height: int, width: int) -> Work:
+    widths, latent = config.block_out_channels[::-1], height * width // config.downscale**2
+    parts = [_ends((config.latent_channels, widths[0], latent), (widths[-1], config.out_channels, height * width))]
+    for i, channels in enumerate(widths):
+        rows = latent * 4**i
+        parts += _resnets(config.layers_per_block + 1, widths[max(i - 1, 0)], channels, rows)
+        if i < len(widths) - 1:
+            parts += [Work([_conv(channels, channels, rows * 4)])]
+    return _together(parts + _middle(config, latent))
+
+
+def _together(parts: list[Work]) -> Work:
+    layers = [layer for part in parts for layer in part.layers]
+    return Work(layers, sum(part.products for part in parts), sum(part.others for part in parts))

@@ -1,0 +1,70 @@
+"""Which device holds which part of which parameter: one table of rules over the mesh axes "data" and "model".
+
+A pair of linear layers is split column by column, then row by row (Shoeybi et al. 2019, arXiv:1909.08053): the first
+layer's outputs, and so the heads or hidden channels between the two, lie apart, and one sum over "model" follows the
+second. Batch rows are split over "data". The networks know nothing of this: XLA's partitioner reads it off the arrays
+(`AxisType.Auto`), so that one program text serves one device and many.
+
+    mesh = make_mesh(data=2, model=4)
+    parts = load_parts("mini", sharding=rules(mesh));  tokens = jax.device_put(tokens, batch(mesh))
+"""
+
+import re
+from collections.abc import Callable
+
+import jax
+from jax.sharding import AbstractMesh, AxisType, Mesh, NamedSharding
+from jax.sharding import PartitionSpec as P
+
+from jaxpa.errors import JaxpaError
+
+DATA, MODEL = "data", "model"
+
+# Component and parameter path -> spec of the *last* axes; a stacked parameter's leading axis L stays whole, since the
+# scan over blocks takes it apart. The first match counts; what no rule names is held by every device: embeddings,
+# norms, the autoencoder, layers at the ends. Modulation has one row a sample, but a quarter of the weights.
+RULES: tuple[tuple[str, P], ...] = (
+    (r"transformer\.\w+_blocks\.(\w+\.)?(mod|qkv|mlp_in|linear1)\.kernel", P(None, MODEL)),
+    (r"transformer\.\w+_blocks\.(\w+\.)?(mod|qkv|mlp_in|linear1)\.bias", P(MODEL)),
+    (r"transformer\.\w+_blocks\.(\w+\.)?(proj|mlp_out|linear2)\.kernel", P(MODEL, None)),
+    (r"text_encoder_2\.blocks\.(attention\.qkv|mlp\.wi)\.kernel", P(None, MODEL)),
+    (r"text_encoder_2\.blocks\.(attention\.o|mlp\.wo)\.kernel", P(MODEL, None)),
+    (r"text_encoder\.blocks\.(attention\.qkv|fc1)\.kernel", P(None, MODEL)),
+    (r"text_encoder\.blocks\.(attention\.qkv|fc1)\.bias", P(MODEL)),
+    (r"text_encoder\.blocks\.(attention\.out|fc2)\.kernel", P(MODEL, None)),
+)
+
+
+def make_mesh(data: int = 1, model: int | None = None) -> Mesh:
+    """A mesh of all devices, `data` x `model`; model None: as many as are left.
+
+    Raises JaxpaError where the two do not multiply to the number of devices.
+    """
+    devices = len(jax.devices())
+    wanted = devices // max(data, 1) if model is None else model
+    if data < 1 or wanted < 1 or data * wanted != devices:
+        asked = f"data = {data}" + ("" if model is None else f" x model = {model}")
+        raise JaxpaError(
+            f"a mesh of {asked} does not fit {devices} device{'s' * (devices > 1)}: "
+            f"data x model must be {devices} (XLA_FLAGS and CUDA_VISIBLE_DEVICES decide what JAX sees)"
+        )
+    return jax.make_mesh((data, wanted), (DATA, MODEL), axis_types=(AxisType.Auto,) * 2)
+
+
+def spec(component: str, path: str, shape: tuple[int, ...], sizes: dict[str, int]) -> P:
+    """The rule for a parameter, on a mesh whose axes have these sizes; an axis that does not divide stays whole."""
+    name = f"{component}.{path}"
+    rule = next((spec for pattern, spec in RULES if re.fullmatch(pattern, name)), P())
+    axes = (None,) * (len(shape) - len(rule)) + tuple(rule)
+    return P(*(axis if axis and size % sizes[axis] == 0 else None for axis, size in zip(axes, shape, strict=True)))
+
+
+def rules(mesh: Mesh | AbstractMesh) -> Callable[[str, str, tuple[int, ...]], NamedSharding]:
+    """The table on a mesh: (component, parameter path, shape) -> sharding, as `checkpoint.load_parts` asks it."""
+    sizes = dict(mesh.shape)
+    return lambda component, path, shape: NamedSharding(mesh, spec(component, path, shape, sizes))
+
+
+def batch(mesh: Mesh | AbstractMesh) -> NamedSharding:
+    """Of arrays whose first axis is batch rows (B, ...): tokens, text, guidance. B must be a multiple of "data"."""
+    return NamedSharding(mesh, P(DATA))

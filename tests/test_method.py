@@ -1,0 +1,464 @@
+"""The method with velocities that are no network: what it costs, what recompiles, and what each switch does."""
+
+from dataclasses import dataclass, replace
+from functools import partial
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from jaxpa import inversion, personalize, sampling, tokens
+from jaxpa.config import ScheduleConfig
+from jaxpa.personalize import PRESETS, Phase, Task, move_noise, reference_context, replacement_source
+from jaxpa.sampling import ClassifierFree
+from jaxpa.schedule import Steps, flow_times
+from jaxpa.tokens import Placement, Routing, identity_source
+
+H, W, C = 4, 5, 3
+N = H * W
+
+
+@jax.tree_util.register_dataclass
+@dataclass(frozen=True)
+class Toy:
+    """A one-layer stand-in for the network: attention over routed tokens and context, near positions preferred.
+
+    The residual keeps a row's own features, as the blocks of the real network do. weight (C, C); shift (B, 1, C), a
+    condition of each row's own, so that mixed up rows show.
+    """
+
+    weight: jax.Array
+    shift: jax.Array
+
+    def __call__(self, x: jax.Array, t: jax.Array, routing: Routing | None = None) -> jax.Array:
+        b, n = x.shape[:2]
+        routing = routing or Routing(identity_source(b, n))
+        features = jnp.tanh(x + self.shift)
+        query = tokens.gather(features, routing.source)
+        places = jnp.broadcast_to(tokens.grid_positions(H, W), (b, n, 2))
+        keys, valid = query, jnp.ones((b, n), bool)
+        key_places = places
+        if routing.context is not None and routing.positions is not None and routing.valid is not None:
+            keys = jnp.concatenate([query, tokens.gather(features, routing.context)], 1)
+            key_places = jnp.concatenate([places, routing.positions], 1)
+            valid = jnp.concatenate([valid, routing.valid], 1)
+        distance = jnp.sum((places[:, :, None] - key_places[:, None]) ** 2, -1)
+        logits = query @ jnp.swapaxes(keys, 1, 2) - 0.1 * distance
+        weights = jax.nn.softmax(jnp.where(valid[:, None], logits, -1e30))
+        return (weights @ keys) @ self.weight * (1 + t[:, None, None]) - 0.1 * x
+
+
+@jax.tree_util.register_dataclass
+@dataclass(frozen=True)
+class Linear:
+    """v = slope * (source tokens): each token by itself, so that everything has a closed form."""
+
+    slope: jax.Array
+
+    def __call__(self, x: jax.Array, t: jax.Array, routing: Routing | None = None) -> jax.Array:
+        return self.slope * (x if routing is None else tokens.gather(x, routing.source))
+
+
+def toy(rows: int, seed: int = 0) -> Toy:
+    a, b = jax.random.split(jax.random.key(seed))
+    return Toy(0.5 * jax.random.normal(a, (C, C)), jax.random.normal(b, (rows, 1, C)))
+
+
+def some(seed: int, *shape: int) -> jax.Array:
+    return jax.random.normal(jax.random.key(seed), shape)
+
+
+def times_of(steps: int) -> jax.Array:
+    return jnp.asarray(flow_times(steps, 1024, ScheduleConfig()))
+
+
+MASKS = np.stack([np.all(np.indices((H, W)).reshape(2, N) < np.array(limit)[:, None], 0) for limit in ((2, 2), (3, 1))])
+
+
+OFFSETS = np.array([[1, 2], [0, 3]])  # where they go; part of the second leaves the grid
+
+
+@jax.jit
+def put(masks: np.ndarray, offsets: np.ndarray) -> Placement:
+    """Masks (R, N), offsets (R, 2) -> placements (R, N)."""
+    return jax.vmap(lambda mask, by: tokens.shift(mask, H, W, *by))(masks, offsets)
+
+
+@partial(jax.jit, static_argnames=("references", "images", "steps", "level", "concat", "size", "velocity", "eta"))
+def make_task(
+    references: int = 1, images: int = 1, steps: int = 6, tau: float = 0.6, level="layer", concat=None, size: int = N,
+    velocity=toy, eta: float = 1.0, seed: int = 0,
+) -> Task:  # fmt: skip
+    """A task on toy velocities: [references; images], each with a condition of its own. MASKS move by OFFSETS."""
+    masks, placement = MASKS[:references], put(MASKS[:references], OFFSETS[:references])
+    times, rows = times_of(steps), velocity(references + images)
+    alone = jax.tree.map(lambda a: a[references:] if a.ndim == 3 else a, rows)
+    path = inversion.straight_line(some(seed + 1, references, N, C), some(seed + 2, references, N, C), times)
+    late = None
+    if concat is not None:
+        context = reference_context(masks, placement, images, (H, W), concat, size)
+        late = Routing(identity_source(references + images, N), *context)
+    early = Phase(rows if level == "layer" else alone, Routing(replacement_source(placement, images)))
+    held = jnp.asarray(inversion.control(steps, eta))
+    return Task(path, held, times, jnp.float32(tau), early, Phase(alone if late is None else rows, late), level)
+
+
+SAMPLE = jax.jit(personalize.sample)
+EARLY, LATE = jax.jit(personalize.early_step), jax.jit(personalize.late_step)
+ASK = jax.jit(lambda velocity, x, t, routing: velocity(x, jnp.broadcast_to(t, x.shape[:1]), routing))
+CONTEXT = jax.jit(reference_context, static_argnums=(2, 3, 4, 5))
+SOURCE = jax.jit(replacement_source, static_argnums=1)
+
+
+# What it costs
+
+
+@pytest.mark.parametrize(
+    ("level", "concat", "references", "images", "want"),
+    [
+        ("layer", None, 1, 1, 19 * 2 + 9 * 1),  # 47 forwards of one sample: 28, and 19 of the reference
+        ("token", None, 1, 1, 28 * 1),
+        ("layer", None, 2, 3, 19 * 5 + 9 * 3),  # each further image costs 28
+        ("layer", "zero", 2, 3, 28 * 5),  # to be attended to, references must be there
+        ("token", "zero", 1, 1, 19 * 1 + 9 * 2),
+    ],
+)
+def test_rows_asked(level, concat, references, images, want):
+    """28 steps of FLUX.1-dev at 1024 x 1024, tau 0.6: the rows that the compiled program really asks for."""
+    asked = []
+
+    def counting(x, t, routing=None):
+        jax.debug.callback(lambda _: asked.append(x.shape[0]), t[0])
+        return -x
+
+    task = make_task(references, images, level=level, concat=concat)
+    times = jnp.asarray(flow_times(28, 4096, ScheduleConfig()))
+    path = inversion.straight_line(task.path[-1], task.path[0], times)
+    task = replace(task, times=times, path=path, eta=jnp.ones(28))
+
+    def run(task: Task, x):
+        return personalize.sample(replace(task, early=Phase(counting, task.early.routing),
+                                          late=Phase(counting, task.late.routing)), x)  # fmt: skip
+
+    jax.jit(run)(task, some(0, images, N, C)).block_until_ready()
+    jax.effects_barrier()
+    assert len(asked) == 28
+    assert sum(asked) == want
+
+
+def test_nothing_recompiles():
+    """A new tau, mask, target, box, prompt, reference, seed, eta or guidance is data for the same programs."""
+
+    @jax.jit
+    def prepare(mask, box, target, flip, key, strength):
+        placed = tokens.compose(tokens.place(mask, H, W, box, target, flip),
+                                tokens.shuffle_windows(key, mask, H, W, 3, strength))  # fmt: skip
+        placed = Placement(placed.source[None], placed.target[None])
+        context = reference_context(mask[None], placed, 1, (H, W), "zero", N)
+        return Routing(replacement_source(placed, 1)), Routing(identity_source(2, N), *context)
+
+    sample, outputs = jax.jit(personalize.sample), []
+    for k in range(3):
+        rng = np.random.default_rng(k)
+        mask = jnp.asarray(rng.random(N) < 0.6)
+        box, target = (jnp.asarray(np.sort(rng.random((2, 2)) * 5, 0).reshape(4), jnp.float32) for _ in range(2))
+        early, late = prepare(mask, box, target, jnp.asarray(k == 1), jax.random.key(k), jnp.float32(k / 2))
+        task = make_task(seed=k, tau=0.3 * k, concat="zero", eta=1 - 0.2 * k)
+        task = replace(task, early=Phase(toy(2, k), early), late=Phase(toy(2, k), late))
+        outputs.append(sample(task, some(k + 9, 1, N, C)))
+    assert prepare._cache_size() == 1
+    assert sample._cache_size() == 1
+    assert all(np.isfinite(out).all() for out in outputs)
+
+
+# Loops
+
+
+@pytest.mark.parametrize("level", ["layer", "token"])
+@pytest.mark.parametrize("concat", [None, "target"])
+def test_fused_is_stepped(level, concat):
+    """One program, or a step at a time from the host; gates at either end of the schedule too."""
+    x = some(7, 2, N, C)
+    for tau in (1.0, 0.7, 0.0):
+        task = make_task(2, 2, tau=tau, level=level, concat=concat, eta=0.7)
+        above = int(personalize.gate(task))
+        assert above == int((np.asarray(task.times[:-1]) > tau).sum())
+        state = personalize.start(task, x)
+        for i in range(6):
+            state = (EARLY if i < above else LATE)(task, jnp.int32(i), state)
+        close(SAMPLE(task, x), state[1], 1e-5)
+
+
+def test_reference_rows():
+    """With eta 1 they follow their path, with 0 the model, in between a mixture of the two."""
+    task = make_task(2, 1, tau=0.0)
+    states = {}
+    for eta in (0.0, 0.25, 1.0):
+        state, states[eta] = personalize.start(task, some(3, 1, N, C)), []
+        held = replace(task, eta=jnp.full(6, eta))
+        for i in range(6):
+            state = EARLY(held, jnp.int32(i), state)
+            states[eta].append(state[0])
+    close(jnp.stack(states[1.0]), task.path[1:], 1e-5)
+    x, t, t_next = task.path[0], task.times[0], task.times[1]
+    rows = jnp.concatenate([x, some(3, 1, N, C)])
+    free = x + (t_next - t) * ASK(task.early.velocity, rows, t, task.early.routing)[:2]
+    close(states[0.0][0], free, 1e-5)
+    close(states[0.25][0], 0.25 * task.path[1] + 0.75 * free, 1e-5)
+
+
+def test_token_level_is_the_loop():
+    """x <- where(M, x_ref(t), x) before each step above tau (Eq. 2), each image and each reference by itself."""
+    task = make_task(2, 2, level="token", velocity=lambda rows: Linear(jnp.float32(-0.8)))
+    times, path = np.asarray(task.times), np.asarray(task.path)
+    x = np.array(some(5, 2, N, C))
+    got = SAMPLE(task, jnp.asarray(x))
+    for i in range(6):
+        if times[i] > 0.6:
+            for j, (rows, cols) in enumerate(OFFSETS):
+                for n in np.flatnonzero(MASKS[j]):
+                    r, c = n // W + rows, n % W + cols
+                    if r < H and c < W:
+                        x[:, r * W + c] = path[i, j, n]
+        x = x + (times[i + 1] - times[i]) * -0.8 * x
+    close(got, x, 1e-5)
+
+
+def test_token_level_then_context():
+    """References that took no part while t > tau stand on their path at tau, and are stepped along after it."""
+    x = some(5, 1, N, C)
+    task = make_task(level="token", concat="original", eta=0.7)
+    above, (early, late) = int(personalize.gate(task)), (task.early, task.late)
+    assert early.routing is not None
+    rows = np.asarray(early.routing.source)[1] < N
+    moved = np.asarray(early.routing.source)[1] % N
+    for i in range(above):
+        x = jnp.where(rows[:, None], task.path[i, 0][moved], x)
+        x = x + (task.times[i + 1] - task.times[i]) * ASK(early.velocity, x, task.times[i], None)
+    state = (task.path[above], x)
+    for i in range(above, 6):
+        v = ASK(late.velocity, jnp.concatenate(state), task.times[i], late.routing)
+        held = inversion.reference_step(state[0], v[:1], task.path, task.times, task.eta, jnp.int32(i))
+        state = held, state[1] + (task.times[i + 1] - task.times[i]) * v[1:]
+    got = SAMPLE(task, some(5, 1, N, C))
+    close(got, state[1], 1e-5)
+    plain = SAMPLE(make_task(level="token", eta=0.7), some(5, 1, N, C))
+    assert np.abs(got - plain).max() > 1e-3  # the context is felt
+
+
+# Where things are put
+
+
+def test_later_reference_wins():
+    """On overlapping targets, each image with a placement of its own; reference rows feed themselves."""
+    masks = np.ones((2, N), bool)
+    offsets = np.array([[[0, 0], [2, 2]], [[1, 0], [0, 3]]])  # (G, R, 2)
+    placement = jax.vmap(put, (None, 0))(masks, offsets)
+    got = np.asarray(SOURCE(placement, 2))
+    np.testing.assert_array_equal(got[:2], np.arange(2 * N).reshape(2, N))
+    for g in range(2):
+        want = np.arange(N) + (2 + g) * N
+        for j in range(2):
+            for n in range(N):
+                r, c = n // W + offsets[g, j, 0], n % W + offsets[g, j, 1]
+                if r < H and c < W:
+                    want[r * W + c] = j * N + n
+        np.testing.assert_array_equal(got[2 + g], want)
+    shared = SOURCE(Placement(placement.source[0], placement.target[0]), 2)
+    np.testing.assert_array_equal(shared[3] % N, got[2] % N)
+
+
+@pytest.mark.parametrize("where", ["original", "shifted", "zero", "target"])
+def test_context_positions(where):
+    """Every masked token of every reference, in order; where it stands depends on the image for "target" only."""
+    offsets = np.array([[[1, 2], [0, 3]], [[-1, 0], [1, 1]]])
+    placement = jax.vmap(put, (None, 0))(MASKS, offsets)
+    got = CONTEXT(MASKS, placement, 2, (H, W), where, 9)
+    cells = [(j, n) for j in range(2) for n in np.flatnonzero(MASKS[j])]
+    assert len(cells) == 7
+    np.testing.assert_array_equal(got.valid, [[True] * 7 + [False] * 2] * 4)
+    np.testing.assert_array_equal(got.context[:, :7], [[j * N + n for j, n in cells]] * 4)
+    for row, g in enumerate((0, 0, 0, 1)):  # reference rows see what the first image sees
+        for k, (j, n) in enumerate(cells):
+            r, c = n // W, n % W
+            moved = (r + offsets[g, j, 0], c + offsets[g, j, 1])
+            moved = moved if 0 <= moved[0] < H and 0 <= moved[1] < W else (r, c)
+            want = {"original": (r, c), "shifted": (r, c + W), "zero": (0, 0), "target": moved}[where]
+            np.testing.assert_array_equal(got.positions[row, k], want)
+
+
+def test_context_of_an_enlarged_subject():
+    """A token that is put on several cells stands at the first of them."""
+    placed = tokens.place(MASKS[0], H, W, jnp.array([0, 0, 2, 2]), jnp.array([0, 1, 4, 5]))
+    placement = Placement(placed.source[None], placed.target[None])
+    got = CONTEXT(MASKS[:1], placement, 1, (H, W), "target", 4)
+    np.testing.assert_array_equal(got.positions[1], [[0, 1], [0, 3], [2, 1], [2, 3]])
+
+
+def test_padding_of_the_context():
+    """More padding, another program, the same picture."""
+    x = some(5, 1, N, C)
+    want = SAMPLE(make_task(2, concat="target", size=7), x)
+    for size in (12, 2 * N):
+        close(SAMPLE(make_task(2, concat="target", size=size), x), want, 1e-5)
+    assert np.abs(want - SAMPLE(make_task(2, concat="zero", size=7), x)).max() > 1e-3
+
+
+def test_moved_noise():
+    """Under the subject the reference's noise, elsewhere the image's own."""
+    noise, inverted = some(1, 2, N, C), some(2, 1, N, C)
+    placement = put(MASKS[:1], OFFSETS[:1])
+    got = move_noise(noise, inverted, SOURCE(placement, 2))
+    moved = jnp.roll(inverted.reshape(H, W, C), (1, 2), (0, 1)).reshape(N, C)
+    np.testing.assert_array_equal(got, jnp.where(placement.target[0][:, None], moved, noise))
+
+
+# Under the transforms
+
+
+def test_vmap():
+    """Over tau, noise and reference at once, though each has a loop of another length."""
+    task, taus = make_task(concat="zero"), jnp.array([0.95, 0.6, 0.1])
+    x, paths = some(8, 3, 1, N, C), jnp.stack([task.path, 2 * task.path, -task.path])
+
+    def one(tau, x, path):
+        return personalize.sample(replace(task, tau=tau, path=path), x)
+
+    together = jax.jit(jax.vmap(one))(taus, x, paths)
+    for k in range(3):
+        close(together[k], SAMPLE(replace(task, tau=taus[k], path=paths[k]), x[k]), 1e-5)
+
+
+@pytest.mark.parametrize("level", ["layer", "token"])
+def test_grad(level):
+    """Backwards to the reference's tokens: finite, nothing from outside the mask, something from all of it."""
+    task = make_task(tau=0.5, level=level, velocity=lambda rows: Linear(jnp.float32(-0.8)))
+    above, noise = int(personalize.gate(task)), some(2, 1, N, C)
+
+    @jax.jit
+    @jax.grad
+    def gradient(x0, task):
+        path = inversion.straight_line(x0, noise, task.times)
+        return jnp.sum(personalize.sample(replace(task, path=path), some(4, 1, N, C), above=above) ** 2)
+
+    got = np.abs(np.asarray(gradient(some(3, 1, N, C), task))[0]).max(-1)
+    landed = np.asarray(MASKS[0])
+    assert np.isfinite(got).all()
+    assert (got[landed] > 1e-4).all()
+    assert (got[~landed] == 0).all()
+
+
+def test_grad_through_attention():
+    """The same with features that mix: against a difference quotient, context and free reference rows included."""
+    task, above = make_task(2, concat="zero", eta=0.5), 4
+
+    @jax.jit
+    def loss(x0, task):
+        path = inversion.straight_line(x0, some(2, 2, N, C), task.times)
+        return jnp.sum(personalize.sample(replace(task, path=path), some(4, 1, N, C), above=above) ** 2)
+
+    assert int(personalize.gate(task)) == above
+    x0, along = some(3, 2, N, C), some(6, 2, N, C)
+    got = jnp.sum(jax.jit(jax.grad(loss))(x0, task) * along)
+    eps = 1e-2
+    quotient = (loss(x0 + eps * along, task) - loss(x0 - eps * along, task)) / (2 * eps)
+    assert abs(float(quotient)) > 0.1
+    np.testing.assert_allclose(got, quotient, rtol=2e-2)  # float32, and a curved function
+
+
+def test_guidance_with_references():
+    """Classifier-free guidance doubles the images only; the references are asked once and not guided."""
+    task = make_task(2, 2)
+    x, t, routing = some(1, 4, N, C), jnp.float32(0.7), task.early.routing
+    assert routing is not None
+    positive, negative = toy(4, 0), toy(4, 1)
+    shift = jnp.concatenate([positive.shift, negative.shift[2:]])
+    scale = jnp.where(task.early.routing.source[2:, :, None] < 2 * N, 1.0, 3.0)  # 1 inside the mask
+    got = ASK(ClassifierFree(Toy(positive.weight, shift), scale, references=2), x, t, routing)
+    yes = ASK(positive, x, t, routing)
+    no = ASK(Toy(positive.weight, jnp.concatenate([positive.shift[:2], negative.shift[2:]])), x, t, routing)
+    close(got[:2], yes[:2], 1e-5)
+    close(got[2:], no[2:] + scale * (yes[2:] - no[2:]), 1e-5)
+
+
+# Inversion
+
+
+def test_inversion_by_gamma():
+    """gamma 1 is the closed form, and no model; gamma 0 of a straight flow arrives exactly, in between the mixture."""
+    times, x0, noise = times_of(8), some(1, 2, N, C), some(2, 2, N, C)
+    invert = jax.jit(inversion.invert)
+
+    def straight(x, t, routing=None):
+        return noise - x0
+
+    for forward in (inversion.forward_times(times), inversion.forward_times(times, ask="start"),
+                    inversion.official_forward_times(times)):  # fmt: skip
+        full = invert(toy(2), x0, noise, forward, 1.0)
+        close(full[-1], inversion.closed_form(x0, noise, forward), 1e-5)
+        close(full, invert(toy(2, 5), x0, noise, forward, 1.0), 1e-5)
+        free = jax.jit(lambda forward: inversion.invert(straight, x0, noise, forward, 0.0))(forward)
+        close(free[-1], noise, 1e-5)
+        half = invert(toy(2), x0, noise, forward, 0.5)
+        assert np.isfinite(half).all()
+        first = x0 + forward.width[0] * 0.5 * (
+            ASK(toy(2), x0, forward.model[0], None) + (noise - x0) / (1 - forward.control[0])
+        )
+        close(half[1], first, 1e-5)
+    close(invert(toy(2), x0, noise, inversion.forward_times(times), 1.0)[::-1],
+          inversion.straight_line(x0, noise, times), 1e-5)  # fmt: skip
+
+
+def test_inversion_round_trip():
+    """The plain ODE inversion followed back by the sampler's steps: the error shrinks with the step."""
+    errors, invert, sample = [], jax.jit(inversion.invert), jax.jit(sampling.sample)
+    for steps in (16, 64):
+        times = times_of(steps)
+        path = invert(toy(1), some(1, 1, N, C), jnp.zeros((1, N, C)), inversion.forward_times(times), 0.0)
+        x = path[-1]
+        x = sample(toy(1), x, times)
+        errors.append(float(jnp.abs(x - path[0]).max()))
+    assert errors[1] < 0.4 * errors[0] < 0.2
+
+
+def test_inversion_under_transforms():
+    """vmap over gamma and noise; the gradient with respect to the picture of a linear flow, in closed form."""
+    forward, x0, noise = inversion.forward_times(times_of(5)), some(1, 1, N, C), some(2, 3, 1, N, C)
+    gammas, flow = jnp.array([0.0, 0.5, 1.0]), Linear(jnp.float32(0.3))
+
+    @jax.jit
+    def last(x0, noise, gamma):
+        return inversion.invert(flow, x0, noise, forward, gamma)[-1]
+
+    together = jax.jit(jax.vmap(last, (None, 0, 0)))(x0, noise, gammas)
+    for k in range(3):
+        close(together[k], last(x0, noise[k], gammas[k]), 1e-5)
+    slope = jax.jit(jax.grad(lambda x: last(x, noise[0], 0.5).sum()))(x0)
+    one = 1 + forward.width * 0.5 * (0.3 - 1 / (1 - forward.control))
+    close(slope, np.full(x0.shape, np.prod(np.asarray(one))), 1e-5)
+
+
+def test_control():
+    np.testing.assert_allclose(inversion.control(10, 0.5), [0.5] * 9 + [0])
+    np.testing.assert_allclose(inversion.control(10, 0.5, 0.25, 0.5), [0, 0, 0.5, 0.5, 0.5, 0, 0, 0, 0, 0])
+    np.testing.assert_allclose(inversion.control(4, 1.0, 0.0, 1.0, decay_power=2), [1, 0.5625, 0.25, 0.0625])
+
+
+def test_presets():
+    """What the sources say: the notebooks' setting and the paper's."""
+    official, paper = PRESETS["official"], PRESETS["paper"]
+    assert (official.tau, official.gamma, official.eta, official.concat, official.level) == (
+        0.6,
+        1.0,
+        1.0,
+        None,
+        "layer",
+    )
+    assert (paper.tau, paper.concat) == (Steps(0.8), "zero")
+    assert personalize.with_tau(paper, 0.3) == replace(paper, tau=0.3)
+    assert personalize.with_tau(paper, None) is paper
+
+
+def close(got, want, atol):
+    np.testing.assert_allclose(np.asarray(got), np.asarray(want), atol=atol, rtol=0)

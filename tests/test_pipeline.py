@@ -1,0 +1,122 @@
+"""What users call, on the embedded checkpoint: batches, seeds, guidance, sizes, the fused and the stepped form."""
+
+import numpy as np
+import pytest
+from PIL import Image
+
+import jaxpa
+from jaxpa.images import read_image, to_array
+from jaxpa.schedule import Steps
+from jaxpa.timing import Clock
+
+# Steps of a matrix product whose rows stand in a batch of another size are summed in another order.
+SAME = 2  # of 255
+STEPS = 4
+
+
+@pytest.fixture(scope="module")
+def pipe():
+    return jaxpa.load("mini")
+
+
+@pytest.fixture(scope="module")
+def subject(pictures):
+    return jaxpa.Subject(pictures / "car.png", pictures / "car-mask.png", caption="a yellow striped car in the snow")
+
+
+def difference(a: Image.Image, b: Image.Image) -> int:
+    return int(np.abs(np.asarray(a, np.int32) - np.asarray(b, np.int32)).max())
+
+
+def test_an_image_depends_on_its_own_seed_alone(pipe):
+    batch = pipe.generate("a red car on a beach", seed=[7, 3, 5], steps=STEPS)
+    alone = pipe.generate("a red car on a beach", seed=5, steps=STEPS)
+    assert difference(batch[2], alone[0]) <= SAME
+    assert difference(batch[0], alone[0]) > 20
+    grid = pipe.grid()
+    assert np.array_equal(pipe.noise(np.array([7, 3, 5]), grid)[2], pipe.noise(np.array([5]), grid)[0])
+
+
+def test_stepped_is_fused(pipe, subject):
+    seen = []
+    hear = lambda stage, done, total: seen.append((stage, done, total))  # noqa: E731
+    kw = {"seed": 1, "steps": STEPS}
+    fused = pipe.generate("a mug in a room", **kw)
+    assert difference(pipe.generate("a mug in a room", **kw, on_step=hear)[0], fused[0]) <= 1
+    assert seen == [("sample", i + 1, STEPS) for i in range(STEPS)]
+    fused = pipe.personalize("a car in a room", [subject], **kw)
+    assert difference(pipe.personalize("a car in a room", [subject], **kw, on_step=hear)[0], fused[0]) <= 1
+    assert seen[STEPS:] == [(s, i + 1, STEPS) for s in ("invert", "sample") for i in range(STEPS)]
+
+
+def test_nothing_compiles_twice(pipe, subject, pictures):
+    """A new prompt, seed, guidance, tau, subject, mask or place of the same sizes finds its programs compiled."""
+    pipe.generate("a star at night", steps=STEPS)
+    pipe.personalize("a car in a room", [subject], steps=STEPS)
+    other = jaxpa.Subject(pictures / "cat.png", pictures / "cat-mask.png", at=(0.3, 0.6), flip=True, caption="a cat")
+    with Clock() as clock:
+        pipe.generate("a blue dotted fish under a night sky", seed=3, guidance=2.0, steps=STEPS)
+        pipe.personalize(
+            "a cat in a desert", [other], seed=4, tau=0.9, guidance=2.0, steps=STEPS, negative_prompt="snow"
+        )
+    assert clock.programs == 0
+
+
+def test_lists_are_every_combination(pipe, subject):
+    images = pipe.personalize(
+        "a car in a room", [subject], tau=[1.0, 0.2], seed=[4, 9], at=[None, (0.4, 0.4)], steps=STEPS
+    )
+    assert len(images) == 8
+    alone = pipe.personalize("a car in a room", [subject], tau=0.2, seed=9, at=[(0.4, 0.4)], steps=STEPS)
+    assert difference(images[7], alone[0]) <= SAME
+
+
+def test_low_tau_brings_the_subject_and_leaves_the_prompt(pipe, subject):
+    """The reference comes back inside the mask only; tau 1 with the image's own noise replaces nothing."""
+    reference = pipe.references([subject])
+    mask = reference.masks[0].reshape(12, 12).repeat(8, 0).repeat(8, 1)
+    truth = reference.images[0]
+    (image,) = pipe.personalize("a yellow striped car on a beach", reference, tau=Steps(0.2), steps=12)
+    inside, outside = (np.corrcoef(to_array(image, 96, 96)[m].ravel(), truth[m].ravel())[0, 1] for m in (mask, ~mask))
+    assert inside > 0.8 > outside
+    plain = pipe.generate("a car in a room", steps=STEPS)
+    none = pipe.personalize("a car in a room", reference, tau=1.0, start="independent", steps=STEPS)
+    assert difference(plain[0], none[0]) <= SAME
+
+
+@pytest.mark.parametrize("switches", [
+    {"preset": "official"}, {"preset": "paper"}, {"level": "token"}, {"concat": "target", "path": "rf", "gamma": 0.5},
+    {"path": "rf", "gamma": 0.5, "eta": 0.8, "level": "token", "concat": "zero"},
+], ids=str)  # fmt: skip
+def test_every_switch_runs(pipe, subject, switches):
+    (image,) = pipe.personalize("a car in a room", [subject], steps=2, **switches)
+    assert np.asarray(image).std() > 5
+
+
+def test_several_subjects_and_a_scene(pipe, subject, pictures):
+    cat = jaxpa.Subject(pictures / "cat.png", pictures / "cat-mask.png", at=(0.5, 0.1, 0.95, 0.6))
+    scene = jaxpa.Subject(pictures / "mug.png")
+    references = pipe.references([subject, cat], scene)
+    assert references.masks.shape == (3, 144)
+    assert references.masks[0].all()
+    assert np.asarray(references.placement.target).sum(-1).min() > 10
+    (image,) = pipe.personalize("a car and a cat in a meadow", references, steps=2)
+    assert image.size == (96, 96)
+
+
+def test_arrays_and_tokens(pipe, pictures):
+    """encode_image and decode are inverse up to the autoencoder; velocity is a callable of arrays."""
+    picture = read_image(pictures / "car.png").resize((96, 96))
+    tokens = pipe.encode_image([picture])
+    assert tokens.shape == (1, 144, 32)
+    error = np.mean((np.asarray(pipe.decode(tokens)[0], float) - np.asarray(picture, float)) ** 2)
+    assert 10 * np.log10(255**2 / error) > 24
+    velocity = pipe.velocity(pipe.encode_text(["a red car"]), guidance=1.0)
+    assert velocity(tokens, np.ones(1, np.float32)).shape == tokens.shape
+
+
+def test_sizes_name_the_nearest(pipe):
+    with pytest.raises(jaxpa.JaxpaError, match="nearest valid size is 96 x 104"):
+        pipe.generate("x", width=97, height=102)
+    with pytest.raises(jaxpa.JaxpaError, match="out of range"):
+        pipe.generate("x", width=8000, height=8000)
