@@ -74,9 +74,8 @@ def bench(
     if min(text_tokens, batch, steps, repeats) < 1:
         raise JaxpaError("bench needs at least 1 text token, 1 batch row, 1 step and 1 repeat")
     velocity, x, times = _inputs(model, grid, text_tokens, batch, steps)
-    first = np.int32(0)
-    step, step_facts = _compiled(lambda v, x, times, i: sampling.step(v, x, times, i), velocity, x, times, first)
-    loop, loop_facts = _compiled(lambda v, x, times: sampling.sample(v, x, times), velocity, x, times)
+    step, step_facts = _compiled(lambda *now: sampling.step(*now), velocity, x, times, np.int32(0))
+    loop, loop_facts = _compiled(lambda *now: sampling.sample(*now), velocity, x, times)
     step_seconds = _time_steps(step, velocity, x, times, repeats)
     loop_seconds = _seconds(lambda: loop(velocity, x, times), repeats)
     flops = batch * cost.transformer_flops(model.config, grid[0] * grid[1], text_tokens)
@@ -111,13 +110,19 @@ def _inputs(
 ) -> tuple[FluxVelocity, jax.Array, jax.Array]:
     """A velocity with random text of unit variance, noise (B, N, C), and the flow times (S + 1,)."""
     config, dtype = model.config, model.dtype
-    keys = jax.random.split(jax.random.key(0), 3)
-    txt = jax.random.normal(keys[0], (batch, text_tokens, config.joint_attention_dim), dtype)
-    vec = jax.random.normal(keys[1], (batch, config.pooled_projection_dim), dtype)
-    x = jax.random.normal(keys[2], (batch, grid[0] * grid[1], config.in_channels), jnp.float32)
-    guidance = jnp.full((batch,), 3.5, jnp.float32) if config.guidance_embeds else None
+
+    @jax.jit
+    def make() -> tuple[jax.Array, ...]:
+        keys = jax.random.split(jax.random.key(0), 3)
+        txt = jax.random.normal(keys[0], (batch, text_tokens, config.joint_attention_dim), dtype)
+        vec = jax.random.normal(keys[1], (batch, config.pooled_projection_dim), dtype)
+        x = jax.random.normal(keys[2], (batch, grid[0] * grid[1], config.in_channels), jnp.float32)
+        return txt, vec, x, grid_positions(*grid)
+
+    txt, vec, x, positions = make()
+    guidance = jnp.full(batch, 3.5, jnp.float32) if config.guidance_embeds else None
     times = jnp.asarray(flow_times(steps, grid[0] * grid[1], ScheduleConfig()))
-    return FluxVelocity(model, txt, vec, guidance, grid_positions(*grid)), x, times
+    return FluxVelocity(model, txt, vec, guidance, positions), x, times
 
 
 def _compiled(function: Callable[..., Any], *arguments: Any) -> tuple[Callable[..., Any], dict[str, Any]]:

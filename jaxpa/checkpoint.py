@@ -20,7 +20,7 @@ import numpy as np
 from jax.sharding import Sharding
 from jax.typing import DTypeLike
 
-from jaxpa.config import FluxConfig
+from jaxpa.config import FluxConfig, Settings
 from jaxpa.errors import CheckpointError
 from jaxpa.files import DTYPES, finite, write
 from jaxpa.keys import COMPONENTS, Leaf, abstract
@@ -40,7 +40,7 @@ class Parts:
     """A loaded checkpoint. A part that was not asked for is None."""
 
     config: FluxConfig
-    settings: dict[str, Any]
+    settings: Settings
     transformer: Any = None  # Flux
     vae: Any = None  # Autoencoder
     text_encoder: Any = None  # CLIPTextEncoder
@@ -83,16 +83,15 @@ def load_parts(
     return Parts(found.config, settings_of(found), tokenizers=found.tokenizers, **networks)
 
 
-def settings_of(source: Source) -> dict[str, Any]:
-    """What suits this checkpoint: its folder's own settings over FLUX.1's.
-
-    preset: of personalisation; size: pixels along a side; steps; guidance; max_length: T5 tokens.
-    """
-    if source.config.transformer.guidance_embeds:  # dev
-        usual = {"preset": "official", "size": 1024, "steps": 28, "guidance": 3.5, "max_length": 512}
-    else:  # schnell
-        usual = {"preset": "official", "size": 1024, "steps": 4, "guidance": 0.0, "max_length": 256}
-    return {**usual, **source.settings}
+def settings_of(source: Source) -> Settings:
+    """What suits this checkpoint: its folder's own settings over FLUX.1's. Raises CheckpointError for a wrong type."""
+    usual = Settings() if source.config.transformer.guidance_embeds else Settings(steps=4, guidance=0.0, max_length=256)
+    own = {key: value for key, value in source.settings.items() if hasattr(usual, key)}
+    for key, value in own.items():
+        kind = type(getattr(usual, key))
+        if not isinstance(value, (int, float) if kind is float else kind) or isinstance(value, bool):
+            raise CheckpointError(f"{source.path / MARKER}: {key} must be a {kind.__name__}, not {value!r}")
+    return dataclasses.replace(usual, **own)
 
 
 def _demand(source: Source, faults: list[str], absent: list[str] | None = None) -> None:

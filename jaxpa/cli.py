@@ -1,4 +1,7 @@
-"""The `jaxpa` command. `jaxpa COMMAND --help` explains each; bad input ends in one line on stderr and status 2."""
+"""FLUX.1 and Personalize Anything in JAX. `jaxpa COMMAND --help` explains each command.
+
+Bad input ends in one line on stderr and status 2.
+"""
 
 import sys
 from collections.abc import Sequence
@@ -7,75 +10,20 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
 import tyro
-from tyro.conf import Positional, UseAppendAction
+from tyro.conf import UseAppendAction
 
 from jaxpa import console
 from jaxpa.console import SubjectFlag, TauFlag
 from jaxpa.errors import JaxpaError
+from jaxpa.options import Sampling
+from jaxpa.tools import Bench, Convert, Info, Plan
 
 if TYPE_CHECKING:  # the networks are imported when a command runs
     from PIL import Image
 
+    from jaxpa.personalize import Preset
     from jaxpa.pipeline import Pipeline
     from jaxpa.timing import Clock
-
-Auto = Literal["auto", "float32", "bfloat16"]
-
-
-@dataclass(kw_only=True)
-class Checkpoint:
-    """Which networks, and how to report."""
-
-    model: str = "mini"
-    """`mini`, a diffusers or converted folder, a .safetensors file of the original release, or a hub id."""
-    components: str | None = None
-    """Where the rest comes from, if --model is a single file: a folder or a hub id."""
-    dtype: Auto = "auto"
-    """Of the weights. auto: float32 on CPU, bfloat16 on GPU and TPU."""
-    json: bool = False
-    """One JSON line on stdout; everything else goes to stderr."""
-
-    def load(self) -> "Pipeline":
-        from jaxpa.pipeline import load
-
-        return load(self.model, None if self.dtype == "auto" else self.dtype, components=self.components)
-
-
-@dataclass(kw_only=True)
-class Sampling(Checkpoint):
-    """What every command that makes pictures takes."""
-
-    prompt: str
-    """What the picture shows."""
-    out: Path = Path("jaxpa.png")
-    """The file to write (.png, .jpg, .webp). Several images get their seed into their name."""
-    seed: int = 0
-    """Of the first image; the next ones count on."""
-    num_images: int = 1
-    steps: int | None = None
-    """Default: what suits the checkpoint, as for guidance, height and width."""
-    guidance: float | None = None
-    height: int | None = None
-    width: int | None = None
-    negative_prompt: str | None = None
-    """What the picture should not show; for checkpoints without embedded guidance."""
-
-    def check(self) -> list[int]:
-        """Refuse what can be refused before anything loads; the seeds."""
-        from jaxpa.images import check_output
-        from jaxpa.model import MAX_STEPS
-
-        check_output(self.out)
-        if self.num_images < 1:
-            raise JaxpaError(f"--num-images must be at least 1, not {self.num_images}")
-        if self.steps is not None and not 1 <= self.steps <= MAX_STEPS:
-            raise JaxpaError(f"--steps must be 1 to {MAX_STEPS}, not {self.steps}")
-        return [self.seed + k for k in range(self.num_images)]
-
-    def arguments(self) -> dict[str, Any]:
-        """The keywords that every sampling method of the pipeline takes."""
-        names = ("seed", "num_images", "steps", "guidance", "height", "width", "negative_prompt")
-        return {name: getattr(self, name) for name in names}
 
 
 @dataclass(kw_only=True)
@@ -89,7 +37,7 @@ class Generate(Sampling):
                 pipe = self.load()
             with clock.stage("sample"):
                 images = pipe.generate(self.prompt, **self.arguments(), on_step=console.Progress())
-        _write(self, files, images, clock, {})
+        _write(self, files, images, clock, pipe, {})
         return 0
 
 
@@ -149,7 +97,7 @@ class Personalize(Sampling):
                 )
         preset = pipe.preset(**switches, tau=self.tau)
         extra = {"subjects": [str(s.image) for s in self.subject], "scene": self.scene, "switches": asdict(preset)}
-        _write(self, files, images, clock, extra)
+        _write(self, files, images, clock, pipe, extra, preset, len(references.masks))
         if self.figure:
             from jaxpa.images import save_image
             from jaxpa.subjects import figure
@@ -160,51 +108,14 @@ class Personalize(Sampling):
         return 0
 
 
-@dataclass
-class Convert:
-    """Write a checkpoint in the layout that the networks use: it loads faster, without transposing."""
-
-    source: Positional[str]
-    """Any checkpoint that --model takes."""
-    folder: Positional[Path]
-    """A new folder."""
-    components: str | None = None
-    """Where the rest comes from, if SOURCE is a single file."""
-    dtype: Literal["stored", "float32", "bfloat16"] = "stored"
-    """Of the tensors that are written."""
-
-    def run(self) -> int:
-        from jaxpa.checkpoint import convert
-
-        dtype = None if self.dtype == "stored" else self.dtype
-        folder = convert(self.source, self.folder, self.components, dtype, progress=console.Progress())
-        print(f"jaxpa: wrote {folder}; use it with --model {folder}", file=sys.stderr)
-        return 0
-
-
-@dataclass
-class Info:
-    """Say what a checkpoint holds, from its headers alone; status 1 if it would not load."""
-
-    source: Positional[str] = "mini"
-    """A pipeline, one component's folder, a single file, or a hub id."""
-    components: str | None = None
-    """Where the rest comes from, if SOURCE is a single file."""
-    json: bool = False
-    """One JSON line instead of a table."""
-
-    def run(self) -> int:
-        from jaxpa.report import format_info, info
-
-        content = info(self.source, self.components)
-        if self.json:
-            console.report(True, content, ())
-        else:
-            print(format_info(content))
-        return 0 if content["loads"] else 1
-
-
-COMMANDS = {"generate": Generate, "personalize": Personalize, "convert": Convert, "info": Info}
+COMMANDS = {
+    "generate": Generate,
+    "personalize": Personalize,
+    "plan": Plan,
+    "convert": Convert,
+    "bench": Bench,
+    "info": Info,
+}
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -212,7 +123,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     argv = sys.argv[1:] if argv is None else argv
     try:
         command: Any = tyro.extras.subcommand_cli_from_dict(
-            COMMANDS, prog="jaxpa", description=__doc__, args=console.group_subjects(argv)
+            COMMANDS, prog="jaxpa", description=(__doc__ or "").partition("\n")[0], args=console.group_subjects(argv)
         )
         with console.one_line_warnings():
             return command.run()
@@ -232,23 +143,31 @@ def _clock() -> "Clock":
 
 
 def _write(
-    command: Sampling, files: list[Path], images: "list[Image.Image]", clock: "Clock", extra: dict[str, Any]
-) -> None:
+    command: Sampling, files: list[Path], images: "list[Image.Image]", clock: "Clock", pipe: "Pipeline",
+    extra: dict[str, Any], preset: "Preset | None" = None, references: int = 0,
+) -> None:  # fmt: skip
     """The pictures with how they were made inside, and the report."""
     from jaxpa.images import save_image
+    from jaxpa.plan import plan, remember, signature
+    from jaxpa.source import resolve
 
+    source = resolve(command.model, command.components, download=False)
+    costs = plan(
+        source, preset, references=references, images=len(images), steps=command.steps, height=command.height,
+        width=command.width, guidance=command.guidance, dtype=pipe.dtype,
+    )  # fmt: skip
+    guidance = pipe.settings.guidance if command.guidance is None else command.guidance
     made = {
-        "prompt": command.prompt,
-        "model": command.model,
-        "steps": command.steps,
-        "guidance": command.guidance,
-        **extra,
-    }
+        "prompt": command.prompt, "model": command.model, "steps": costs["steps"], "width": costs["width"],
+        "height": costs["height"], "guidance": guidance, **extra,
+    }  # fmt: skip
     for file, image, seed in zip(files, images, range(command.seed, command.seed + len(files)), strict=True):
         save_image(image, file, {**made, "seed": seed})
-    seconds = {name: round(value, 3) for name, value in clock.seconds.items()}
+    remember(console.compilation_cache(), signature(source, costs, preset))
     content = {
-        "files": [str(file) for file in files], **made, "seed": command.seed, "seconds": seconds,
+        "files": [str(file) for file in files], **made, "seed": command.seed,
+        "sample_forwards": costs["sample_forwards"], "tflop": costs["tflop"],
+        "seconds": {name: round(value, 3) for name, value in clock.seconds.items()},
         "compile_seconds": round(clock.compile_seconds, 3), "programs": clock.programs, "cached_programs": clock.cached,
     }  # fmt: skip
     total = ", ".join(f"{name} {value:.1f} s" for name, value in clock.seconds.items())

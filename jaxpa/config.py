@@ -170,6 +170,17 @@ class FluxConfig:
     scheduler: ScheduleConfig = ScheduleConfig()
 
 
+@dataclass(frozen=True)
+class Settings:
+    """What suits a checkpoint where a user says nothing (`jaxpa.json` of its folder). Defaults: FLUX.1-dev."""
+
+    preset: str = "official"  # of personalisation
+    size: int = 1024  # pixels along a side
+    steps: int = 28
+    guidance: float = 3.5
+    max_length: int = 512  # T5 tokens
+
+
 def flux_dev() -> FluxConfig:
     """FLUX.1-dev: guidance embedding, resolution-dependent shift."""
     return FluxConfig()

@@ -120,8 +120,8 @@ def compilation_cache() -> Path:
     """Keep compiled programs between processes, unless the user's JAX is told where already; the folder."""
     import jax
 
-    if jax.config.jax_compilation_cache_dir:
-        return Path(jax.config.jax_compilation_cache_dir)
+    if named := jax.config.values["jax_compilation_cache_dir"]:
+        return Path(named)
     base = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache")
     jax.config.update("jax_compilation_cache_dir", str(base / "jaxpa" / "programs"))
     jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.0)

@@ -66,7 +66,12 @@ def invert(
     """
 
     steps = jnp.arange(forward.model.shape[0])
-    _, states = jax.lax.scan(lambda y, i: (forward_step(velocity, y, noise, forward, gamma, i),) * 2, x0, steps)
+
+    def body(y: jax.Array, i: jax.Array) -> tuple[jax.Array, jax.Array]:
+        y = forward_step(velocity, y, noise, forward, gamma, i)
+        return y, y
+
+    _, states = jax.lax.scan(body, x0, steps)
     return jnp.concatenate([x0[None], states])
 
 

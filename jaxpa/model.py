@@ -8,7 +8,6 @@ nothing. What is drawn and pasted with pictures is in `jaxpa.pipeline`.
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -17,6 +16,7 @@ from PIL import Image
 
 from jaxpa import images, sampling, text
 from jaxpa.checkpoint import Parts
+from jaxpa.config import Settings
 from jaxpa.errors import JaxpaError
 from jaxpa.sampling import ClassifierFree, Velocity
 from jaxpa.schedule import flow_times
@@ -43,8 +43,13 @@ class Model:
     tokenizers: Tokenizers
 
     @property
-    def settings(self) -> dict[str, Any]:
+    def settings(self) -> Settings:
         return self.parts.settings
+
+    @property
+    def dtype(self) -> np.dtype:
+        """Of the transformer's weights."""
+        return np.dtype(self.parts.transformer.dtype)
 
     @property
     def embeds_guidance(self) -> bool:
@@ -57,8 +62,8 @@ class Model:
 
     def grid(self, height: int | None = None, width: int | None = None) -> tuple[int, int]:
         """The canvas in tokens (h, w). Raises JaxpaError for a size that is no multiple of a token's."""
-        size = self.settings["size"]
-        height, width = (size if side is None else side for side in (height, width))
+        size = self.settings.size
+        height, width = size if height is None else height, size if width is None else width
         near = [max(1, round(side / self.cell)) * self.cell for side in (height, width)]
         if [height, width] != near:
             raise JaxpaError(
@@ -71,7 +76,7 @@ class Model:
 
     def times(self, steps: int | None, grid: tuple[int, int]) -> np.ndarray:
         """The flow times of a schedule, (S + 1,). Raises JaxpaError for a number of steps out of range."""
-        steps = self.settings["steps"] if steps is None else steps
+        steps = self.settings.steps if steps is None else steps
         if not 1 <= steps <= MAX_STEPS:
             raise JaxpaError(f"steps must be 1 to {MAX_STEPS}, not {steps}")
         return flow_times(steps, grid[0] * grid[1], self.parts.config.scheduler)
@@ -82,7 +87,7 @@ class Model:
 
     def encode_text(self, prompts: Sequence[str]) -> TextEmbedding:
         """Prompts -> .txt (B, M, Dt), .vec (B, Dv). Warns of what an encoder does not read of a prompt."""
-        clip_ids, t5_ids, _ = self.tokenizers.tokenize(list(prompts), self.settings["max_length"])
+        clip_ids, t5_ids, _ = self.tokenizers.tokenize(list(prompts), self.settings.max_length)
         rows: dict[str, TextEmbedding] = {}  # one at a time: a batch of another size needs no program of its own
         for prompt, t5_row, clip_row in zip(prompts, t5_ids[:, None], clip_ids[:, None], strict=True):
             if prompt not in rows:
@@ -95,7 +100,7 @@ class Model:
             array = np.asarray(pictures, np.float32)
         else:
             each = pictures if isinstance(pictures, list | tuple) else [pictures]
-            read = [images.read_image(one) for one in each]
+            read = [images.read_image(one) for one in each]  # type: ignore[arg-type]
             array = np.stack([images.to_array(one, one.height, one.width) for one in read])
         self.grid(array.shape[1], array.shape[2])
         return _encode(self.parts.vae, array)
@@ -114,7 +119,7 @@ class Model:
         guidance is embedded where the checkpoint learned it; elsewhere, above 1, it is classifier-free and needs
         `negative`, the embedding of what it pushes away from (None: the empty prompt).
         """
-        guidance = self.settings["guidance"] if guidance is None else guidance
+        guidance = self.settings.guidance if guidance is None else guidance
         if negative is None:
             negative = self.negative(None, guidance, len(text))
         return self.guided(text, self.grid(height, width), guidance, negative)
@@ -129,12 +134,13 @@ class Model:
         """
         model, positions = self.parts.transformer, _positions(*grid)
         if self.embeds_guidance:
-            return FluxVelocity(model, text.txt, text.vec, np.full(len(text), guidance, np.float32), positions)
+            rows = jnp.asarray(np.full(len(text), guidance, np.float32))
+            return FluxVelocity(model, text.txt, text.vec, rows, positions)
         if negative is None:
             return FluxVelocity(model, text.txt, text.vec, None, positions)
         both = TextEmbedding.concatenate([text, negative])
         plain = FluxVelocity(model, both.txt, both.vec, None, positions)
-        return ClassifierFree(plain, np.float32(guidance) if scale is None else scale, references)
+        return ClassifierFree(plain, jnp.float32(guidance) if scale is None else scale, references)
 
     def negative(self, prompt: str | None, guidance: float, count: int) -> TextEmbedding | None:
         """The rows that guidance pushes away from, where this checkpoint needs them."""

@@ -26,6 +26,7 @@ from jaxpa.model import Model, seeds_of
 from jaxpa.personalize import PRESETS, Phase, Preset, Task
 from jaxpa.sampling import Velocity
 from jaxpa.schedule import Steps, steps_above, tau_time
+from jaxpa.sharding import rules
 from jaxpa.subjects import Place, References, Subject, read_references
 from jaxpa.text import TextEmbedding, Tokenizers
 
@@ -54,7 +55,7 @@ class Pipeline(Model):
         """
         prompts = [prompt] if isinstance(prompt, str) else list(prompt)
         seeds = seeds_of(seed, max(num_images, len(prompts)))
-        guidance = self.settings["guidance"] if guidance is None else guidance
+        guidance = self.settings.guidance if guidance is None else guidance
         grid = self.grid(height, width)
         times = self.times(steps, grid)
         text = self.encode_text([prompts[k % len(prompts)] for k in range(len(seeds))])
@@ -71,7 +72,7 @@ class Pipeline(Model):
 
     def preset(self, preset: str | Preset | None = None, **switches: Any) -> Preset:
         """The switches of a call: a named preset (None: the checkpoint's own), those that are given replaced."""
-        name = self.settings["preset"] if preset is None else preset
+        name = self.settings.preset if preset is None else preset
         if isinstance(name, str) and name not in PRESETS:
             raise JaxpaError(f"there is no preset {name!r}: use one of {', '.join(PRESETS)}")
         base = PRESETS[name] if isinstance(name, str) else name
@@ -98,7 +99,7 @@ class Pipeline(Model):
         slowest, placement fastest, through one compiled program. preset and the further keywords are the switches of
         `personalize.Preset`: level, path, start, concat, ... Raises JaxpaError for bad input.
         """
-        taus = list(tau) if isinstance(tau, list | tuple) else [tau]
+        taus = [tau] if tau is None or isinstance(tau, float | int | Steps) else list(tau)
         if not isinstance(subjects, References):
             subjects = self.references(subjects, scene, height=height, width=width, at=at)
         switch = self.preset(preset, **switches)
@@ -114,7 +115,7 @@ class Pipeline(Model):
         on_step: OnStep | None = None,
     ) -> jax.Array:  # fmt: skip
         """The tokens behind `personalize`, for every tau, seed and placement: (T * S * P, N, C)."""
-        grid, guidance = references.grid, self.settings["guidance"] if guidance is None else guidance
+        grid, guidance = references.grid, self.settings.guidance if guidance is None else guidance
         times = self.times(steps, grid)
         gates = [gate_time(tau, times) for tau in taus]
         placement = repeat_placement(references.placement, len(seeds))  # (G, R, N), placements fastest
@@ -136,8 +137,8 @@ class Pipeline(Model):
         else:
             before = Phase(self.guided(images, grid, guidance, negative, 0, scale), early)
         after = Phase(self.guided(rows, grid, guidance, negative, r) if late else alone, late)
-        eta = inversion.control(len(times) - 1, preset.eta)
-        tasks = [Task(path, eta, times, np.float32(tau), before, after, preset.level) for tau in gates]
+        eta = jnp.asarray(inversion.control(len(times) - 1, preset.eta))
+        tasks = [Task(path, eta, jnp.asarray(times), jnp.float32(tau), before, after, preset.level) for tau in gates]
         return jnp.concatenate([_personalize(t, x) if on_step is None else _stepped(t, x, on_step) for t in tasks])
 
     def path(
@@ -203,11 +204,6 @@ def load(
     on CPU, bfloat16 elsewhere); mesh: devices to spread the networks over (`jaxpa.sharding`).
     Raises CheckpointError with everything that is wrong.
     """
-    shardings = None
-    if mesh is not None:
-        from jaxpa.sharding import rules
-
-        shardings = rules(mesh)
-    parts = load_parts(source, components, dtype, shardings)
+    parts = load_parts(source, components, dtype, None if mesh is None else rules(mesh))
     folder = {path.parent for path in parts.tokenizers.values()}
     return Pipeline(parts, Tokenizers.load(folder.pop()))

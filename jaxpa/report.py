@@ -33,7 +33,7 @@ def info(source: str | Path, components: str | Path | None = None) -> dict[str, 
         "absent": found.absent(),
         "problems": list(found.problems),
         "scheduler": dataclasses.asdict(found.config.scheduler) if found.whole else None,
-        "settings": settings_of(found) if found.whole else None,
+        "settings": dataclasses.asdict(settings_of(found)) if found.whole else None,
         "tokenizers": {name: str(path) for name, path in found.tokenizers.items()},
     }
 

@@ -59,7 +59,7 @@ class References:
     @property
     def targets(self) -> np.ndarray:
         """The cells of each image that a reference is put on: (G | 1, N) bool."""
-        return np.asarray(self.placement.target).any(1)
+        return np.any(np.asarray(self.placement.target), axis=1)
 
 
 def read_mask_of(subject: Subject) -> tuple[Image.Image, np.ndarray]:

@@ -3,6 +3,7 @@
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
+from typing import Any
 
 import jax
 
@@ -50,16 +51,16 @@ def _listen() -> None:
         return
     _listening = True
 
-    def duration(event: str, seconds: float, **_: object) -> None:
+    def duration(event: str, seconds: float, **_: Any) -> None:
         if event == BACKEND_COMPILE:
             for clock in _clocks:
                 clock.compile_seconds += seconds
                 clock.programs += 1
 
-    def counted(event: str, **_: object) -> None:
+    def counted(event: str, **_: Any) -> None:
         if event == CACHE_HIT:
             for clock in _clocks:
                 clock.cached += 1
 
-    jax.monitoring.register_event_duration_secs_listener(duration)
+    jax.monitoring.register_event_duration_secs_listener(duration)  # type: ignore[arg-type]
     jax.monitoring.register_event_listener(counted)

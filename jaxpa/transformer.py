@@ -187,6 +187,8 @@ class Flux(nnx.Module):
         places = positions if positions.ndim == 3 else positions[None]  # (B | 1, N, 2)
         bias = None
         if routing is not None and routing.context is not None:
+            assert routing.positions is not None
+            assert routing.valid is not None
             b, k = routing.context.shape
             places = jnp.broadcast_to(places, (b, *places.shape[1:]))
             places = jnp.concatenate([places, routing.positions], 1)  # (B, N + K, 2)

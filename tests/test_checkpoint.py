@@ -42,8 +42,8 @@ def test_pipeline(folder):
     parts = load_parts(folder)
     assert parts.config.transformer == CONFIG.transformer
     assert parts.config.scheduler == ScheduleConfig(shift=3.0, base_shift=0.25)
-    assert parts.settings["preset"] == "mini"
-    assert parts.settings["max_length"] == 512
+    assert parts.settings.preset == "mini"
+    assert parts.settings.max_length == 512
     assert parts.tokenizers == {name: folder / name for name in ("tokenizer", "tokenizer_2")}
 
 

@@ -22,8 +22,8 @@ FLOORS = (
     ("layers", "transformer autoencoder t5 clip"),
     ("sampling", "inversion", "personalize", "compose"),
     ("files hub sharding", "keys", "parts", "source", "checkpoint", "report"),
-    ("text timing masks figures", "images", "subjects", "model", "pipeline", "batch bench", "__init__"),
-    ("console", "cli", "__main__"),
+    ("text timing masks figures", "images", "subjects", "model", "pipeline", "batch bench plan", "__init__"),
+    ("console", "options", "tools", "cli", "__main__"),
 )
 PLACES = {
     name: (floor, group)
@@ -103,7 +103,7 @@ def test_the_rule_itself(name, modules, count):
 
 
 def test_imports_are_found_wherever_they_stand():
-    source = "import os\nfrom jaxpa import tokens, load\ndef f():\n  from jaxpa.cli import main\n  import jaxpa.t5 as t\n"
+    source = "import os\nfrom jaxpa import tokens, load\ndef f():\n  from jaxpa.cli import main\n  import jaxpa.t5 as t"
     assert imports(source) == {"os", "jaxpa", "jaxpa.tokens", "jaxpa.cli", "jaxpa.t5"}
 
 

@@ -2,6 +2,7 @@
 
 import json
 import logging
+from dataclasses import asdict
 
 import jax
 import jax.numpy as jnp
@@ -80,7 +81,7 @@ def test_settings(parts):
     assert SETTINGS["steps"] >= 1
     assert SETTINGS["guidance"] >= 0
     assert SETTINGS["max_length"] <= Tokenizers.load(FOLDER).t5.model_max_length
-    assert parts.settings.items() >= SETTINGS.items()
+    assert asdict(parts.settings) == SETTINGS
 
 
 def test_architecture(parts):

@@ -168,8 +168,8 @@ def test_only_relative_positions_count(seed, offset, place):
         key = rotated(k, at[None] + np.asarray(offset, np.float32))
         return np.asarray((rotated(q, at[None]) * key).sum(-1))
 
-    # Angles reach 90, whose last bit is 8e-6, in 18 channels of order 1.
-    close(logit(np.asarray(place, np.float32)), logit(np.zeros(2, np.float32)), 1e-4)
+    # Angles reach 90, whose last bit is 8e-6; what comes of it in 18 channels of order 1 is 4e-6.
+    close(logit(np.asarray(place, np.float32)), logit(np.zeros(2, np.float32)), 2e-5)
 
 
 def test_position_zero_and_the_first_axis_do_not_turn():
@@ -397,7 +397,8 @@ def task_of(flux: Flux, seed: int, tau: float) -> Task:
 
 
 def test_another_subject_prompt_and_tau_compile_nothing(flux):
-    run = jax.jit(personalize.sample)
+    # How often counts here, not how well: without optimisation the compiler takes a third of the time.
+    run = jax.jit(personalize.sample, compiler_options={"xla_backend_optimization_level": 0})
     noise = jnp.asarray(normal(0, 2, N, CONFIG.in_channels))
     tasks = [task_of(flux, 0, 0.6), task_of(flux, 0, 0.9), task_of(flux, 4, 0.3)]
     outs = [jax.block_until_ready(run(tasks[0], noise))]

@@ -18,6 +18,14 @@ GRIDS = [(6, 8), (7, 5)]  # few: every other number of a test is data for a prog
 few = settings(max_examples=25, deadline=None)
 
 
+@pytest.fixture(autouse=True, scope="module")
+def quick_compiles():
+    """Many small programs: the compiler's optimisations cost more than they save."""
+    jax.config.update("jax_disable_most_optimizations", True)
+    yield
+    jax.config.update("jax_disable_most_optimizations", False)
+
+
 def jitted(function, **fixed):
     """The function with the grid and `fixed` static, everything else traced."""
     return {grid: jax.jit(partial(function, h=grid[0], w=grid[1], **fixed)) for grid in GRIDS}

@@ -8,6 +8,7 @@ learns, so that the latents stay what they were measured to be.
 
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -81,10 +82,11 @@ def decoder_loss(model: Autoencoder, images: jax.Array, key: jax.Array) -> jax.A
 
 def normalise(model: Autoencoder, images: np.ndarray) -> Autoencoder:
     """The same autoencoder with latents of mean 0 and variance 1 in every channel (but for the picture's rim)."""
-    z = jnp.concatenate([model.encode(x).mean for x in np.split(images, len(images) // 16)])
+    z = jnp.concatenate([model.encode(jnp.asarray(x)).mean for x in np.split(images, len(images) // 16)])
     mean, std = z.mean((0, 1, 2)), z.std((0, 1, 2))
-    leaves = {"encoder": model.encoder.conv_out, "decoder": model.decoder.conv_in}
-    out, back = leaves["encoder"], leaves["decoder"]
+    out, back = model.encoder.conv_out, model.decoder.conv_in
+    assert out.bias is not None
+    assert back.bias is not None
     scale = jnp.concatenate([1 / std, 1 / std])
     bias = jnp.concatenate([(out.bias[: len(mean)] - mean) / std, out.bias[len(mean) :] - 2 * jnp.log(std)])
     new = {
@@ -94,7 +96,7 @@ def normalise(model: Autoencoder, images: np.ndarray) -> Autoencoder:
         "decoder.conv_in.bias": back.bias + jnp.einsum("hwio,i->o", back.kernel[...], mean),
     }
 
-    def replace(path: object, leaf: jax.Array) -> jax.Array:
+    def replace(path: Any, leaf: jax.Array) -> jax.Array:
         return new.get(jax.tree_util.keystr(path, simple=True, separator=".").removesuffix(".value"), leaf)
 
     return jax.tree_util.tree_map_with_path(replace, model)
@@ -129,24 +131,24 @@ def train(out: Path, config: AutoencoderConfig, *, steps: int, batch: int, pictu
     """Train, or take up where `out/autoencoder.state` stopped; returns the finished model."""
     drawn = np.concatenate([b.images for b in dataset(seed, pictures, workers=2)])
     stream = batches(drawn, natural_images(), batch, seed)
-    model = Autoencoder(config, rngs=nnx.Rngs(seed))
+    model: Any = Autoencoder(config, rngs=nnx.Rngs(seed))
     rate = trapezoid(1.0, steps, decay=0.5)
     tx = optimiser(
         model, lambda s: 0.01 * rate(s), lambda s: 2e-3 * rate(s),
         lambda path, leaf: "kernel" in path and leaf.ndim == 4 and "conv_in" not in path and "conv_out" not in path,
     )  # fmt: skip
-    state = (model, tx.init(model), jnp.zeros((), jnp.int32))
+    state: Any = (model, tx.init(model), jnp.zeros((), jnp.int32))
     file = out / "autoencoder.state"
     if file.exists():
         state = load_state(file, state)
 
-    def step(objective, state, images):
+    def step(objective: Any, state: Any, images: Any) -> Any:
         model, opt, i = state
         value, grads = jax.value_and_grad(objective)(model, images, jax.random.fold_in(jax.random.key(seed), i))
         updates, opt = tx.update(grads, opt, model)
         return (optax.apply_updates(model, updates), opt, i + 1), value
 
-    def decoder_step(state, images):
+    def decoder_step(state: Any, images: Any) -> Any:
         (new, opt, i), value = step(decoder_loss, state, images)
         return (_with_encoder(new, state[0]), opt, i), value
 
@@ -167,7 +169,7 @@ def train(out: Path, config: AutoencoderConfig, *, steps: int, batch: int, pictu
 def _with_encoder(model: Autoencoder, source: Autoencoder) -> Autoencoder:
     """`model` with the encoder of `source`."""
 
-    def pick(path: object, leaf: jax.Array, other: jax.Array) -> jax.Array:
+    def pick(path: Any, leaf: jax.Array, other: jax.Array) -> jax.Array:
         return other if jax.tree_util.keystr(path, simple=True, separator=".").startswith("encoder") else leaf
 
     return jax.tree_util.tree_map_with_path(pick, model, source)

@@ -387,7 +387,7 @@ def draw_subject(look: Look, size: int) -> tuple[np.ndarray, np.ndarray, tuple[f
             outline(pen, points, edge)
     small = np.zeros((size, size, 4), np.float32)
     (x0, y0), (x1, y1) = frame.first, frame.last
-    small[y0:y1, x0:x1] = layer.convert("RGBa").reduce(SUPERSAMPLE)
+    small[y0:y1, x0:x1] = np.asarray(layer.convert("RGBa").reduce(SUPERSAMPLE))
     low, high = frame.low / side, frame.high / side
     foot = ((low[0] + high[0]) / 2, (high[0] - low[0]) / 2, high[1])
     return small[..., :3] * light(size, low, high), small[..., 3] / 255, foot

@@ -102,7 +102,7 @@ def train(
     steps: int, batch: int, seed: int, muon_rate: float = 0.014, adam_rate: float = 1.7e-3, ema: float = 0.999,
 ) -> TextToImage:  # fmt: skip
     """Train, or take up where `out/flow.state` stopped; returns the averaged weights."""
-    model = initial(config, seed)
+    model: Any = initial(config, seed)
     rate = trapezoid(1.0, steps)
     tx = optimiser(model, lambda s: muon_rate * rate(s), lambda s: adam_rate * rate(s), hidden_matrix)
     state = (model, model, tx.init(model), jnp.zeros((), jnp.int32))

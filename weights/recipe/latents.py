@@ -5,7 +5,7 @@ from typing import Any
 
 import jax
 import numpy as np
-from transformers import CLIPTokenizer, T5TokenizerFast
+from transformers import CLIPTokenizer, T5Tokenizer
 
 from jaxpa.autoencoder import Autoencoder
 from weights.recipe.flow import Batch
@@ -19,7 +19,7 @@ class Tokenizers:
 
     def __init__(self, folder: Path):
         self.clip = CLIPTokenizer.from_pretrained(folder / "tokenizer")
-        self.t5 = T5TokenizerFast.from_pretrained(folder / "tokenizer_2")
+        self.t5 = T5Tokenizer.from_pretrained(folder / "tokenizer_2")
 
     def __call__(self, captions: list[str]) -> tuple[np.ndarray, np.ndarray]:
         """T5 ids (B, M) and CLIP ids (B, CLIP_TOKENS), int32."""

@@ -10,7 +10,7 @@ from collections import Counter
 from pathlib import Path
 
 from tokenizers import AddedToken, Regex, Tokenizer, decoders, models, normalizers, pre_tokenizers, processors, trainers
-from transformers import CLIPTokenizer, T5TokenizerFast
+from transformers import CLIPTokenizer, T5Tokenizer
 
 from weights.recipe.world import numbered_scene
 
@@ -33,7 +33,7 @@ def clip_vocabulary(captions: list[str], merges: int = 256) -> tuple[dict[str, i
 def make_clip(captions: list[str], folder: Path) -> None:
     vocabulary, merges = clip_vocabulary(captions)
     marks = {"bos_token": START, "eos_token": END, "pad_token": END, "unk_token": END}
-    CLIPTokenizer(vocabulary, merges, model_max_length=CLIP_LENGTH, **marks).save_pretrained(folder)
+    CLIPTokenizer(vocabulary, merges, model_max_length=CLIP_LENGTH, **marks).save_pretrained(folder)  # type: ignore[arg-type]
 
 
 def make_t5(captions: list[str], folder: Path, length: int) -> None:
@@ -55,7 +55,7 @@ def make_t5(captions: list[str], folder: Path, length: int) -> None:
         single="$A </s>", special_tokens=[("</s>", 1)]
     )
     model.add_special_tokens([AddedToken(mark, normalized=False) for mark in marks])
-    T5TokenizerFast(
+    T5Tokenizer(
         tokenizer_object=model, pad_token="<pad>", eos_token="</s>", unk_token="<unk>",
         extra_ids=0, model_max_length=length,
     ).save_pretrained(folder)  # fmt: skip

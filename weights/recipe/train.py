@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import tyro
-from transformers import CLIPTokenizer, T5TokenizerFast
+from transformers import CLIPTokenizer, T5Tokenizer
 
 from weights.recipe import autoencoder, flow, latents
 from weights.recipe.export import export
@@ -46,7 +46,7 @@ def run(recipe: Recipe) -> None:
         make_tokenizers(recipe.out, recipe.text_length)
     tokens = (
         CLIPTokenizer.from_pretrained(recipe.out / "tokenizer"),
-        T5TokenizerFast.from_pretrained(recipe.out / "tokenizer_2"),
+        T5Tokenizer.from_pretrained(recipe.out / "tokenizer_2"),
     )
     config = flow.small_config(
         recipe.width, recipe.heads, recipe.double, recipe.single, recipe.channels, (len(tokens[0]), len(tokens[1]))

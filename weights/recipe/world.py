@@ -199,7 +199,7 @@ def render_each(scene: Scene, size: int = SIZE) -> tuple[np.ndarray, np.ndarray]
 def render(scene: Scene, size: int = SIZE) -> tuple[np.ndarray, np.ndarray]:
     """-> image (H, W, 3) uint8, mask (H, W) bool of all subjects (`render_each` keeps them apart)."""
     image, masks = render_each(scene, size)
-    return image, masks.any(axis=0)
+    return image, np.any(masks, axis=0)
 
 
 def labels_of(scene: Scene) -> tuple[int, ...]:

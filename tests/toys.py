@@ -1,0 +1,121 @@
+"""Velocities that are no network, and tasks on them: small enough to say what the method must give."""
+
+from dataclasses import dataclass
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from jaxpa import inversion, personalize, tokens
+from jaxpa.config import ScheduleConfig
+from jaxpa.personalize import Phase, Task, reference_context, replacement_source
+from jaxpa.schedule import flow_times
+from jaxpa.tokens import Placement, Routing, identity_source
+
+H, W, C = 4, 5, 3
+N = H * W
+
+
+@pytest.fixture(autouse=True, scope="module")
+def quick_compiles():
+    """Many small programs that run once: the compiler's optimisations cost more than they save."""
+    jax.config.update("jax_disable_most_optimizations", True)
+    yield
+    jax.config.update("jax_disable_most_optimizations", False)
+
+
+@jax.tree_util.register_dataclass
+@dataclass(frozen=True)
+class Toy:
+    """A one-layer stand-in for the network: attention over routed tokens and context, near positions preferred.
+
+    The residual keeps a row's own features, as the blocks of the real network do. weight (C, C); shift (B, 1, C), a
+    condition of each row's own, so that mixed up rows show.
+    """
+
+    weight: jax.Array
+    shift: jax.Array
+
+    def __call__(self, x: jax.Array, t: jax.Array, routing: Routing | None = None) -> jax.Array:
+        b, n = x.shape[:2]
+        routing = routing or Routing(identity_source(b, n))
+        features = jnp.tanh(x + self.shift)
+        query = tokens.gather(features, routing.source)
+        places = jnp.broadcast_to(tokens.grid_positions(H, W), (b, n, 2))
+        keys, valid = query, jnp.ones((b, n), bool)
+        key_places = places
+        if routing.context is not None and routing.positions is not None and routing.valid is not None:
+            keys = jnp.concatenate([query, tokens.gather(features, routing.context)], 1)
+            key_places = jnp.concatenate([places, routing.positions], 1)
+            valid = jnp.concatenate([valid, routing.valid], 1)
+        distance = jnp.sum((places[:, :, None] - key_places[:, None]) ** 2, -1)
+        logits = query @ jnp.swapaxes(keys, 1, 2) - 0.1 * distance
+        weights = jax.nn.softmax(jnp.where(valid[:, None], logits, -1e30))
+        return (weights @ keys) @ self.weight * (1 + t[:, None, None]) - 0.1 * x
+
+
+@jax.tree_util.register_dataclass
+@dataclass(frozen=True)
+class Linear:
+    """v = slope * (source tokens): each token by itself, so that everything has a closed form."""
+
+    slope: jax.Array
+
+    def __call__(self, x: jax.Array, t: jax.Array, routing: Routing | None = None) -> jax.Array:
+        return self.slope * (x if routing is None else tokens.gather(x, routing.source))
+
+
+def toy(rows: int, seed: int = 0) -> Toy:
+    rng = np.random.default_rng(seed)
+    return Toy(jnp.float32(0.5 * rng.standard_normal((C, C))), jnp.float32(rng.standard_normal((rows, 1, C))))
+
+
+def some(seed: int, *shape: int) -> np.ndarray:
+    return np.random.default_rng(seed).standard_normal(shape).astype(np.float32)
+
+
+def times_of(steps: int) -> np.ndarray:
+    return flow_times(steps, 1024, ScheduleConfig())
+
+
+MASKS = np.stack([np.all(np.indices((H, W)).reshape(2, N) < np.array(limit)[:, None], 0) for limit in ((2, 2), (3, 1))])
+
+
+OFFSETS = np.array([[1, 2], [0, 3]])  # where they go; part of the second leaves the grid
+
+
+@jax.jit
+def put(masks: np.ndarray, offsets: np.ndarray) -> Placement:
+    """Masks (R, N), offsets (R, 2) -> placements (R, N)."""
+    return jax.vmap(lambda mask, by: tokens.shift(mask, H, W, *by))(masks, offsets)
+
+
+def make_task(
+    references: int = 1, images: int = 1, tau: float = 0.6, level="layer", concat=None, size: int = N,
+    velocity=toy, eta: float = 1.0, seed: int = 0, steps: int = 6,
+) -> Task:  # fmt: skip
+    """A task on toy velocities: [references; images], each with a condition of its own. MASKS move by OFFSETS."""
+    masks, placement = MASKS[:references], put(MASKS[:references], OFFSETS[:references])
+    times, rows = times_of(steps), velocity(references + images)
+    alone = jax.tree.map(lambda a: a[references:] if a.ndim == 3 else a, rows)
+    path = inversion.straight_line(some(seed + 1, references, N, C), some(seed + 2, references, N, C), times)
+    late = None
+    if concat is not None:
+        context = CONTEXT(masks, placement, images, (H, W), concat, size)
+        late = Routing(identity_source(references + images, N), *context)
+    early = Phase(rows if level == "layer" else alone, Routing(SOURCE(placement, images)))
+    held = jnp.asarray(inversion.control(steps, eta))
+    after = Phase(alone if late is None else rows, late)
+    return Task(jnp.asarray(path), held, jnp.asarray(times), jnp.float32(tau), early, after, level)
+
+
+SAMPLE = jax.jit(personalize.sample)
+EARLY, LATE = jax.jit(personalize.early_step), jax.jit(personalize.late_step)
+ASK = jax.jit(lambda velocity, x, t, routing: velocity(x, jnp.broadcast_to(t, x.shape[:1]), routing))
+CONTEXT = jax.jit(reference_context, static_argnums=(2, 3, 4, 5))
+SOURCE = jax.jit(replacement_source, static_argnums=1)
+
+
+def close(got, want, atol):
+    np.testing.assert_allclose(np.asarray(got), np.asarray(want), atol=atol, rtol=0)
