@@ -46,7 +46,7 @@ def flow_times(steps: int, tokens: int, config: ScheduleConfig) -> np.ndarray:
 
 @dataclass(frozen=True)
 class Steps:
-    """tau as a share of the steps: Steps(0.8) replaces while more than 80% of the steps remain.
+    """tau as a share of the steps: Steps(0.8) replaces in the first 20% of them, rounded to the nearest step.
 
     The paper counts tau this way ("tau = 80% of the steps"); a plain float is flow time.
     """

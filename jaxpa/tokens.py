@@ -209,9 +209,9 @@ class Routing:
     All indices count the B * N image tokens of a batch, row after row.
 
     source:    (B, N) int32, the token whose features stand in for each token (itself: nothing is replaced).
-    context:   (B, K) int32 or None, tokens whose keys and values join each row's sequence.
-    positions: (B, K, 2) float32 or None, the rotary positions of the context.
-    valid:     (B, K) bool or None, False for padding of the context.
+    context:   (B, K) int32, tokens whose keys and values join each row's sequence; None: none do.
+    positions: (B, K, 2) float32, the rotary positions of the context.
+    valid:     (B, K) bool, False for padding of the context.
     """
 
     source: jax.Array
@@ -234,8 +234,10 @@ class Routing:
         def rows(x: jax.Array) -> jax.Array:
             return jnp.concatenate([x[:shared], *[x[shared:]] * count])
 
-        if self.context is None or self.positions is None or self.valid is None:
+        if self.context is None:
             return Routing(indices(self.source))
+        assert self.positions is not None
+        assert self.valid is not None
         return Routing(indices(self.source), indices(self.context), rows(self.positions), rows(self.valid))
 
 
