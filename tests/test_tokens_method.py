@@ -84,7 +84,7 @@ def place_by_loop(mask, grid, source_box, target_box, flip):
     return out
 
 
-@few
+@settings(max_examples=100, deadline=None)
 @given(st.data())
 def test_place_is_the_loop(data):
     grid, mask = data.draw(masks())
@@ -135,7 +135,11 @@ def test_place_scales():
     """To twice the width and half the height: every second row, every column twice; ties take the lower right."""
     h, w = 6, 8
     full = np.ones(h * w, bool)
-    got = PLACE[h, w](full, source_box=np.array([0.0, 0, 4, 2]), target_box=np.array([1.0, 2, 3, 6]))
+    boxes = {"source_box": np.array([0.0, 0, 4, 2]), "target_box": np.array([1.0, 2, 3, 6])}
+    got, mirrored = PLACE[h, w](full, **boxes), PLACE[h, w](full, **boxes, flip=True)
+    for one, other in zip(got, mirrored, strict=True):
+        one, other = (np.asarray(x).reshape(h, w)[1:3, 2:6] for x in (one, other))
+        np.testing.assert_array_equal(one, other[:, ::-1])
     np.testing.assert_array_equal(np.asarray(got.target).reshape(h, w).nonzero(),
                                   ([1] * 4 + [2] * 4, [2, 3, 4, 5] * 2))  # fmt: skip
     np.testing.assert_array_equal(np.asarray(got.source)[np.asarray(got.target)],
