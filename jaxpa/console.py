@@ -8,14 +8,20 @@ import warnings
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
+import numpy as np
 from tqdm import tqdm
 from tyro.constructors import PrimitiveConstructorSpec
 
 from jaxpa.errors import JaxpaError
 from jaxpa.schedule import Steps
 from jaxpa.subjects import Place, Subject
+
+if TYPE_CHECKING:
+    from PIL import Image
+
+    from jaxpa.timing import Clock
 
 GROUP = {"mask": True, "at": True, "caption": True, "flip": False}  # flags of a subject, and whether a value follows
 
@@ -70,6 +76,17 @@ def parse_place(text: str) -> Place:
     return numbers  # type: ignore[return-value]
 
 
+def parse_pad(text: str) -> tuple[int, ...]:
+    """`TOP,RIGHT,BOTTOM,LEFT` in pixels; one number for all sides."""
+    try:
+        numbers = tuple(int(part) for part in text.split(","))
+    except ValueError:
+        numbers = ()
+    if len(numbers) not in (1, 4):
+        raise JaxpaError(f"--pad {text!r}: give TOP,RIGHT,BOTTOM,LEFT in pixels, or one number for all sides")
+    return numbers * (4 // len(numbers))
+
+
 def parse_tau(text: str) -> float | Steps:
     """`0.6`: flow time; `80%`: share of the steps that remain. Raises JaxpaError outside [0, 1]."""
     try:
@@ -90,6 +107,8 @@ def _primitive(metavar: str, parse: Callable[[list[str]], Any], kind: type | tup
 
 SUBJECT = "IMAGE [--mask MASK] [--at X,Y | L,T,R,B] [--caption TEXT] [--flip]"
 SubjectFlag = Annotated[Subject, _primitive(SUBJECT, parse_subject, Subject, "*")]
+PlaceFlag = Annotated[Place, _primitive("X,Y|L,T,R,B", lambda words: parse_place(words[0]), tuple, 1)]
+PadFlag = Annotated[tuple[int, int, int, int], _primitive("T,R,B,L", lambda words: parse_pad(words[0]), tuple, 1)]
 TauFlag = Annotated[float | Steps, _primitive("T|P%", lambda words: parse_tau(words[0]), (float, Steps), 1)]
 
 
@@ -101,7 +120,7 @@ class Progress:
 
     def __call__(self, stage: str, done: int, total: int) -> None:
         if self.bar is None:
-            self.bar = tqdm(total=total, desc=stage, file=sys.stderr, leave=False, dynamic_ncols=True)
+            self.bar = tqdm(total=total, desc=stage, file=sys.stderr, leave=False, dynamic_ncols=True, disable=None)
         self.bar.update(done - self.bar.n)
         if done == total:
             self.bar.close()
@@ -128,11 +147,38 @@ def compilation_cache() -> Path:
     return base / "jaxpa" / "programs"
 
 
-def numbered(out: Path, seeds: Sequence[int]) -> list[Path]:
-    """The file of every image: `out` for one, `out` with the seed in its name for several."""
-    if len(seeds) == 1:
+def numbered(out: Path, labels: Sequence[str]) -> list[Path]:
+    """The file of every image: `out` for one, `out` with the image's label in its name for several."""
+    if len(labels) == 1:
         return [out]
-    return [out.with_name(f"{out.stem}-{seed}{out.suffix}") for seed in seeds]
+    return [out.with_name(f"{out.stem}-{label}{out.suffix}") for label in labels]
+
+
+def labels(made: Sequence[dict[str, Any]]) -> list[str]:
+    """A short name for each image: that in which they differ, as `tau0.5-seed3`; a seed alone needs no word."""
+    names = [name for name in made[0] if len({one[name] for one in made}) > 1]
+    if names == ["seed"]:
+        return [str(one["seed"]) for one in made]
+    return ["-".join(f"{name}{one[name]}" for name in names) for one in made]
+
+
+def clock() -> "Clock":
+    """A clock for a command, whose programs are kept from now on."""
+    from jaxpa.timing import Clock
+
+    compilation_cache()
+    return Clock()
+
+
+def psnr(a: "Image.Image", b: "Image.Image") -> float:
+    """Peak signal-to-noise ratio of two pictures of a size, in dB."""
+    error = np.mean((np.asarray(a, np.float64) - np.asarray(b, np.float64)) ** 2)
+    return float(10 * np.log10(255**2 / max(error, 1e-9)))
+
+
+def show_tau(tau: float | Steps) -> str:
+    """As `parse_tau` reads it."""
+    return f"{100 * tau.share:g}%" if isinstance(tau, Steps) else f"{tau:g}"
 
 
 def report(as_json: bool, content: dict[str, Any], lines: Sequence[str]) -> None:

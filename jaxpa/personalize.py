@@ -24,6 +24,9 @@ Level = Literal["layer", "token"]
 Positions = Literal["zero", "target", "original", "shifted"]
 
 
+EDIT = Steps(0.1)  # Section 3.4: what is kept is held for 90% of the steps
+
+
 @dataclass(frozen=True)
 class Preset:
     """The method's switches. Each is independent of the others; `PRESETS` names the settings of the sources."""
@@ -42,20 +45,32 @@ class Preset:
     """Of RF inversion, from 0 (the model's own flow) to 1 (straight to the noise)."""
     eta: float = 1.0
     """How firmly the reference is held on its path, from 0 (the model's own flow) to 1."""
+    shuffle: float = 0.0
+    """Share of the subject's tokens that change places within windows of 3 x 3 (Section 3.4)."""
+    outline: int = 0
+    """Side in tokens, odd, of the square that dilates or erodes the subject's mask at random (Section 3.4); 0: none."""
+    coverage: float = 0.5
+    """A token belongs to a subject if its mask covers at least this share of the token."""
+    margin: int = 0
+    """Cells by which the region of moved start noise reaches beyond the subject."""
+    inpaint_tau: float | Steps = EDIT
+    outpaint_tau: float | Steps = EDIT
 
     def __post_init__(self) -> None:
-        for name in ("gamma", "eta"):
+        if self.outline < 0 or self.outline % 2 == 0 < self.outline:
+            raise JaxpaError(f"outline must be an odd number of tokens, or 0, not {self.outline}")
+        for name in ("gamma", "eta", "shuffle"):
             if not 0 <= getattr(self, name) <= 1:
                 raise JaxpaError(f"{name} must lie in [0, 1], not {getattr(self, name)}")
 
 
 PRESETS = {
     # The notebooks of the official repository: 28 steps, gamma 1, eta 1, no concatenation.
-    "official": Preset(tau=0.6),
-    # Section 4.1 and Eq. 2: tau at 80% of the steps, then the reference at position zero.
-    "paper": Preset(tau=Steps(0.8), concat="zero"),
+    "official": Preset(tau=0.6, path="rf", inpaint_tau=0.45, outpaint_tau=0.7),
+    # Sections 3.4 and 4.1: tau at 80% of the steps, perturbation, then the reference at position zero.
+    "paper": Preset(tau=Steps(0.8), concat="zero", shuffle=1.0, outline=5),
     # A small grid needs more: the true flow of the reference, and its noise under the subject.
-    "mini": Preset(tau=0.5, path="ode", start="moved", guidance_inside=1.0),
+    "mini": Preset(tau=0.5, path="ode", start="moved", guidance_inside=1.0, coverage=0.1, margin=1),
 }
 
 

@@ -6,6 +6,7 @@ pipe.personalize("a red car on a beach", [jaxpa.Subject("car.png", mask="mask.pn
 """
 
 import dataclasses
+import math
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
@@ -17,9 +18,10 @@ from jax.sharding import Mesh
 from jax.typing import DTypeLike
 from PIL import Image
 
-from jaxpa import inversion, personalize, sampling
+from jaxpa import images, inversion, personalize, sampling
 from jaxpa.checkpoint import load_parts
-from jaxpa.compose import context_size, repeat_placement, routings, start_noise, token_guidance
+from jaxpa.compose import context_size, perturb, repeat_placement, routings, start_noise, token_guidance
+from jaxpa.edit import Edit, pad_picture, prepare_edit
 from jaxpa.errors import JaxpaError
 from jaxpa.inversion import ForwardTimes
 from jaxpa.model import Model, seeds_of
@@ -27,7 +29,7 @@ from jaxpa.personalize import PRESETS, Phase, Preset, Task
 from jaxpa.sampling import Velocity
 from jaxpa.schedule import Steps, steps_above, tau_time
 from jaxpa.sharding import rules
-from jaxpa.subjects import Place, References, Subject, read_references
+from jaxpa.subjects import Picture, Place, References, Subject, read_references
 from jaxpa.text import TextEmbedding, Tokenizers
 
 OnStep = Callable[[str, int, int], None]
@@ -61,12 +63,7 @@ class Pipeline(Model):
         text = self.encode_text([prompts[k % len(prompts)] for k in range(len(seeds))])
         velocity = self.guided(text, grid, guidance, self.negative(negative_prompt, guidance, len(seeds)))
         x = self.noise(seeds, grid)
-        if on_step is None:
-            return self.decode(_sample(velocity, x, times), height, width)
-        for i in range(len(times) - 1):
-            x = jax.block_until_ready(_step(velocity, x, times, i))
-            on_step("sample", i + 1, len(times) - 1)
-        return self.decode(x, height, width)
+        return self.decode(_sampled(velocity, x, times, on_step), height, width)
 
     # Personalize Anything ------------------------------------------------------------------------------------
 
@@ -80,11 +77,15 @@ class Pipeline(Model):
 
     def references(
         self, subjects: Sequence[Subject], scene: Subject | None = None, *, height: int | None = None,
-        width: int | None = None, at: Sequence[Place | None] | None = None,
+        width: int | None = None, at: Sequence[Place | None] | None = None, coverage: float | None = None,
     ) -> References:  # fmt: skip
-        """Pictures, token masks and placements, as `personalize` takes them. Raises JaxpaError for bad input."""
+        """Pictures, token masks and placements, as `personalize` takes them. Raises JaxpaError for bad input.
+
+        coverage: as in `Preset` (None: that of the checkpoint's preset).
+        """
         h, w = self.grid(height, width)
-        return read_references(subjects, scene, h * self.cell, w * self.cell, (h, w), at)
+        coverage = self.preset().coverage if coverage is None else coverage
+        return read_references(subjects, scene, h * self.cell, w * self.cell, (h, w), at, coverage)
 
     def personalize(
         self, prompt: str, subjects: Sequence[Subject] | References, scene: Subject | None = None, *,
@@ -100,9 +101,9 @@ class Pipeline(Model):
         `personalize.Preset`: level, path, start, concat, ... Raises JaxpaError for bad input.
         """
         taus = [tau] if tau is None or isinstance(tau, float | int | Steps) else list(tau)
-        if not isinstance(subjects, References):
-            subjects = self.references(subjects, scene, height=height, width=width, at=at)
         switch = self.preset(preset, **switches)
+        if not isinstance(subjects, References):
+            subjects = self.references(subjects, scene, height=height, width=width, at=at, coverage=switch.coverage)
         tokens = self.sample_personalized(
             prompt, subjects, switch, [switch.tau if each is None else each for each in taus],
             seeds_of(seed, num_images), steps, guidance, negative_prompt, on_step,
@@ -118,31 +119,93 @@ class Pipeline(Model):
         grid, guidance = references.grid, self.settings.guidance if guidance is None else guidance
         times = self.times(steps, grid)
         gates = [gate_time(tau, times) for tau in taus]
-        placement = repeat_placement(references.placement, len(seeds))  # (G, R, N), placements fastest
-        g, p = len(placement.source), len(references.placement.source)
-        path = self.path(references, preset, times, guidance, on_step)
-        x = start_noise(self.noise(np.repeat(seeds, p), grid), path, placement, moved=preset.start == "moved")
+        p = len(references.where.source)
+        seeds, g = np.repeat(seeds, p), len(seeds) * p  # placements fastest
+        placement, noise_from = perturb(
+            repeat_placement(references.where, g // p), references.masks, seeds, np.float32(preset.shuffle), grid,
+            preset.outline, preset.margin, references.scene,
+        )  # fmt: skip
+        path = self.path(references, preset, times, on_step)
+        x = start_noise(self.noise(seeds, grid), path, noise_from, moved=preset.start == "moved")
         size = context_size(int(references.masks.sum()), references.masks.size) if preset.concat else 0
         early, late = routings(references.masks, placement, g, grid, preset.concat, size)
 
-        captions, images = self.encode_text(references.captions), self.encode_text([prompt] * g)
-        rows = TextEmbedding.concatenate([captions, images])
+        captions, prompts = self.encode_text(references.captions), self.encode_text([prompt] * g)
+        rows = TextEmbedding.concatenate([captions, prompts])
         negative = self.negative(negative_prompt, guidance, g)
         inside = guidance if preset.guidance_inside is None else preset.guidance_inside
         scale = token_guidance(placement, np.float32(guidance), np.float32(inside))
         r = len(captions)
-        alone = self.guided(images, grid, guidance, negative)
+        alone = self.guided(prompts, grid, guidance, negative)
         if preset.level == "layer":
             before = Phase(self.guided(rows, grid, guidance, negative, r, scale), early)
         else:
-            before = Phase(self.guided(images, grid, guidance, negative, 0, scale), early)
+            before = Phase(self.guided(prompts, grid, guidance, negative, 0, scale), early)
         after = Phase(self.guided(rows, grid, guidance, negative, r) if late else alone, late)
         eta = jnp.asarray(inversion.control(len(times) - 1, preset.eta))
         tasks = [Task(path, eta, jnp.asarray(times), jnp.float32(tau), before, after, preset.level) for tau in gates]
         return jnp.concatenate([_personalize(t, x) if on_step is None else _stepped(t, x, on_step) for t in tasks])
 
+    # Editing -------------------------------------------------------------------------------------------------
+
+    def inpaint(
+        self, image: Picture, mask: Picture, prompt: str, *, caption: str = "", feather: float = 0.0,
+        height: int | None = None, width: int | None = None, preset: str | Preset | None = None,
+        tau: float | Steps | None = None, **arguments: Any,
+    ) -> list[Image.Image]:  # fmt: skip
+        """Draw the masked part of a picture anew; the rest comes back exactly (Section 3.4: what is kept replaces).
+
+        mask is white where the picture may change. feather: pixels over which the two are blended at its outline.
+        height, width: of the canvas (None: the picture's aspect at the checkpoint's size). Other keywords as in
+        `personalize`. Raises JaxpaError for bad input.
+        """
+        picture = images.read_image(image)
+        edit = prepare_edit(
+            picture, images.read_mask(mask, picture.size), self.canvas(picture.size, height, width), caption
+        )
+        tau = self.preset(preset).inpaint_tau if tau is None else tau
+        return self.edit(prompt, edit, feather, preset=preset, tau=tau, **arguments)
+
+    def outpaint(
+        self, image: Picture, prompt: str, pad: Sequence[int], *, caption: str = "", feather: float = 0.0,
+        height: int | None = None, width: int | None = None, preset: str | Preset | None = None,
+        tau: float | Steps | None = None, **arguments: Any,
+    ) -> list[Image.Image]:  # fmt: skip
+        """Continue a picture beyond its sides: pad (top, right, bottom, left) in its own pixels. Else as `inpaint`."""
+        picture, mask = pad_picture(images.read_image(image), pad)
+        edit = prepare_edit(picture, mask, self.canvas(picture.size, height, width), caption)
+        tau = self.preset(preset).outpaint_tau if tau is None else tau
+        return self.edit(prompt, edit, feather, preset=preset, tau=tau, **arguments)
+
+    def edit(self, prompt: str, edit: Edit, feather: float = 0.0, **arguments: Any) -> list[Image.Image]:
+        """Pictures of a prompt in which the kept part of an edit stays; see `inpaint`."""
+        arguments = {"shuffle": 0.0, "outline": 0, "margin": 0} | arguments
+        made = self.personalize(prompt, edit.references(self.cell), **arguments)
+        return [edit.paste(each, feather) for each in made]
+
+    def canvas(self, size: tuple[int, int], height: int | None = None, width: int | None = None) -> tuple[int, int]:
+        """The canvas (height, width) for a picture of `size` (W, H): its aspect, the checkpoint's area."""
+        if height is None and width is None:
+            scale = self.settings.size / math.sqrt(size[0] * size[1])
+            height, width = (max(1, round(side * scale / self.cell)) * self.cell for side in (size[1], size[0]))
+        h, w = self.grid(height, width)
+        return h * self.cell, w * self.cell
+
+    def reconstruct(
+        self, image: Picture, *, caption: str = "", steps: int | None = None, height: int | None = None,
+        width: int | None = None, on_step: OnStep | None = None,
+    ) -> tuple[Image.Image, jax.Array]:  # fmt: skip
+        """Invert a picture and sample it back: (picture, noise (1, N, C)). What is lost is the inversion's error."""
+        picture = images.read_image(image)
+        edit = prepare_edit(picture, None, self.canvas(picture.size, height, width), caption)
+        references = edit.references(self.cell)
+        times = self.times(steps, references.grid)
+        noise = self.path(references, self.preset(path="ode"), times, on_step)[0]
+        x, velocity = noise, self.guided(self.encode_text([caption]), references.grid, 1.0, None)
+        return self.decode(_sampled(velocity, x, times, on_step), edit.height, edit.width)[0], noise
+
     def path(
-        self, references: References, preset: Preset, times: np.ndarray, guidance: float, on_step: OnStep | None = None
+        self, references: References, preset: Preset, times: np.ndarray, on_step: OnStep | None = None
     ) -> jax.Array:
         """The references at every flow time of a schedule: (S + 1, R, N, C). Their noise has seeds of their own."""
         x0 = self.encode_image(references.images)
@@ -160,6 +223,16 @@ class Pipeline(Model):
 
 
 REFERENCE_SEED = 1 << 31  # the first reference's noise; images usually count from 0
+
+
+def _sampled(velocity: Velocity, x: jax.Array, times: np.ndarray, on_step: OnStep | None) -> jax.Array:
+    """`sampling.sample`, stepped by the host where someone listens."""
+    if on_step is None:
+        return _sample(velocity, x, times)
+    for i in range(len(times) - 1):
+        x = jax.block_until_ready(_step(velocity, x, times, i))
+        on_step("sample", i + 1, len(times) - 1)
+    return x
 
 
 def _stepped(task: Task, x: jax.Array, on_step: OnStep) -> jax.Array:

@@ -2,6 +2,7 @@
 
 import hashlib
 import json
+from collections.abc import Sequence
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -14,19 +15,20 @@ from jaxpa import cost
 from jaxpa.checkpoint import default_dtype, settings_of
 from jaxpa.errors import JaxpaError
 from jaxpa.personalize import Preset
-from jaxpa.schedule import flow_times, steps_above, tau_time
+from jaxpa.schedule import Steps, flow_times, steps_above, tau_time
 from jaxpa.source import Source
 from jaxpa.tokens import PATCH
 
 
 def plan(
-    source: Source, preset: Preset | None, *, references: int = 1, images: int = 1, steps: int | None = None,
-    height: int | None = None, width: int | None = None, guidance: float | None = None, dtype: Any = None,
+    source: Source, preset: Preset | None, *, taus: Sequence[float | Steps] = (), references: int = 1, images: int = 1,
+    steps: int | None = None, height: int | None = None, width: int | None = None, guidance: float | None = None,
+    dtype: Any = None,
 ) -> dict[str, Any]:  # fmt: skip
-    """The cost of `images` images with `references` references (0: plain generation); preset: its switches.
+    """The cost of `images` images at each tau with `references` references (0: plain generation) under a preset.
 
-    sample_forwards counts rows of tokens that ask the network once; classifier-free guidance asks twice for an image.
-    activation_bytes is an estimate: the widest arrays of one block for all rows at once.
+    taus: None given: the preset's. sample_forwards counts rows of tokens that ask the network once; classifier-free
+    guidance asks twice for an image. activation_bytes is an estimate: the widest arrays of one block for all rows.
     """
     settings, config = settings_of(source), source.config
     cell = PATCH * config.vae.downscale
@@ -35,15 +37,16 @@ def plan(
         raise JaxpaError(f"{width} x {height} pixels cannot be cut into tokens of {cell} x {cell}")
     n, m = height * width // cell**2, settings.max_length
     times = flow_times(steps or settings.steps, n, config.scheduler)
-    count = len(times) - 1
-    guided = not config.transformer.guidance_embeds and (guidance or settings.guidance) > 1
-    tau, above, inversion, late, level = None, 0, 0, False, "layer"
+    count, guided = len(times) - 1, not config.transformer.guidance_embeds and (guidance or settings.guidance) > 1
+    gates, inversion, context, level = [1.0], 0, 0, "layer"
     if preset is not None and references:
-        tau = tau_time(preset.tau, times)
-        above = int(steps_above(jnp.asarray(times), tau))
+        gates = [tau_time(tau, times) for tau in taus or (preset.tau,)]
         inversion = count if preset.path == "ode" or (preset.path == "rf" and preset.gamma < 1) else 0
-        late, level = preset.concat is not None, preset.level
-    forwards = cost.sample_forwards(above, count, references, images, level, late, inversion, guided)
+        context, level = references * n if preset.concat else 0, preset.level
+    above = [int(steps_above(jnp.asarray(times), gate)) for gate in gates]
+    early = sum(cost.sample_forwards(a, a, references, images, level, False, guided=guided) for a in above)
+    late = sum(cost.sample_forwards(0, count - a, references, images, level, context > 0, guided=guided) for a in above)
+    inverted = references * inversion
     per_forward = cost.transformer_flops(config.transformer, n, m)
     kind = np.dtype(default_dtype() if dtype is None else dtype)
     weights = cost.weight_bytes(config, kind.itemsize)
@@ -51,22 +54,23 @@ def plan(
     activations = rows * (n + m) * (3 + 4 + 5 + 2) * config.transformer.width * kind.itemsize
     text = cost.t5_flops(config.text_encoder_2, m) + cost.clip_flops(config.text_encoder)
     pictures = references * cost.autoencoder_flops(config.vae, height, width, "encode")
-    pictures += images * cost.autoencoder_flops(config.vae, height, width, "decode")
-    flops = forwards * per_forward + (1 + references + guided) * text + pictures
+    pictures += len(gates) * images * cost.autoencoder_flops(config.vae, height, width, "decode")
+    flops = (early + inverted) * per_forward + late * cost.transformer_flops(config.transformer, n, m, context)
     return {
         "model": source.name, "dtype": kind.name, "device": jax.devices()[0].device_kind,
         "height": height, "width": width, "image_tokens": n, "text_tokens": m, "steps": count,
-        "references": references, "images": images, "level": level if references else None, "tau": tau,
-        "steps_above_tau": above, "inversion_steps": inversion, "sample_forwards": forwards,
-        "tflop_per_forward": per_forward / 1e12, "tflop": flops / 1e12,
-        "weight_bytes": weights, "activation_bytes": activations, "memory_bytes": sum(weights.values()) + activations,
+        "references": references, "images": images * len(gates), "level": level if references else None,
+        "tau": gates if references else [], "steps_above_tau": above, "inversion_steps": inversion,
+        "sample_forwards": early + late + inverted, "tflop_per_forward": per_forward / 1e12,
+        "tflop": (flops + (1 + references + guided) * text + pictures) / 1e12, "weight_bytes": weights,
+        "activation_bytes": activations, "memory_bytes": sum(weights.values()) + activations,
     }  # fmt: skip
 
 
 def format_plan(content: dict[str, Any]) -> str:
     """The dictionary of `plan` as a small table."""
     c, gib = content, 2.0**30
-    tau = "" if c["tau"] is None else f", {c['steps_above_tau']} of them above tau {c['tau']:.3g}"
+    tau = "".join(f", {a} of them above tau {t:.3g}" for a, t in zip(c["steps_above_tau"], c["tau"], strict=False))
     inversion = f", {c['inversion_steps']} of inversion" if c["inversion_steps"] else ""
     rows = {
         "model": f"{c['model']}, {c['dtype']} on {c['device']}",

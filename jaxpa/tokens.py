@@ -70,6 +70,13 @@ def nearest(pixels: jax.Array, h: int, w: int) -> jax.Array:
     return jnp.asarray(pixels)[rows[:, None], cols].reshape(h * w)
 
 
+def restrict(where: Placement, mask: jax.Array) -> Placement:
+    """The part of a placement whose reference cells are masked: (..., N) both, which broadcast."""
+    target = where.target & jnp.take_along_axis(jnp.broadcast_to(mask, where.source.shape), where.source, -1)
+    cell = jnp.arange(where.source.shape[-1])
+    return Placement(jnp.where(target, where.source, cell).astype(jnp.int32), target)
+
+
 def bounding_box(mask: jax.Array, h: int, w: int) -> jax.Array:
     """The smallest box around the masked cells: mask (N,) bool -> (top, left, bottom, right) float32, in tokens.
 

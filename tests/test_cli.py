@@ -51,6 +51,37 @@ def test_personalize_a_photograph(capsys, tmp_path, pictures):
     assert "compiling" in err
 
 
+def test_sweeps_are_named(capsys, tmp_path, pictures):
+    argv = ["--subject", pictures / "car.png", "--mask", pictures / "car-mask.png", "--prompt", "a car", "--steps", 2]
+    argv += ["--tau", "0.9", "50%", "--place", "0.3,0.5", "--place", "0.1,0.2,0.6,0.7", "--out", tmp_path / "x.png"]
+    status, line, err = run(capsys, "personalize", *argv, "--no-figure", "--json")
+    assert status == 0, err
+    names = ["x-tau0.9-place1.png", "x-tau0.9-place2.png", "x-tau50%-place1.png", "x-tau50%-place2.png"]
+    assert sorted(path.name for path in tmp_path.iterdir()) == sorted(names)
+    # Guidance doubles the images' rows. Above 0.9 lies one step of two, above 50% too; the inversion takes two.
+    assert json.loads(line)["sample_forwards"] == 2 * (2 * 2 * 2 + 1) + 2
+
+
+def test_edits(capsys, tmp_path, pictures):
+    car = ["--image", pictures / "car.png", "--prompt", "a car", "--steps", 2]
+    rest = {"inpaint": ["--mask", pictures / "car-mask.png", "--grow", 8], "outpaint": ["--pad", "0,100,0,0"]}
+    for name in ("inpaint", "outpaint", "invert"):
+        status, line, err = run(capsys, name, *car, *rest.get(name, []), "--out", tmp_path / f"{name}.png", "--json")
+        assert status == 0, err
+        assert json.loads(line)["files"] == [str(tmp_path / f"{name}.png")]
+        assert (tmp_path / f"{name}-figure.png").exists()
+    status, _, err = run(capsys, "outpaint", *car, "--pad", "1,2", "--out", tmp_path / "x.png")
+    assert (status, err.count("\n")) == (2, 1)
+
+
+def test_plan_and_bench(capsys):
+    status, line, _ = run(capsys, "plan", "--json", "--preset", "official", "--num-images", 2)
+    content = json.loads(line)
+    assert status == 0
+    assert content["sample_forwards"] == 28 * 4 + content["steps_above_tau"][0]
+    assert run(capsys, "bench", "--steps", 1, "--repeats", 1)[0] == 0
+
+
 def test_the_grammar_of_subjects():
     argv = [
         "personalize",

@@ -22,8 +22,8 @@ FLOORS = (
     ("layers", "transformer autoencoder t5 clip"),
     ("sampling", "inversion", "personalize", "compose"),
     ("files hub sharding", "keys", "parts", "source", "checkpoint", "report"),
-    ("text timing masks figures", "images", "subjects", "model", "pipeline", "batch bench plan", "__init__"),
-    ("console", "options", "tools", "cli", "__main__"),
+    ("text timing masks figures", "images", "subjects", "edit model", "pipeline", "batch bench plan", "__init__"),
+    ("console", "options", "tools pictures", "cli", "__main__"),
 )
 PLACES = {
     name: (floor, group)

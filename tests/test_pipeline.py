@@ -120,3 +120,50 @@ def test_sizes_name_the_nearest(pipe):
         pipe.generate("x", width=97, height=102)
     with pytest.raises(jaxpa.JaxpaError, match="out of range"):
         pipe.generate("x", width=8000, height=8000)
+
+
+def test_edits_keep_what_is_kept(pipe, pictures):
+    """Kept pixels come back exactly; the canvas has the picture's aspect; a feather blends at the outline only."""
+    picture = read_image(pictures / "mug.png").resize((96, 96))
+    change = np.zeros((96, 96), np.uint8)
+    change[:, :40] = 255
+    (image,) = pipe.inpaint(picture, change, "a white striped mug in a meadow", steps=2)
+    assert np.array_equal(np.asarray(image)[:, 40:], np.asarray(picture)[:, 40:])
+    assert difference(image, picture) > 20
+    (soft,) = pipe.inpaint(picture, change, "a white striped mug in a meadow", steps=2, feather=4)
+    assert np.array_equal(np.asarray(soft)[:, 45:], np.asarray(picture)[:, 45:])
+    assert not np.array_equal(np.asarray(soft)[:, 40:], np.asarray(picture)[:, 40:])
+    (wide,) = pipe.outpaint(picture, "a mug in a meadow", (0, 48, 0, 0), steps=2)
+    assert wide.size == (120, 80)
+
+
+def test_an_inversion_comes_back(pipe, pictures):
+    """The walk to noise and back loses little beside the autoencoder, and ends near unit variance."""
+    made, noise = pipe.reconstruct(pictures / "mug.png", caption="a white striped mug in a meadow", steps=20)
+    picture = to_array(read_image(pictures / "mug.png"), 96, 96)
+    assert np.mean((to_array(made, 96, 96) - picture) ** 2) < 4 * 10**-2.4
+    assert 0.7 < float(np.std(noise)) < 1.3
+
+
+def test_perturbation_follows_the_seed(pipe, subject):
+    """An image's own seed decides its perturbation, whatever the batch."""
+    kw = {"steps": 2, "shuffle": 1.0, "outline": 3}
+    pair = pipe.personalize("a car in a room", [subject], seed=[3, 4], **kw)
+    alone = pipe.personalize("a car in a room", [subject], seed=4, **kw)
+    assert difference(pair[1], alone[0]) <= SAME
+    assert difference(pipe.personalize("a car in a room", [subject], seed=4, steps=2)[0], alone[0]) > SAME
+
+
+@pytest.mark.parametrize(
+    ("pad", "said"), [((0, 0, 0, 0), "not all 0"), ((-1, 0, 0, 9), "0 or more"), ((9**9, 0, 0, 0), "range")]
+)
+def test_bad_padding(pipe, pictures, pad, said):
+    with pytest.raises(jaxpa.JaxpaError, match=said):
+        pipe.outpaint(pictures / "mug.png", "a mug", pad)
+
+
+def test_masks_that_leave_nothing(pipe, pictures):
+    with pytest.raises(jaxpa.JaxpaError, match="nothing of the picture"):
+        pipe.inpaint(pictures / "mug.png", np.ones((384, 384), bool), "a mug")
+    with pytest.raises(jaxpa.JaxpaError, match="outline"):
+        pipe.preset(outline=4)
