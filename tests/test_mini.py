@@ -52,7 +52,7 @@ def pipeline(complaints):
     loggers = [diffusers_logging.get_logger("diffusers"), transformers_logging.get_logger("transformers")]
     for logger in loggers:
         logger.addHandler(keep)
-    pipe = FluxPipeline.from_pretrained(FOLDER, dtype=torch.float32, local_files_only=True)
+    pipe = FluxPipeline.from_pretrained(FOLDER, dtype=torch.float32, local_files_only=True, low_cpu_mem_usage=False)
     for logger in loggers:
         logger.removeHandler(keep)
     pipe.set_progress_bar_config(disable=True)
