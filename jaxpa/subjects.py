@@ -1,7 +1,7 @@
 """What a user brings, as arrays: pictures of subjects, their masks, and where they go on the canvas."""
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import jax
@@ -13,7 +13,7 @@ from jaxpa.errors import JaxpaError
 from jaxpa.tokens import Placement
 
 _bounding_box = jax.jit(tokens.bounding_box, static_argnums=(1, 2))
-_place = jax.jit(tokens.place, static_argnums=(1, 2))
+_shift = jax.jit(tokens.shift, static_argnums=(1, 2))
 _restrict = jax.jit(tokens.restrict)
 
 Picture = images.Source
@@ -84,48 +84,66 @@ def read_mask_of(subject: Subject) -> tuple[Image.Image, np.ndarray]:
 def read_subject(
     subject: Subject, height: int, width: int, grid: tuple[int, int], coverage: float
 ) -> tuple[np.ndarray, np.ndarray]:
-    """The picture (H, W, 3), cut to the canvas' aspect around its subject, and the subject's tokens (N,)."""
+    """The picture (H, W, 3) on the canvas, and the subject's tokens (N,).
+
+    It is cut to the canvas' aspect around the subject, or scaled so that the subject fills its box. Mirroring and
+    scaling act on pixels: a token's content has a direction and a size, which moving it to another cell keeps.
+    """
     picture, mask = read_mask_of(subject)
-    box = images.crop_box(picture.size, height, width, mask)
+    if subject.flip:
+        picture, mask = picture.transpose(Image.Transpose.FLIP_LEFT_RIGHT), mask[:, ::-1]
+    if subject.at is not None and len(subject.at) == 4:
+        picture, mask, box = _scaled(picture, mask, subject.at, subject.name)
+    else:
+        box = images.crop_box(picture.size, height, width, mask)
     tokens = images.token_mask(mask, *grid, coverage, box=box, size=picture.size)
     return images.to_array(picture, height, width, box), tokens
 
 
-def put(mask: np.ndarray, grid: tuple[int, int], at: Place | None, flip: bool, name: str) -> Placement:
-    """The way of a picture's tokens that brings the masked ones (N,) to a place.
+def _scaled(picture: Image.Image, mask: np.ndarray, at: Box, name: str) -> tuple[Image.Image, np.ndarray, Box]:
+    """What of a picture the canvas shows when the subject fills the box `at`; edges are continued where it ends.
 
-    Raises JaxpaError if none of them lands on the canvas.
+    -> the picture and its mask, continued as far as needed, and the canvas' box in it.
+    """
+    left, top, right, bottom = at
+    if right <= left or bottom <= top:
+        raise JaxpaError(f"the box {at} is empty: give left, top, right, bottom with left < right and top < bottom")
+    if right <= 0 or bottom <= 0 or left >= 1 or top >= 1:
+        raise _off_canvas(name, at)
+    mask = images.resize_mask(mask, picture.height, picture.width)
+    rows, cols = (np.flatnonzero((mask > 0.5).any(axis)) for axis in (1, 0))
+    if not len(rows):
+        raise JaxpaError(f"the mask of {name} is empty at the picture's own size")
+    scale = np.array([(cols[-1] + 1 - cols[0]) / (right - left), (rows[-1] + 1 - rows[0]) / (bottom - top)])
+    if (scale > 16 * np.array(picture.size)).any():
+        raise JaxpaError(f"the box {at} is too small for {name}: make it larger")
+    start = np.array([cols[0] - left * scale[0], rows[0] - top * scale[1]])
+    before = np.maximum(0, np.ceil(-start)).astype(int)
+    after = np.maximum(0, np.ceil(start + scale - picture.size)).astype(int)
+    around = ((before[1], after[1]), (before[0], after[0]))
+    wider = Image.fromarray(np.pad(np.asarray(picture), (*around, (0, 0)), mode="edge"))
+    box = (*(start + before), *(start + before + scale))
+    return wider, np.pad(mask, around), tuple(float(edge) for edge in box)  # type: ignore[return-value]
+
+
+def put(mask: np.ndarray, grid: tuple[int, int], at: Place | None, name: str) -> Placement:
+    """The way of a canvas' tokens that brings the middle of the masked ones (N,) to `at`, by whole cells.
+
+    A box has been seen to before. Raises JaxpaError if no masked token lands on the canvas.
     """
     h, w = grid
-    source = np.asarray(_bounding_box(mask, h, w), np.float32)  # top, left, bottom, right, in tokens
-    if at is None:
-        target = source
-    elif len(at) == 2:  # whole cells, so that every cell has exactly one partner
-        centre = (source[:2] + source[2:]) / 2
-        target = source + np.tile(np.round(np.array([at[1] * h, at[0] * w]) - centre), 2)
-    else:
-        left, top, right, bottom = at
-        if right <= left or bottom <= top:
-            raise JaxpaError(f"the box {at} is empty: give left, top, right, bottom with left < right and top < bottom")
-        target = np.round(np.array([top * h, left * w, bottom * h, right * w]))
-        target[2:] = np.maximum(target[2:], target[:2] + 1)
-    whole = np.array([0, 0, h, w], np.float32)
-    where = _place(np.ones(h * w, bool), h, w, whole, _stretched(whole, source, target, flip), flip)
+    rows, cols = 0, 0
+    if at is not None and len(at) == 2:
+        box = np.asarray(_bounding_box(mask, h, w))  # top, left, bottom, right, in tokens
+        rows, cols = np.round(np.array([at[1] * h, at[0] * w]) - (box[:2] + box[2:]) / 2).astype(np.int32)
+    where = _shift(np.ones(h * w, bool), h, w, rows, cols)
     if not np.asarray(_restrict(where, mask).target).any():
-        raise JaxpaError(
-            f"{name} at {at} lies off the canvas: positions are fractions, 0 to 1, of its width and height"
-        )
+        raise _off_canvas(name, at)
     return where
 
 
-def _stretched(whole: np.ndarray, source: np.ndarray, target: np.ndarray, flip: bool) -> np.ndarray:
-    """The box that `whole` becomes under the map from `source` to `target`; boxes (top, left, bottom, right)."""
-    scale = (target[2:] - target[:2]) / (source[2:] - source[:2])
-    start = target[:2] + (whole[:2] - source[:2]) * scale
-    stop = start + (whole[2:] - whole[:2]) * scale
-    if flip:  # about the middle of the target
-        start[1], stop[1] = target[1] + target[3] - stop[1], target[1] + target[3] - start[1]
-    return np.concatenate([start, stop]).astype(np.float32)
+def _off_canvas(name: str, at: Place | None) -> JaxpaError:
+    return JaxpaError(f"{name} at {at} lies off the canvas: positions are fractions, 0 to 1, of its width and height")
 
 
 def read_references(
@@ -140,16 +158,22 @@ def read_references(
     pictures, masks, placements, captions = [], [], [], []
     if scene is not None:
         picture = images.read_image(scene.image)
+        if scene.flip:
+            picture = picture.transpose(Image.Transpose.FLIP_LEFT_RIGHT)
         pictures.append(images.to_array(picture, height, width, images.crop_box(picture.size, height, width)))
         masks.append(np.ones(grid[0] * grid[1], bool))
-        placements.append([put(masks[0], grid, None, scene.flip, scene.name)])
+        placements.append([put(masks[0], grid, None, scene.name)])
         captions.append(scene.caption)
     for k, subject in enumerate(subjects):
+        if at is not None and k == len(subjects) - 1 and len(at) == 1:
+            subject, at = replace(subject, at=at[0]), None
         picture, mask = read_subject(subject, height, width, grid, coverage)
         places = at if at is not None and k == len(subjects) - 1 else [subject.at]
+        if any(one is not None and len(one) == 4 for one in places) and len(places) > 1:
+            raise JaxpaError("several places share one reference: give centres X,Y; a box goes to the subject's --at")
         pictures.append(picture)
         masks.append(mask)
-        placements.append([put(mask, grid, one, subject.flip, subject.name) for one in places])
+        placements.append([put(mask, grid, one, subject.name) for one in places])
         captions.append(subject.caption)
     if not pictures:
         raise JaxpaError("nothing to personalise: give at least one subject, or a scene")

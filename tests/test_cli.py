@@ -53,7 +53,7 @@ def test_personalize_a_photograph(capsys, tmp_path, pictures):
 
 def test_sweeps_are_named(capsys, tmp_path, pictures):
     argv = ["--subject", pictures / "car.png", "--mask", pictures / "car-mask.png", "--prompt", "a car", "--steps", 2]
-    argv += ["--tau", "0.9", "50%", "--place", "0.3,0.5", "--place", "0.1,0.2,0.6,0.7", "--out", tmp_path / "x.png"]
+    argv += ["--tau", "0.9", "50%", "--place", "0.3,0.5", "--place", "0.4,0.7", "--out", tmp_path / "x.png"]
     status, line, err = run(capsys, "personalize", *argv, "--no-figure", "--json")
     assert status == 0, err
     names = ["x-tau0.9-place1.png", "x-tau0.9-place2.png", "x-tau50%-place1.png", "x-tau50%-place2.png"]
@@ -126,6 +126,9 @@ BAD = {
     "empty mask": ([*CAR[:2], "--mask", "{b}/empty.png"], "empty"),
     "another aspect": ([*CAR[:2], "--mask", "{b}/tall.png"], "10 x 40"),
     "off the canvas": ([*CAR, "--at", "3,3"], "off the canvas"),
+    "a box off the canvas": ([*CAR, "--at", "2,2,3,3"], "off the canvas"),
+    "an empty box": ([*CAR, "--at", "0.5,0.5,0.2,0.9"], "is empty"),
+    "boxes for a layout": ([*CAR, "--place", "0.5,0.5", "--place", "0,0,1,1"], "several places"),
     "no place": ([*CAR, "--at", "left"], "--at 'left'"),
     "tau": ([*CAR, "--tau", "1.5"], "--tau '1.5'"),
     "tau in per cent": ([*CAR, "--tau", "120%"], "--tau '120%'"),
