@@ -22,9 +22,15 @@ Box = tuple[float, float, float, float]
 Place = Centre | Box
 
 
+MAX_REFERENCES = 16  # each adds a row of tokens to the batch
+
+
 @dataclass(frozen=True)
 class Subject:
     """A reference: its picture, which part of it is the subject, and where that goes.
+
+    Pictures may have any sizes: each is cut to the canvas' aspect around its subject. Where subjects overlap on the
+    canvas the later one lies on top.
 
     mask: a picture of it (any size of the same aspect, any mode); None: the picture's own transparency.
     at: where it is put, in fractions of the canvas' width and height: the centre (x, y), or a box (left, top, right,
@@ -155,6 +161,8 @@ def read_references(
     at: placements of the last subject, one for each image, in the place of its own. coverage: a token belongs to a
     subject if its mask covers at least this share of the token.
     """
+    if len(subjects) + (scene is not None) > MAX_REFERENCES:
+        raise JaxpaError(f"{len(subjects)} subjects are more than fit: at most {MAX_REFERENCES} references in all")
     pictures, masks, placements, captions = [], [], [], []
     if scene is not None:
         picture = images.read_image(scene.image)
