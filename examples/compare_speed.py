@@ -11,7 +11,7 @@ from collections.abc import Callable
 import jax
 import numpy as np
 import torch
-from diffusers import FluxTransformer2DModel
+from diffusers.models.transformers.transformer_flux import FluxTransformer2DModel
 
 from jaxpa.checkpoint import load_component
 from jaxpa.source import find_mini

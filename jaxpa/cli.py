@@ -10,6 +10,7 @@ from typing import Any
 import tyro
 
 from jaxpa import console
+from jaxpa.drawing import Mask
 from jaxpa.errors import JaxpaError
 from jaxpa.pictures import Generate, Inpaint, Invert, Outpaint, Personalize
 from jaxpa.tools import Bench, Convert, Info, Plan
@@ -20,6 +21,7 @@ COMMANDS = {
     "inpaint": Inpaint,
     "outpaint": Outpaint,
     "invert": Invert,
+    "mask": Mask,
     "plan": Plan,
     "convert": Convert,
     "bench": Bench,

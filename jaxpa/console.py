@@ -23,7 +23,13 @@ if TYPE_CHECKING:
 
     from jaxpa.timing import Clock
 
-GROUP = {"mask": True, "at": True, "caption": True, "flip": False}  # flags of a subject, and whether a value follows
+GROUP = {
+    "mask": True,
+    "word": True,
+    "at": True,
+    "caption": True,
+    "flip": False,
+}  # flags of a subject, and whether a value follows
 
 
 def group_subjects(argv: Sequence[str]) -> list[str]:
@@ -56,12 +62,13 @@ def parse_subject(words: list[str]) -> Subject:
         name, equals, value = word.partition("=")
         if name not in GROUP or not equals:
             raise JaxpaError(
-                f"{word!r} after --subject {image}: a subject takes one picture, --mask, --at, --caption, --flip"
+                f"{word!r} after --subject {image}: a subject takes one picture, --mask, --word, --at, --caption, "
+                "--flip"
             )
         values[name] = value
     return Subject(
         image, values.get("mask"), parse_place(values["at"]) if "at" in values else None, "flip" in values,
-        values.get("caption", ""),
+        values.get("caption", ""), values.get("word", ""),
     )  # fmt: skip
 
 
@@ -105,7 +112,7 @@ def _primitive(metavar: str, parse: Callable[[list[str]], Any], kind: type | tup
     )  # fmt: skip
 
 
-SUBJECT = "IMAGE [--mask MASK] [--at X,Y | L,T,R,B] [--caption TEXT] [--flip]"
+SUBJECT = "IMAGE [--mask MASK | --word WORD] [--at X,Y | L,T,R,B] [--caption TEXT] [--flip]"
 SubjectFlag = Annotated[Subject, _primitive(SUBJECT, parse_subject, Subject, "*")]
 PlaceFlag = Annotated[Place, _primitive("X,Y|L,T,R,B", lambda words: parse_place(words[0]), tuple, 1)]
 PadFlag = Annotated[tuple[int, int, int, int], _primitive("T,R,B,L", lambda words: parse_pad(words[0]), tuple, 1)]

@@ -5,6 +5,7 @@ picture by aspect alone, and `token_mask` is the one way from pixels to tokens. 
 pixels unless it is said to be in fractions.
 """
 
+import math
 from collections.abc import Sequence
 from typing import TypeAlias
 
@@ -120,6 +121,13 @@ def feather(mask: np.ndarray, pixels: float) -> np.ndarray:
 
 
 # Boxes and resolutions --------------------------------------------------------------------------------------
+
+
+def canvas_size(size: tuple[int, int], side: int, cell: int) -> tuple[int, int]:
+    """The canvas (height, width) of about `side` x `side` pixels with the aspect of `size` (W, H), whole cells."""
+    scale = side / math.sqrt(size[0] * size[1])
+    width, height = (max(1, round(length * scale / cell)) * cell for length in size)
+    return height, width
 
 
 def crop_box(

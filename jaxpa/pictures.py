@@ -82,8 +82,9 @@ class Personalize(Method):
     """Put the subjects of your pictures into a new one (Personalize Anything, Feng et al. 2025)."""
 
     subject: UseAppendAction[tuple[SubjectFlag, ...]] = ()
-    """A reference; its mask is white on the subject (any size of the same aspect), or its own transparency. --at puts
-    the subject's centre, or its box, there: fractions of the canvas. --caption says what it shows. --flip mirrors."""
+    """A reference; its mask is white on the subject (any size of the same aspect), or its own transparency, or found
+    by --word, which names the subject. --at puts the subject's centre, or its box, there: fractions of the canvas.
+    --caption says what it shows. --flip mirrors."""
     scene: str | None = None
     """A picture of the whole scene; subjects lie over it."""
     place: UseAppendAction[tuple[PlaceFlag, ...]] = ()
@@ -102,11 +103,14 @@ class Personalize(Method):
 
     def run(self) -> int:
         from jaxpa.images import read_image, save_image
-        from jaxpa.subjects import Subject, figure, read_mask_of
+        from jaxpa.subjects import Subject, figure, has_mask, read_mask_of
 
         seeds, switches = self.check(), self.switches()
         for subject in self.subject:  # a typing error should not cost the loading of a large model
-            read_mask_of(subject)
+            if has_mask(subject):
+                read_mask_of(subject)
+            else:
+                read_image(subject.image)
         scene = None if self.scene is None else Subject(self.scene)
         if scene is not None:
             read_image(scene.image)

@@ -6,7 +6,6 @@ pipe.personalize("a red car on a beach", [jaxpa.Subject("car.png", mask="mask.pn
 """
 
 import dataclasses
-import math
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
@@ -24,12 +23,14 @@ from jaxpa.compose import context_size, perturb, repeat_placement, routings, sta
 from jaxpa.edit import Edit, pad_picture, prepare_edit
 from jaxpa.errors import JaxpaError
 from jaxpa.inversion import ForwardTimes
+from jaxpa.masks import canvas_size
 from jaxpa.model import Model, seeds_of
+from jaxpa.observe import THRESHOLD, Attention, FoundMask, capture, find_mask
 from jaxpa.personalize import PRESETS, Phase, Preset, Task
 from jaxpa.sampling import Velocity
 from jaxpa.schedule import Steps, steps_above, tau_time
 from jaxpa.sharding import rules
-from jaxpa.subjects import Picture, Place, References, Subject, read_references
+from jaxpa.subjects import Picture, Place, References, Subject, has_mask, read_references
 from jaxpa.text import TextEmbedding, Tokenizers
 
 OnStep = Callable[[str, int, int], None]
@@ -85,6 +86,7 @@ class Pipeline(Model):
         """
         h, w = self.grid(height, width)
         coverage = self.preset().coverage if coverage is None else coverage
+        subjects = [self.with_mask(subject) for subject in subjects]
         return read_references(subjects, scene, h * self.cell, w * self.cell, (h, w), at, coverage)
 
     def personalize(
@@ -186,8 +188,7 @@ class Pipeline(Model):
     def canvas(self, size: tuple[int, int], height: int | None = None, width: int | None = None) -> tuple[int, int]:
         """The canvas (height, width) for a picture of `size` (W, H): its aspect, the checkpoint's area."""
         if height is None and width is None:
-            scale = self.settings.size / math.sqrt(size[0] * size[1])
-            height, width = (max(1, round(side * scale / self.cell)) * self.cell for side in (size[1], size[0]))
+            height, width = canvas_size(size, self.settings.size, self.cell)
         h, w = self.grid(height, width)
         return h * self.cell, w * self.cell
 
@@ -220,6 +221,48 @@ class Pipeline(Model):
         if preset.path == "rf":
             return _line(x0, _inverted(velocity, x0, noise, official, preset.gamma, on_step)[-1], times)
         return _inverted(velocity, x0, noise, inversion.forward_times(times), 0.0, on_step)[::-1]
+
+    # Looking inside ------------------------------------------------------------------------------------------
+
+    def attention(
+        self, prompt: str, image: Picture | None = None, *, at: Sequence[int] | None = None,
+        blocks: Sequence[int] | None = None, heads: bool = False, seed: int = 0, steps: int | None = None,
+        guidance: float | None = None, height: int | None = None, width: int | None = None,
+    ) -> Attention:  # fmt: skip
+        """Attention maps (S, L, M + N, M + N) of a generation, or of the inversion of `image` with its caption.
+
+        at: which steps of the schedule, 0 the noisiest; blocks: which, double blocks first; None: all (a map of 4608
+        tokens is 81 MiB: choose). heads: each apart, (S, L, H, ...), instead of their mean. `.quadrants` takes the
+        maps apart. The run that is looked at is an untouched one. Raises JaxpaError for bad input.
+        """
+        size = self.settings.size
+        canvas = (height or size, width or size)
+        if image is not None:
+            canvas = self.canvas(images.read_image(image).size, height, width)
+        return capture(
+            self, prompt, image, at=at, blocks=blocks, heads=heads, seed=seed, steps=steps, guidance=guidance,
+            canvas=canvas,
+        )  # fmt: skip
+
+    def find_mask(
+        self, image: Picture, word: str, caption: str | None = None, *, threshold: float = THRESHOLD,
+        steps: int | None = None, height: int | None = None, width: int | None = None,
+    ) -> FoundMask:  # fmt: skip
+        """Where a picture shows what a word names, from attention: `.soft` (h, w), `.tokens` (N,), `.pixels(size)`.
+
+        caption: what the picture shows; the word must stand in it (None: "a picture of a" word). threshold: of the
+        map's range. height, width: of the canvas (None: the picture's aspect). Raises JaxpaError for bad input.
+        """
+        picture = images.read_image(image)
+        canvas = self.canvas(picture.size, height, width)
+        return find_mask(self, picture, word, caption, steps, threshold, canvas)
+
+    def with_mask(self, subject: Subject) -> Subject:
+        """The subject with its mask found by its word, if it has none of its own. Raises JaxpaError without either."""
+        if has_mask(subject):
+            return subject
+        picture = images.read_image(subject.image)
+        return dataclasses.replace(subject, mask=self.find_mask(picture, subject.word).pixels(picture.size))
 
 
 REFERENCE_SEED = 1 << 31  # the first reference's noise; images usually count from 0

@@ -32,7 +32,8 @@ class Subject:
     Pictures may have any sizes: each is cut to the canvas' aspect around its subject. Where subjects overlap on the
     canvas the later one lies on top.
 
-    mask: a picture of it (any size of the same aspect, any mode); None: the picture's own transparency.
+    mask: a picture of it (any size of the same aspect, any mode); None: the picture's own transparency, or else what
+    attention finds for `word`, the subject's name.
     at: where it is put, in fractions of the canvas' width and height: the centre (x, y), or a box (left, top, right,
     bottom) that it is scaled to; None: where it is in its own picture. flip: mirror it.
     caption: what the picture shows; an inversion follows it.
@@ -43,6 +44,7 @@ class Subject:
     at: Place | None = None
     flip: bool = False
     caption: str = ""
+    word: str = ""
 
     @property
     def name(self) -> str:
@@ -76,6 +78,18 @@ class References:
         return np.any(np.asarray(self.placement.target), axis=1)
 
 
+def has_mask(subject: Subject) -> bool:
+    """Whether a subject's mask is known; if not, its word finds it. Raises JaxpaError if it has neither."""
+    if subject.mask is not None or images.alpha_mask(subject.image) is not None:
+        return True
+    if not subject.word.strip():
+        raise JaxpaError(
+            f"{subject.name} has no mask: give one (--mask), a word that says what it shows (--word), or a picture "
+            "with a transparent background"
+        )
+    return False
+
+
 def read_mask_of(subject: Subject) -> tuple[Image.Image, np.ndarray]:
     """The picture and the mask of a subject, in pixels. Raises JaxpaError."""
     picture = images.read_image(subject.image)
@@ -83,7 +97,7 @@ def read_mask_of(subject: Subject) -> tuple[Image.Image, np.ndarray]:
         return picture, images.read_mask(subject.mask, picture.size)
     mask = images.alpha_mask(subject.image)
     if mask is None:
-        raise JaxpaError(f"{subject.name} has no mask: give one (--mask), or a picture with a transparent background")
+        raise JaxpaError(f"{subject.name} has no mask yet: `Pipeline.with_mask` finds it by the subject's word")
     return picture, mask
 
 
@@ -138,9 +152,9 @@ def put(mask: np.ndarray, grid: tuple[int, int], at: Place | None, name: str) ->
     A box has been seen to before. Raises JaxpaError if no masked token lands on the canvas.
     """
     h, w = grid
-    rows, cols = 0, 0
+    box = np.asarray(_bounding_box(mask, h, w))  # top, left, bottom, right, in tokens
+    rows, cols = np.zeros(2, np.int32)
     if at is not None and len(at) == 2:
-        box = np.asarray(_bounding_box(mask, h, w))  # top, left, bottom, right, in tokens
         rows, cols = np.round(np.array([at[1] * h, at[0] * w]) - (box[:2] + box[2:]) / 2).astype(np.int32)
     where = _shift(np.ones(h * w, bool), h, w, rows, cols)
     if not np.asarray(_restrict(where, mask).target).any():

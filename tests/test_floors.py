@@ -19,11 +19,20 @@ PACKAGE = ROOT / "jaxpa"
 FLOORS = (
     ("config errors",),
     ("tokens rope schedule cost",),
-    ("layers", "transformer autoencoder t5 clip"),
+    ("layers", "transformer autoencoder t5 clip", "attention"),
     ("sampling", "inversion", "personalize", "compose"),
     ("files hub sharding", "keys", "parts", "source", "checkpoint", "report"),
-    ("text timing masks figures", "images", "subjects", "edit model", "pipeline", "batch bench plan", "__init__"),
-    ("console", "options", "tools pictures", "cli", "__main__"),
+    (
+        "text timing masks figures scores",
+        "images",
+        "subjects",
+        "edit model",
+        "observe",
+        "pipeline",
+        "batch bench plan evaluate",
+        "__init__",
+    ),
+    ("console", "options", "tools pictures drawing", "cli", "__main__"),
 )
 PLACES = {
     name: (floor, group)

@@ -1,6 +1,7 @@
 """Train the embedded checkpoint from nothing: `python -m weights.recipe.train --out runs/mini`.
 
-Four stages, each resumed from what it left in the run's folder: tokenizers and autoencoder, latents, flow, export.
+Stages, each resumed from what it left in the run's folder: tokenizers and autoencoder, latents, flow, on request
+guidance distillation (`--distill-steps`), export.
 """
 
 from dataclasses import dataclass
@@ -9,7 +10,7 @@ from pathlib import Path
 import tyro
 from transformers import CLIPTokenizer, T5Tokenizer
 
-from weights.recipe import autoencoder, flow, latents
+from weights.recipe import autoencoder, distill, flow, latents
 from weights.recipe.export import export
 from weights.recipe.tokenizers import make_tokenizers
 from weights.recipe.world import SIZE
@@ -37,6 +38,8 @@ class Recipe:
     steps: int = 5200
     """Updates of the flow stage."""
     batch: int = 64
+    distill_steps: int = 0
+    """Updates of the guidance distillation, which makes one forward of two; 0: the teacher itself is exported."""
     seed: int = 1
 
 
@@ -61,6 +64,12 @@ def run(recipe: Recipe) -> None:
         recipe.out, config, data, latents.held_out(recipe.out, vae), (empty[0], empty[1]),
         steps=recipe.steps, batch=recipe.batch, seed=recipe.seed,
     )  # fmt: skip
+    if recipe.distill_steps:
+        config = distill.guided_config(config)
+        trained = distill.train(
+            recipe.out, trained, data, latents.held_out(recipe.out, vae), (empty[0], empty[1]),
+            steps=recipe.distill_steps, batch=recipe.batch, seed=recipe.seed,
+        )  # fmt: skip
     networks = {
         "transformer": trained.transformer,
         "vae": vae,

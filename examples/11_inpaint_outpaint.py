@@ -1,0 +1,53 @@
+"""Inpainting and outpainting: the same replacement, with what is kept as the reference.
+
+The picture is its own reference, M its kept part, and tau is late: 10% of the steps (Section 3.4), so that almost
+every step feeds the kept tokens. At the end the kept pixels are pasted back and come out exactly as they went in; the
+seam is the new part's business. For outpainting the canvas is larger than the picture. A token that may change in
+part is drawn whole, so a mask should leave the object some room.
+
+    python examples/11_inpaint_outpaint.py
+    jaxpa inpaint --image examples/pictures/boat.png --mask examples/pictures/boat-mask.png --grow 24 --caption "a purple striped boat in a forest" --prompt "a red plain house in a forest" --seed 1 --out house.png
+    jaxpa outpaint --image examples/pictures/car.png --pad 192,96,0,96 --caption "a yellow striped car in the snow" --prompt "a yellow striped car in the snow" --out wide.png
+"""  # noqa: E501
+
+import numpy as np
+from _show import PICTURES, save, subject
+from PIL import Image
+
+import jaxpa
+from jaxpa import images
+from jaxpa.figures import overlay, sheet
+
+CASES = (
+    ("boat", "a purple striped boat in a forest", "a red plain house in a forest"),
+    ("mug", "a white striped mug in a meadow", "a yellow striped star in a meadow"),
+)
+CAR = "a yellow striped car in the snow"
+PAD = (192, 96, 0, 96)  # top, right, bottom, left, in pixels of the picture: 576 x 576 of them are 12 x 12 tokens
+
+
+def main() -> None:
+    pipe = jaxpa.load("mini")
+    rows = []
+    for name, caption, prompt in CASES:
+        picture = Image.open(PICTURES / f"{name}.png").convert("RGB")
+        drawn = images.read_mask(subject(name).mask, picture.size)  # type: ignore[arg-type]
+        mask = Image.fromarray((255 * images.grow(drawn, 24)).astype(np.uint8))
+        kept = ~images.token_mask(np.asarray(mask) / 255.0, 12, 12, 1e-6)
+        made = [pipe.inpaint(picture, mask, prompt, caption=caption, seed=seed)[0] for seed in (1, 2, 3)]
+        rows.append([("the picture", picture), ("tokens that are kept", overlay(picture, kept, 12, 12))])
+        rows[-1] += [(f"{prompt}\nseed {seed}", image) for seed, image in enumerate(made, 1)]
+
+    car = Image.open(PICTURES / "car.png").convert("RGB")
+    whole, mask = Image.new("RGB", (576, 576), "white"), np.zeros((576, 576))
+    whole.paste(car, (PAD[3], PAD[0]))
+    mask[PAD[0] :, PAD[3] : 576 - PAD[1]] = 1
+    kept = images.token_mask(mask, 12, 12, 1 - 1e-6)
+    made = [pipe.outpaint(car, CAR, PAD, caption=CAR, seed=seed)[0] for seed in (0, 1, 2)]
+    rows.append([("the picture", car), ("tokens that are kept", overlay(whole, kept, 12, 12))])
+    rows[-1] += [(f"more of it on three sides\nseed {seed}", image) for seed, image in enumerate(made)]
+    save(sheet(rows, 160), "11-inpaint-outpaint")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,130 @@
+"""Stage 3b: guidance distillation, so that one forward does the work of two (as FLUX.1-dev is made from its teacher).
+
+The student is the teacher with a guidance embedding that says nothing yet. It learns the teacher's classifier-free
+velocity, v(empty) + g (v(caption) - v(empty)), for g from 1 to 5. A fifth of the batch has g = 1 exactly, and a tenth
+no caption: inversions run there. The text encoders stay the teacher's. What is kept is the exponential average.
+"""
+
+from dataclasses import replace
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+from flax import nnx
+
+from jaxpa.config import FluxConfig
+from jaxpa.sampling import ClassifierFree
+from jaxpa.tokens import patchify
+from jaxpa.transformer import Flux
+from weights.recipe.flow import Batch, TextToImage, batches, bind, hidden_matrix
+from weights.recipe.training import Log, load_state, optimiser, save_state, trapezoid
+
+LEAST, MOST = 1.0, 5.0  # of the guidance
+
+
+class Student(NamedTuple):
+    """What learns; a tuple, because optax takes a callable for a function of parameters."""
+
+    transformer: Flux
+
+
+def guided_config(config: FluxConfig) -> FluxConfig:
+    """The same checkpoint with a guidance embedding."""
+    return replace(config, transformer=replace(config.transformer, guidance_embeds=True))
+
+
+def initial(teacher: TextToImage, seed: int) -> TextToImage:
+    """The teacher with a guidance embedding whose last layer is zero: the same velocity, whatever the guidance."""
+    config = replace(teacher.transformer.config, guidance_embeds=True)
+    fresh = jax.jit(lambda: Flux(config, rngs=nnx.Rngs(seed), dtype=teacher.transformer.dtype))()
+    known = {_name(key): leaf for key, leaf in jax.tree_util.tree_flatten_with_path(teacher.transformer)[0]}
+
+    def pick(key: Any, leaf: jax.Array) -> jax.Array:
+        name = _name(key)
+        return jnp.zeros_like(leaf) if name.startswith("guidance_in.out_layer") else known.get(name, leaf)
+
+    return teacher._replace(transformer=jax.tree_util.tree_map_with_path(pick, fresh))
+
+
+def _name(key: Any) -> str:
+    return jax.tree_util.keystr(key, simple=True, separator=".")
+
+
+def guided_velocity(
+    teacher: TextToImage, t5_ids: jax.Array, clip_ids: jax.Array, empty: tuple[np.ndarray, np.ndarray],
+    guidance: jax.Array, grid: tuple[int, int],
+) -> ClassifierFree:  # fmt: skip
+    """The teacher with classifier-free guidance (B,); a velocity of B rows."""
+    t5, clip = (
+        jnp.concatenate([ids, jnp.broadcast_to(none, ids.shape)])
+        for ids, none in zip((t5_ids, clip_ids), empty, strict=True)
+    )
+    return ClassifierFree(bind(teacher, t5, clip, grid), guidance[:, None, None])
+
+
+def draw_guidance(key: jax.Array, size: int) -> jax.Array:
+    """Guidances (B,): uniform, a fifth of them exactly 1."""
+    k_value, k_one = jax.random.split(key)
+    value = jax.random.uniform(k_value, (size,), minval=LEAST, maxval=MOST)
+    return jnp.where(jax.random.uniform(k_one, (size,)) < 0.2, 1.0, value)
+
+
+def distillation_loss(
+    student: Student, teacher: TextToImage, batch: Batch, empty: tuple[np.ndarray, np.ndarray], key: jax.Array
+) -> jax.Array:
+    """Mean squared distance of the student's velocity from the guided teacher's."""
+    size, grid = len(batch.latents), (batch.latents.shape[1] // 2, batch.latents.shape[2] // 2)
+    k_time, k_noise, k_drop, k_guidance = jax.random.split(key, 4)
+    x0 = patchify(jnp.asarray(batch.latents, jnp.float32))  # (B, N, C)
+    noise = jax.random.normal(k_noise, x0.shape)
+    # Even in time: a sampler visits every stretch of the flow, not only those where there is most to learn.
+    t = (jax.random.permutation(k_time, size) + jax.random.uniform(k_drop, (size,))) / size  # (B,)
+    guidance = draw_guidance(k_guidance, size)
+    drop = jax.random.uniform(jax.random.fold_in(k_drop, 1), (size, 1)) < 0.1
+    t5_ids, clip_ids = jnp.where(drop, empty[0], batch.t5_ids), jnp.where(drop, empty[1], batch.clip_ids)
+
+    mixed = x0 + t[:, None, None] * (noise - x0)
+    guided = guided_velocity(teacher, t5_ids, clip_ids, empty, guidance, grid)
+    target = jax.lax.stop_gradient(guided(mixed, t))
+    own = replace(
+        bind(teacher._replace(transformer=student.transformer), t5_ids, clip_ids, grid), guidance=guidance
+    )  # fmt: skip
+    return jnp.mean((own(mixed, t) - target) ** 2)
+
+
+def train(
+    out: Path, teacher: TextToImage, data: Batch, held_out: Batch, empty: tuple[np.ndarray, np.ndarray], *,
+    steps: int, batch: int, seed: int, muon_rate: float = 0.003, adam_rate: float = 4e-4, ema: float = 0.995,
+) -> TextToImage:  # fmt: skip
+    """Distil, or take up where `out/distill.state` stopped; returns the averaged student with the teacher's text."""
+    start: Any = Student(initial(teacher, seed).transformer)
+    rate = trapezoid(1.0, steps, warmup=50, decay=0.5)
+    tx = optimiser(start, lambda s: muon_rate * rate(s), lambda s: adam_rate * rate(s), hidden_matrix)
+    state: Any = (start, start, jax.jit(tx.init)(start), jnp.zeros((), jnp.int32))
+    file = out / "distill.state"
+    if file.exists():
+        state = load_state(file, state)
+
+    @jax.jit
+    def update(state: Any, teacher: TextToImage, batch: Batch) -> tuple[Any, jax.Array]:
+        student, average, opt, i = state
+        key = jax.random.fold_in(jax.random.key(seed), i)
+        value, grads = jax.value_and_grad(distillation_loss)(student, teacher, batch, empty, key)
+        changes, opt = tx.update(grads, opt, student)
+        student = optax.apply_updates(student, changes)
+        keep = jnp.minimum(ema, (1 + i) / (10 + i))
+        average = jax.tree.map(lambda a, m: keep * a + (1 - keep) * m, average, student)
+        return (student, average, opt, i + 1), value
+
+    validate = jax.jit(lambda own, theirs: distillation_loss(own, theirs, held_out, empty, jax.random.key(0)))
+    log, stream = Log(out / "distill.csv", 50), batches(data, batch, seed + 1, int(state[3]))
+    for i in range(int(state[3]) + 1, steps + 1):
+        state, value = update(state, teacher, next(stream))
+        note = f"validation {float(validate(state[1], teacher)):.5f}" if i % 250 == 0 else ""
+        log(i, value, note)
+        if i % 250 == 0 or i == steps:
+            save_state(file, state)
+    return teacher._replace(transformer=state[1].transformer)
