@@ -22,7 +22,7 @@ def straight_line(x0: jax.Array, noise: jax.Array, times: jax.Array) -> jax.Arra
 
 
 @jax.tree_util.register_dataclass
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class ForwardTimes:
     """Each step of the controlled forward ODE, from data to noise: all (S,) float32.
 

@@ -152,7 +152,7 @@ class Phase(NamedTuple):
 
 
 @jax.tree_util.register_dataclass
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class Task:
     """All that a personalised sampling needs, as one pytree: pass it through `jax.jit`.
 

@@ -21,7 +21,7 @@ class Velocity(Protocol):
 
 
 @jax.tree_util.register_dataclass
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class ClassifierFree:
     """Classifier-free guidance: v = v_negative + scale * (v_positive - v_negative).
 

@@ -209,7 +209,7 @@ def perturb_mask(
 
 
 @jax.tree_util.register_dataclass
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class Routing:
     """Whose features feed each token's query, key and value, and which tokens are attended to besides.
 

@@ -243,7 +243,7 @@ def attend(
 
 
 @jax.tree_util.register_dataclass
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class FluxVelocity:
     """The network with its conditions bound: a velocity callable that is itself a pytree.
 
