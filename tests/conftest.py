@@ -2,6 +2,7 @@
 
 import json
 import os
+from collections.abc import Callable
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
@@ -39,3 +40,19 @@ def goldens(tmp_path_factory: pytest.TempPathFactory) -> Goldens:
 def pictures() -> Path:
     """References and masks of the examples."""
     return Path(__file__).parent.parent / "examples" / "pictures"
+
+
+@pytest.fixture
+def run(capsys, monkeypatch, tmp_path_factory: pytest.TempPathFactory) -> Callable[..., tuple[int, str, str]]:
+    """A `jaxpa` command: run("info", "mini") -> its status, stdout and stderr."""
+    from jaxpa.cli import main
+
+    # Commands keep compiled programs; a test's belong into its own folder.
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path_factory.getbasetemp() / "cache"))
+
+    def command(*argv: object) -> tuple[int, str, str]:
+        status = main([str(word) for word in argv])
+        out, err = capsys.readouterr()
+        return status, out, err
+
+    return command

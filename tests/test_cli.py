@@ -10,28 +10,13 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from jaxpa.cli import main
 from jaxpa.console import group_subjects, parse_subject
 from jaxpa.images import read_metadata
 
 
-@pytest.fixture(autouse=True)
-def own_cache(tmp_path_factory, monkeypatch):
-    """Commands keep compiled programs; a test's belong into its own folder."""
-    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path_factory.getbasetemp() / "cache"))
-
-
-def run(capsys, *argv) -> tuple[int, str, str]:
-    status = main([str(a) for a in argv])
-    out, err = capsys.readouterr()
-    return status, out, err
-
-
-def test_generate(capsys, tmp_path):
+def test_generate(run, tmp_path):
     out = tmp_path / "star.png"
-    status, line, _ = run(
-        capsys, "generate", "--prompt", "a red star", "--steps", 2, "--num-images", 2, "--out", out, "--json"
-    )
+    status, line, _ = run("generate", "--prompt", "a red star", "--steps", 2, "--num-images", 2, "--out", out, "--json")
     assert status == 0
     content = json.loads(line)
     assert content["files"] == [str(tmp_path / "star-0.png"), str(tmp_path / "star-1.png")]
@@ -39,10 +24,10 @@ def test_generate(capsys, tmp_path):
     assert {"compile_seconds", "seconds", "programs"} <= content.keys()
 
 
-def test_personalize_a_photograph(capsys, tmp_path, pictures):
+def test_personalize_a_photograph(run, tmp_path, pictures):
     out = tmp_path / "cat.webp"
     status, _, err = run(
-        capsys, "personalize", "--subject", pictures / "chelsea.jpg", "--mask", pictures / "chelsea-mask.png",
+        "personalize", "--subject", pictures / "chelsea.jpg", "--mask", pictures / "chelsea-mask.png",
         "--at", "0.4,0.5", "--flip", "--prompt", "a cat on a beach", "--steps", 2, "--tau", "80%", "--out", out,
     )  # fmt: skip
     assert status == 0, err
@@ -51,10 +36,10 @@ def test_personalize_a_photograph(capsys, tmp_path, pictures):
     assert "compiling" in err
 
 
-def test_sweeps_are_named(capsys, tmp_path, pictures):
+def test_sweeps_are_named(run, tmp_path, pictures):
     argv = ["--subject", pictures / "car.png", "--mask", pictures / "car-mask.png", "--prompt", "a car", "--steps", 2]
     argv += ["--tau", "0.9", "50%", "--place", "0.3,0.5", "--place", "0.4,0.7", "--out", tmp_path / "x.png"]
-    status, line, err = run(capsys, "personalize", *argv, "--no-figure", "--json")
+    status, line, err = run("personalize", *argv, "--no-figure", "--json")
     assert status == 0, err
     names = ["x-tau0.9-place1.png", "x-tau0.9-place2.png", "x-tau50%-place1.png", "x-tau50%-place2.png"]
     assert sorted(path.name for path in tmp_path.iterdir()) == sorted(names)
@@ -62,24 +47,24 @@ def test_sweeps_are_named(capsys, tmp_path, pictures):
     assert json.loads(line)["sample_forwards"] == 2 * (2 * 2 * 2 + 1) + 2
 
 
-def test_edits(capsys, tmp_path, pictures):
+def test_edits(run, tmp_path, pictures):
     car = ["--image", pictures / "car.png", "--prompt", "a car", "--steps", 2]
     rest = {"inpaint": ["--mask", pictures / "car-mask.png", "--grow", 8], "outpaint": ["--pad", "0,100,0,0"]}
     for name in ("inpaint", "outpaint", "invert"):
-        status, line, err = run(capsys, name, *car, *rest.get(name, []), "--out", tmp_path / f"{name}.png", "--json")
+        status, line, err = run(name, *car, *rest.get(name, []), "--out", tmp_path / f"{name}.png", "--json")
         assert status == 0, err
         assert json.loads(line)["files"] == [str(tmp_path / f"{name}.png")]
         assert (tmp_path / f"{name}-figure.png").exists()
-    status, _, err = run(capsys, "outpaint", *car, "--pad", "1,2", "--out", tmp_path / "x.png")
+    status, _, err = run("outpaint", *car, "--pad", "1,2", "--out", tmp_path / "x.png")
     assert (status, err.count("\n")) == (2, 1)
 
 
-def test_plan_and_bench(capsys):
-    status, line, _ = run(capsys, "plan", "--json", "--preset", "official", "--num-images", 2)
+def test_plan_and_bench(run):
+    status, line, _ = run("plan", "--json", "--preset", "official", "--num-images", 2)
     content = json.loads(line)
     assert status == 0
     assert content["sample_forwards"] == 28 * 4 + content["steps_above_tau"][0]
-    assert run(capsys, "bench", "--steps", 1, "--repeats", 1)[0] == 0
+    assert run("bench", "--steps", 1, "--repeats", 1)[0] == 0
 
 
 def test_the_grammar_of_subjects():
@@ -146,12 +131,12 @@ BAD = {
 
 
 @pytest.mark.parametrize("name", BAD)
-def test_bad_input_is_one_line(name, bad, pictures, capsys, tmp_path):
+def test_bad_input_is_one_line(name, bad, pictures, run, tmp_path):
     words, said = BAD[name]
     argv = [word.format(b=bad, p=pictures) for word in words]
     before = sorted(bad.iterdir())
     out = [] if "--out" in argv else ["--out", tmp_path / "x.png"]
-    status, line, err = run(capsys, "personalize", "--prompt", "a car", *out, *argv)
+    status, line, err = run("personalize", "--prompt", "a car", *out, *argv)
     assert status == 2
     assert said in err
     assert err.count("\n") == 1 or name == "a model", err
@@ -160,13 +145,13 @@ def test_bad_input_is_one_line(name, bad, pictures, capsys, tmp_path):
     assert sorted(bad.iterdir()) == before
 
 
-def test_info_and_convert(capsys, tmp_path):
-    assert run(capsys, "convert", "mini", tmp_path / "mine")[0] == 0
-    status, out, _ = run(capsys, "info", tmp_path / "mine", "--json")
+def test_info_and_convert(run, tmp_path):
+    assert run("convert", "mini", tmp_path / "mine")[0] == 0
+    status, out, _ = run("info", tmp_path / "mine", "--json")
     assert status == 0
     assert json.loads(out)["layout"] == "jaxpa"
     next((tmp_path / "mine" / "vae").glob("*.safetensors")).write_bytes(b"")
-    assert run(capsys, "info", tmp_path / "mine")[0] == 1
+    assert run("info", tmp_path / "mine")[0] == 1
 
 
 def test_a_generation_without_torch(tmp_path, pictures):

@@ -6,26 +6,13 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from jaxpa.cli import main
 from jaxpa.masks import box_mask
 
 
-@pytest.fixture(autouse=True)
-def own_cache(tmp_path_factory, monkeypatch):
-    """Commands keep compiled programs; a test's belong into its own folder."""
-    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path_factory.getbasetemp() / "cache"))
-
-
-def run(capsys, *argv) -> tuple[int, str, str]:
-    status = main([str(a) for a in argv])
-    out, err = capsys.readouterr()
-    return status, out, err
-
-
-def test_by_word(capsys, tmp_path, pictures):
+def test_by_word(run, tmp_path, pictures):
     out = tmp_path / "mask.png"
     status, line, err = run(
-        capsys, "mask", "--image", pictures / "car.png", "--word", "car", "--caption", "a car", "--out", out, "--json"
+        "mask", "--image", pictures / "car.png", "--word", "car", "--caption", "a car", "--out", out, "--json"
     )
     assert status == 0, err
     content = json.loads(line)
@@ -37,38 +24,38 @@ def test_by_word(capsys, tmp_path, pictures):
     assert Image.open(content["files"][1]).width > 1000  # picture, map, mask, tokens
 
 
-def test_drawn(capsys, tmp_path, pictures):
+def test_drawn(run, tmp_path, pictures):
     """A box and a polygon around the same place, without loading networks; of the photograph's own size."""
     photo = ["mask", "--image", pictures / "chelsea.jpg", "--no-figure"]
     box, polygon = tmp_path / "box.png", tmp_path / "polygon.png"
-    assert run(capsys, *photo, "--box", "0.25,0.2,0.75,0.8", "--out", box)[0] == 0
+    assert run(*photo, "--box", "0.25,0.2,0.75,0.8", "--out", box)[0] == 0
     corners = "0.25,0.2,0.75,0.2,0.75,0.8,0.25,0.8"
-    assert run(capsys, *photo, "--polygon", corners, "--out", polygon)[0] == 0
+    assert run(*photo, "--polygon", corners, "--out", polygon)[0] == 0
     truth = box_mask((0.25, 0.2, 0.75, 0.8), (451, 300))
     for file in (box, polygon):
         np.testing.assert_allclose(np.asarray(Image.open(file)) / 255, truth, atol=0.07)  # a polygon's edge is sampled
     assert sorted(tmp_path.iterdir()) == [box, polygon]
     grown = tmp_path / "grown.png"
     flags = ["--grow", 8, "--shrink", 4, "--feather", 3]
-    assert run(capsys, *photo, "--box", "0.25,0.2,0.75,0.8", *flags, "--out", grown)[0] == 0
+    assert run(*photo, "--box", "0.25,0.2,0.75,0.8", *flags, "--out", grown)[0] == 0
     after = np.asarray(Image.open(grown))
     assert after.sum() > np.asarray(Image.open(box)).sum()
     assert len(np.unique(after)) > 3
 
 
-def test_transparency(capsys, tmp_path, pictures):
+def test_transparency(run, tmp_path, pictures):
     cut = tmp_path / "cut.png"
     mask = Image.open(pictures / "car-mask.png").convert("L")
     picture = Image.open(pictures / "car.png").convert("RGB")
     picture.putalpha(mask)
     picture.save(cut)
-    assert run(capsys, "mask", "--image", cut, "--out", tmp_path / "mask.png")[0] == 0
+    assert run("mask", "--image", cut, "--out", tmp_path / "mask.png")[0] == 0
     assert np.array_equal(np.asarray(Image.open(tmp_path / "mask.png")), np.asarray(mask))
 
 
-def test_personalize_by_word(capsys, tmp_path, pictures):
+def test_personalize_by_word(run, tmp_path, pictures):
     status, _, err = run(
-        capsys, "personalize", "--subject", pictures / "car.png", "--word", "car", "--prompt", "a car in a room",
+        "personalize", "--subject", pictures / "car.png", "--word", "car", "--prompt", "a car in a room",
         "--steps", 2, "--out", tmp_path / "car.png",
     )  # fmt: skip
     assert status == 0, err
@@ -97,12 +84,12 @@ BAD = {
 
 
 @pytest.mark.parametrize("name", BAD)
-def test_bad_input_is_one_line(name, capsys, tmp_path, pictures):
+def test_bad_input_is_one_line(name, run, tmp_path, pictures):
     words, said = BAD[name]
     argv = [word.format(t=tmp_path) for word in words]
     argv += [] if "--out" in argv else ["--out", tmp_path / "x.png"]
     argv += [] if "--image" in argv else ["--image", pictures / "car.png"]
-    status, line, err = run(capsys, "mask", *argv)
+    status, line, err = run("mask", *argv)
     assert status == 2
     assert said in err
     assert err.count("\n") <= 1 + ("looking for" in err), err
@@ -110,9 +97,9 @@ def test_bad_input_is_one_line(name, capsys, tmp_path, pictures):
     assert not list(tmp_path.iterdir())
 
 
-def test_a_subject_with_neither_mask_nor_word(capsys, tmp_path, pictures):
+def test_a_subject_with_neither_mask_nor_word(run, tmp_path, pictures):
     out = tmp_path / "x.png"
-    status, _, err = run(capsys, "personalize", "--subject", pictures / "car.png", "--prompt", "x", "--out", out)
+    status, _, err = run("personalize", "--subject", pictures / "car.png", "--prompt", "x", "--out", out)
     assert status == 2
     assert "--mask" in err
     assert "--word" in err

@@ -38,14 +38,14 @@ def encode(model: Autoencoder, images: np.ndarray, batch: int = 32) -> np.ndarra
     return np.concatenate([np.asarray(run(model, x.astype(np.float32) / 127.5 - 1), np.float16) for x in parts])
 
 
-def prepare(out: Path, model: Autoencoder, pictures: int, seed: int) -> Batch:
-    """Latents and ids of the first `pictures` training pictures; only what `out` does not hold yet is drawn."""
-    file = out / "latents.npz"
+def prepare(file: Path, model: Autoencoder, pictures: int, seed: int, two: float = 0.05) -> Batch:
+    """Latents and ids of the first `pictures` training pictures of the world `seed`, the part `two` of them with two
+    subjects; only what `file` does not hold yet is drawn. The tokenizers lie beside it."""
     columns = [_read(file)] if file.exists() else []
     done = len(columns[0].latents) if columns else 0
     if done < pictures:
-        tokenizers = Tokenizers(out)
-        for i, batch in enumerate(dataset(seed, pictures, workers=2, first=done)):
+        tokenizers = Tokenizers(file.parent)
+        for i, batch in enumerate(dataset(seed, pictures, workers=2, first=done, two=two)):
             columns.append(Batch(encode(model, batch.images), *tokenizers(batch.captions)))
             if i % 10 == 0:
                 print(f"encoded {done + 512 * (i + 1)} of {pictures} pictures", flush=True)

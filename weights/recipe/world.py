@@ -237,15 +237,15 @@ def render_many(
     return Batch(images, captions, masks, dict(zip(names, labels.T.copy(), strict=True)))
 
 
-def _render_job(job: tuple[int, int, int, int]) -> Batch:
+def _render_job(job: tuple[int, int, int, int, float]) -> Batch:
     return render_many(*job)
 
 
 def dataset(
-    seed: int, count: int, size: int = SIZE, workers: int = 1, chunk: int = 512, first: int = 0
+    seed: int, count: int, size: int = SIZE, workers: int = 1, chunk: int = 512, first: int = 0, two: float = 0.05
 ) -> Iterator[Batch]:
     """Pictures `first` to `count` in order, in batches of `chunk`; `workers` changes nothing but the speed."""
-    jobs = [(seed, start, min(chunk, count - start), size) for start in range(first, count, chunk)]
+    jobs = [(seed, start, min(chunk, count - start), size, two) for start in range(first, count, chunk)]
     if workers <= 1:
         yield from map(_render_job, jobs)
         return
