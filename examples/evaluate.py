@@ -1,36 +1,62 @@
-"""The paper's evaluation: subjects x prompts x settings x seeds, a table, and a plot of identity against the prompt.
+"""The paper's evaluation: subjects x prompts x settings x seeds, tables, and what is gained against what is lost.
 
-python examples/evaluate.py --out evaluation                    # drawn subjects, the sweep of tau
-python examples/evaluate.py --data FOLDER --model MODEL --judge none --out evaluation
-python examples/evaluate.py --settings settings.json            # {"label": {"tau": [0.9, 0.5], "level": "token"}, ...}
+    python examples/evaluate.py --table tau                 # the paper's Table 3: the sweep of tau, perturbed and not
+    python examples/evaluate.py --table readings            # which reading of the method is best here
+    python examples/evaluate.py --data FOLDER --model MODEL --judge none --out evaluation
+    python examples/evaluate.py --settings settings.json    # {"label": {"tau": [0.9, 0.5], "level": "token"}, ...}
 
 Without `--data` the subjects come from the drawn world, in combinations that training never showed, and the judge that
-was trained on it looks at the pictures. A folder is laid out as `jaxpa.evaluate.read_cases` says: a folder for each
+was trained on it looks at the pictures. Every subject has prompts that describe it before another background, and one
+that gives it another colour: how often the colour is followed is the freedom that the prompt keeps *inside* the mask;
+how often the background is, *outside*. A folder is laid out as `jaxpa.evaluate.read_cases` says: a folder for each
 subject with pictures and masks, and `prompts.txt`. What comes out: scores.csv (a line for each picture), table.md,
 table.json, plot.png, and sheet.png with the first subject's pictures.
 """
 
+import itertools
 import json
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 import tyro
-from PIL import Image, ImageDraw, ImageFont
+from matplotlib.figure import Figure
+from PIL import Image
 
 import jaxpa
 from jaxpa import scores
-from jaxpa.evaluate import FLOOR, Case, Judge, evaluate, read_cases
+from jaxpa.evaluate import Case, Judge, evaluate, read_cases
 from jaxpa.figures import sheet
 from jaxpa.images import read_image, to_array, to_image
+from jaxpa.scores import Interval, Score
 from weights.recipe.classifiers import FILE, load
-from weights.recipe.world import BACKGROUNDS, Background, caption, instances, is_held_out, render, sample_scene
+from weights.recipe.world import BACKGROUNDS, COLOURS, Background, caption, instances, is_held_out, render, sample_scene
 
-SETTINGS: dict[str, dict[str, Any]] = {
-    "preset": {"tau": [1.0, 0.95, 0.9, 0.8, 0.7, 0.5, 0.3]},
-    "preset, perturbed": {"tau": [0.9, 0.7, 0.5], "shuffle": 1.0, "outline": 3},
-    "noise only": {"tau": 1.0},
+TAUS = [1.0, 0.95, 0.9, 0.8, 0.7, 0.5, 0.3, 0.1]  # the paper's five; a small grid needs lower ones
+
+
+def readings() -> dict[str, dict[str, Any]]:
+    """Level x path x start noise; then attention after tau; then the presets of the sources."""
+    paths: dict[str, dict[str, Any]] = {
+        "line": {"path": "line"},
+        "ODE": {"path": "ode"},
+        "RF 0.5": {"path": "rf", "gamma": 0.5},
+    }
+    both = {"tau": [0.8, 0.5]}
+    table: dict[str, dict[str, Any]] = {"noise only": {"tau": 1.0}}
+    for level, (path, how), start in itertools.product(("layer", "token"), paths.items(), ("independent", "moved")):
+        table[f"{level}, {path}, {start}"] = both | how | {"level": level, "start": start}
+    for (path, how), concat in itertools.product((("ODE", {}), ("line", paths["line"])), ("zero", "target")):
+        start = "independent" if how else "moved"
+        table[f"layer, {path}, {start}, concat {concat}"] = both | how | {"start": start, "concat": concat}
+    return table | {"preset official": {"preset": "official"}, "preset paper": {"preset": "paper"}}
+
+
+TABLES: dict[str, dict[str, dict[str, Any]]] = {
+    "tau": {"replaced": {"tau": TAUS}, "perturbed": {"tau": TAUS, "shuffle": 1.0, "outline": 3}},
+    "readings": readings(),
 }
 
 
@@ -40,20 +66,25 @@ class Options:
     data: Path | None = None
     """A benchmark on disk; none: drawn subjects."""
     model: str = "mini"
-    subjects: int = 8
+    table: Literal["tau", "readings"] = "tau"
+    """Which settings to compare."""
+    settings: Path | None = None
+    """Settings of your own: a JSON file of labels and keywords of `Pipeline.personalize`."""
+    subjects: int = 24
     """Drawn subjects."""
     prompts: int = 2
-    """Prompts for each drawn subject."""
+    """Prompts for each drawn subject, one of them with another colour."""
     seeds: int = 2
-    settings: Path | None = None
-    """A JSON file of labels and keywords of `Pipeline.personalize`; none: the sweep of tau."""
     judge: str = str(FILE)
     """The classifiers of the drawn world, or `none`."""
     steps: int | None = None
 
 
-def drawn_case(number: int, count: int, size: int) -> Case:
-    """A held-out subject, `count` prompts for other backgrounds, and another instance of its caption in its place."""
+def drawn_case(number: int, count: int, size: int) -> tuple[Case, str]:
+    """A held-out subject, `count` prompts for other backgrounds, and another instance of its caption in its place.
+
+    The last prompt, which is returned besides, gives the subject another colour.
+    """
     rng = np.random.default_rng([996, number])
     scene = sample_scene(rng, two=0.0, held_out=True)
     subject, kind = scene.subjects[0], scene.background.kind
@@ -62,43 +93,62 @@ def drawn_case(number: int, count: int, size: int) -> Case:
     twin = replace(twin, x=subject.x, bottom=subject.bottom, span=subject.span)
     another, _ = render(replace(scene, subjects=(twin,)), size)
     kinds = [str(each) for each in rng.permutation([each for each in BACKGROUNDS if each != kind])[:count]]
-    texts = tuple(caption(replace(scene, background=Background(each, 0))) for each in kinds)
+    scenes = [replace(scene, background=Background(each, 0)) for each in kinds]
+    colour = str(rng.choice([each for each in COLOURS if each != subject.colour]))
+    scenes[-1] = replace(scenes[-1], subjects=(replace(subject, colour=colour),))
+    texts = tuple(map(caption, scenes))
     reference = jaxpa.Subject(picture, mask, caption=caption(scene))
     assert is_held_out(scene)
-    return Case(f"{number}: {caption(scene)}", reference, texts, another)
+    return Case(f"{number}: {caption(scene)}", reference, texts, another), texts[-1]
 
 
-def plot(table: scores.Table, across: str, up: str, size: int = 640) -> Image.Image:
-    """Two metrics against each other, a dot for each setting with its intervals."""
-    rows = {label: row for label, row in table.items() if row[across].n and row[up].n}
-    ends = np.array([[[row[m].low, row[m].high] for m in (across, up)] for row in rows.values()])  # (rows, 2, 2)
-    low, high = ends[..., 0].min(0), ends[..., 1].max(0)
-    room = np.maximum(high - low, 0.02) * 0.12
-    low, high = low - room, high + room
-    image = Image.new("RGB", (size, size), "white")
-    pen, font, margin = ImageDraw.Draw(image), ImageFont.load_default(size // 46), size // 10
+def curves(
+    table: scores.Table, across: str, up: tuple[scores.Table, str]
+) -> dict[str, list[tuple[str, Interval, Interval]]]:
+    """Points (tau, value, value) of two metrics, those of one sweep together."""
+    found: dict[str, list[tuple[str, Interval, Interval]]] = {}
+    for label, row in table.items():
+        series, _, tau = label.partition(", tau ")
+        other = up[0].get(label, {}).get(up[1])
+        if other is not None and other.n and row[across].n:
+            found.setdefault(series, []).append((tau, row[across], other))
+    return found
 
-    def at(x: float, y: float) -> tuple[float, float]:
-        share = (np.array([x, y]) - low) / (high - low)
-        return margin + share[0] * (size - 1.5 * margin), size - margin - share[1] * (size - 1.5 * margin)
 
-    (left, bottom), (right, top) = at(*low), at(*high)
-    pen.rectangle((left, top, right, bottom), outline=(160, 160, 166))
-    for share in np.linspace(0.1, 0.9, 5):
-        x, y = low + share * (high - low)
-        pen.text((at(x, low[1])[0], bottom + 6), f"{x:.2f}", (105, 105, 112), font, anchor="ma")
-        pen.text((left - 6, at(low[0], y)[1]), f"{y:.2f}", (105, 105, 112), font, anchor="rm")
-    pen.text((size / 2, size - margin / 2), across, (28, 28, 30), font, anchor="ma")
-    pen.text((left, top - 8), up, (28, 28, 30), font, anchor="ls")
-    for k, (label, row) in enumerate(rows.items()):
-        ink = ((28, 28, 30), (28, 96, 176), (200, 70, 20), (20, 130, 90), (130, 60, 160))[k % 5]
-        a, b = row[across], row[up]
-        pen.line((*at(a.low, b.mean), *at(a.high, b.mean)), ink)
-        pen.line((*at(a.mean, b.low), *at(a.mean, b.high)), ink)
-        x, y = at(a.mean, b.mean)
-        pen.ellipse((x - 4, y - 4, x + 4, y + 4), fill=ink)
-        pen.text((x + 7, y - 4), label, ink, font, anchor="ls")
-    return image
+def plot(lines: dict[str, list[tuple[str, Interval, Interval]]], across: str, up: str, file: Path) -> None:
+    """Two metrics against each other: a line for each sweep, its taus beside the points, 95% intervals as bars."""
+    figure = Figure(figsize=(7.2, 5.4), layout="constrained")
+    axes = figure.subplots()
+    for series, points in lines.items():
+        x, y = (np.array([point[k][:3] for point in points]).T for k in (1, 2))
+        spread = {"xerr": abs(x[1:] - x[0]), "yerr": abs(y[1:] - y[0])}
+        axes.errorbar(x[0], y[0], **spread, fmt="o-", label=series, linewidth=1, elinewidth=0.5, markersize=4)
+        for tau, a, b in points:
+            axes.annotate(tau, (a.mean, b.mean), (4, 4), textcoords="offset points", fontsize=7)
+    axes.set_xlabel(across)
+    axes.set_ylabel(up)
+    axes.legend(fontsize=7)
+    axes.grid(alpha=0.3)
+    figure.savefig(file, dpi=110)
+
+
+def report(scored: Sequence[Score], recoloured: set[tuple[str, str]], out: Path) -> str:
+    """Write scores, tables and plot; returns the tables."""
+    described = scores.summarise([score for score in scored if (score.case, score.prompt) not in recoloured])
+    free = scores.summarise([score for score in scored if (score.case, score.prompt) in recoloured])
+    text, content = scores.markdown(described), {"prompts that describe the subject": described}
+    across, up = "identity", (described, "prompt" if "prompt" in next(reversed(described.values())) else "diversity")
+    name = up[1]
+    if free:
+        text += "\nPrompts that give the subject another colour:\n\n" + scores.markdown(free)
+        content["prompts with another colour"] = free
+        up, name = (free, "colour"), "another colour, where the prompt says so"
+    plot(curves(described, across, up), across, name, out / "plot.png")
+    (out / "scores.csv").write_text(scores.csv_text(scored), encoding="utf-8")
+    (out / "table.md").write_text(text, encoding="utf-8")
+    parts = {name: json.loads(scores.json_text(table)) for name, table in content.items()}
+    (out / "table.json").write_text(json.dumps(parts, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
+    return text
 
 
 def main() -> None:
@@ -106,12 +156,13 @@ def main() -> None:
     options.out.mkdir(parents=True, exist_ok=True)
     pipe = jaxpa.load(options.model)
     judge: Judge | None = None if options.judge == "none" else load(Path(options.judge))
-    size = pipe.settings.size
+    size, recoloured = pipe.settings.size, set[tuple[str, str]]()
     if options.data is None:
-        cases = [drawn_case(k, options.prompts, size) for k in range(options.subjects)]
+        drawn = [drawn_case(k, options.prompts, size) for k in range(options.subjects)]
+        cases, recoloured = [case for case, _ in drawn], {(case.name, prompt) for case, prompt in drawn}
     else:
         cases = read_cases(options.data)
-    settings = SETTINGS if options.settings is None else json.loads(options.settings.read_text())
+    settings = TABLES[options.table] if options.settings is None else json.loads(options.settings.read_text())
     panels: list[tuple[str, Image.Image]] = [("reference", read_image(cases[0].subject.image))]
 
     def look(label: str, case: Case, prompt: str, pictures: list[Image.Image]) -> None:
@@ -121,14 +172,8 @@ def main() -> None:
 
     common = {} if options.steps is None else {"steps": options.steps}
     scored = evaluate(pipe, cases, settings, range(options.seeds), judge, look, **common)
-    table = scores.summarise(scored)
-    (options.out / "scores.csv").write_text(scores.csv_text(scored), encoding="utf-8")
-    (options.out / "table.md").write_text(scores.markdown(table), encoding="utf-8")
-    (options.out / "table.json").write_text(scores.json_text(table), encoding="utf-8")
     sheet([panels[i : i + 6] for i in range(0, len(panels), 6)], height=192).save(options.out / "sheet.png")
-    up = "prompt" if "prompt" in table[FLOOR] else "diversity"
-    plot(table, "identity", up).save(options.out / "plot.png")
-    print(scores.markdown(table))
+    print(report(scored, recoloured, options.out))
 
 
 if __name__ == "__main__":

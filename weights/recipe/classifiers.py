@@ -240,7 +240,7 @@ def present(judge: Judge, pictures: np.ndarray, wanted: Mapping[str, np.ndarray]
 
 @dataclass(frozen=True)
 class Options:
-    """How to train the judge. The defaults take about ten minutes of one CPU core."""
+    """How to train the judge. The defaults take about half an hour of one CPU core."""
 
     out: Path = Path("runs/judge")
     """Folder of the run: its state and log."""
@@ -248,7 +248,7 @@ class Options:
     """Where the judge is written, with its measured accuracy beside it."""
     checkpoint: Path = Path("weights/mini")
     """Whose autoencoder a part of the pictures goes through."""
-    steps: int = 550
+    steps: int = 1400
     drawn: int = 5000
     """Triplets to draw."""
     two: int = 4000
@@ -266,7 +266,9 @@ def main() -> None:
         options.out, vae, steps=options.steps, drawn=options.drawn, two=options.two, seed=options.seed
     )  # fmt: skip
     save(model, options.file)
-    text = report(load(options.file), vae)
+    size = sum(leaf.size for leaf in jax.tree.leaves(model)) / 1e6
+    made = f"`{options.file.name}`: {size:.2f} M parameters, {options.steps} steps, seed {options.seed}."
+    text = report(load(options.file), vae, made)
     options.file.with_suffix(".md").write_text(text)
     print(text)
 

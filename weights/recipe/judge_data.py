@@ -167,11 +167,11 @@ def chance(double: Examples | None = None) -> dict[str, float]:
     return {head: 1 / len(names) for head, names in HEADS.items()}
 
 
-def report(judge: "Judge", vae: Autoencoder, count: int = 512) -> str:
-    """`measure` as a page."""
+def report(judge: "Judge", vae: Autoencoder, made: str, count: int = 512) -> str:
+    """`measure` as a page; `made` says how the judge was."""
     measured, guess = measure(judge, vae, count), chance()
     lines = [
-        "# The judge, measured", "",
+        "# The judge, measured", "", made, "",
         f"On {count // 2} pictures of one subject and {count // 2} of two, {SIZE} pixels, of combinations of family, "
         "colour and background that its training never showed.", "",
         "| | true drawings | through the autoencoder | chance |", "|---|---|---|---|",
