@@ -15,6 +15,7 @@ table.json, plot.png, and sheet.png with the first subject's pictures.
 
 import itertools
 import json
+from collections import defaultdict
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -29,7 +30,8 @@ import jaxpa
 from jaxpa import scores
 from jaxpa.evaluate import Case, Judge, evaluate, read_cases
 from jaxpa.figures import sheet
-from jaxpa.images import read_image, to_array, to_image
+from jaxpa.images import read_image, save_image, to_array, to_image
+from jaxpa.metrics import CLIP, DINO, DREAMSIM, METRICS, fid
 from jaxpa.scores import Interval, Score
 from weights.recipe.classifiers import FILE, load
 from weights.recipe.world import BACKGROUNDS, COLOURS, Background, caption, instances, is_held_out, render, sample_scene
@@ -77,6 +79,15 @@ class Options:
     seeds: int = 2
     judge: str = str(FILE)
     """The classifiers of the drawn world, or `none`."""
+    metrics: tuple[Literal["clip", "dino", "dreamsim"], ...] = ()
+    """The paper's networks that look too: clip_t, clip_i, seg_clip_i, dino, dreamsim (`pip install 'jaxpa[eval]'`)."""
+    clip: str = CLIP
+    """A hub id or a folder."""
+    dino: str = DINO
+    """A hub id or a folder."""
+    dreamsim: str = DREAMSIM
+    fid_pictures: Path | None = None
+    """Real pictures, which those of each setting are compared with: fid.json."""
     steps: int | None = None
 
 
@@ -156,6 +167,9 @@ def main() -> None:
     options.out.mkdir(parents=True, exist_ok=True)
     pipe = jaxpa.load(options.model)
     judge: Judge | None = None if options.judge == "none" else load(Path(options.judge))
+    networks = [METRICS[name](getattr(options, name)) for name in options.metrics]
+    distances = options.fid_pictures and fid(options.fid_pictures)
+    made = defaultdict[str, list[Path]](list)  # what FID sees: a setting's pictures together
     size, recoloured = pipe.settings.size, set[tuple[str, str]]()
     if options.data is None:
         drawn = [drawn_case(k, options.prompts, size) for k in range(options.subjects)]
@@ -167,13 +181,21 @@ def main() -> None:
 
     def look(label: str, case: Case, prompt: str, pictures: list[Image.Image]) -> None:
         print(f"{case.name} | {prompt} | {label}", flush=True)
-        if case is cases[0] and prompt == case.prompts[0]:
+        if case.name == cases[0].name and prompt == case.prompts[0]:
             panels.append((label, to_image(to_array(pictures[0], size, size))))
+        for picture in pictures if distances else []:
+            made[label].append(options.out / "pictures" / f"{sum(map(len, made.values())):06}.png")
+            made[label][-1].parent.mkdir(exist_ok=True)
+            save_image(picture, made[label][-1], {"setting": label, "case": case.name, "prompt": prompt})
 
     common = {} if options.steps is None else {"steps": options.steps}
-    scored = evaluate(pipe, cases, settings, range(options.seeds), judge, look, **common)
+    scored = evaluate(pipe, cases, settings, range(options.seeds), judge, look, networks, **common)
     sheet([panels[i : i + 6] for i in range(0, len(panels), 6)], height=192).save(options.out / "sheet.png")
     print(report(scored, recoloured, options.out))
+    if distances:
+        text = json.dumps({"fid": distances(made)}, indent=2)
+        (options.out / "fid.json").write_text(text + "\n", encoding="utf-8")
+        print(text)
 
 
 if __name__ == "__main__":

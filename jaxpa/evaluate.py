@@ -22,9 +22,10 @@ from scipy import ndimage
 
 from jaxpa import images
 from jaxpa.errors import JaxpaError
+from jaxpa.metrics import Metric
 from jaxpa.pipeline import Pipeline
 from jaxpa.scores import Score
-from jaxpa.subjects import Picture, References, Subject, read_mask_of, read_subject
+from jaxpa.subjects import Picture, References, Subject, has_mask, read_mask_of, read_subject
 
 # Metrics of arrays -------------------------------------------------------------------------------------------
 
@@ -43,13 +44,15 @@ class Target(NamedTuple):
     """What a personalised picture should hold, in its pixels.
 
     expected (H, W, 3), the reference's pixels at their new places; subject (H, W), where its subject is; cells (H, W),
-    the tokens that were replaced; reference (H, W, 3), what a judge compares with (None: `expected`).
+    the tokens that were replaced; reference (H, W, 3), what a judge compares with, and its own mask (H, W) (None:
+    `expected` and `subject`).
     """
 
     expected: np.ndarray
     subject: np.ndarray
     cells: np.ndarray
     reference: np.ndarray | None = None
+    mask: np.ndarray | None = None
 
 
 def moved(references: References, subject: Subject) -> Target:
@@ -72,7 +75,8 @@ def moved(references: References, subject: Subject) -> Target:
 
     cells = np.asarray(references.placement.target)[0, -1].reshape(h, w)
     cells = cells.repeat(cell, 0).repeat(cell, 1)
-    return Target(move(picture), move(alike[..., :1] > 0)[..., 0] > 0, cells, picture)
+    own = alike[..., :1] > 0
+    return Target(move(picture), move(own)[..., 0] > 0, cells, picture, own[..., 0])
 
 
 def halo(picture: np.ndarray, target: Target) -> float:
@@ -157,13 +161,13 @@ def read_cases(folder: str | Path) -> list[Case]:
 
         prompts.txt             a prompt a line; {} stands for the subject's name
         SUBJECT/0.png           pictures, each a case: any number, any format
-        SUBJECT/0-mask.png      its mask; none: the picture's transparency
+        SUBJECT/0-mask.png      its mask; none: the picture's transparency, or what attention finds for its name
         SUBJECT/0.txt           its caption, which an inversion follows; none: no caption
         SUBJECT/0-another.png   another instance of the caption
         SUBJECT/name.txt        what {} stands for; none: the folder's name
         SUBJECT/prompts.txt     prompts of its own, in place of the common ones
 
-    Raises JaxpaError if there is no subject, or a subject without prompts or masks.
+    Raises JaxpaError if there is no subject, or a subject without prompts or with a mask that cannot be used.
     """
     root = Path(folder)
     if not root.is_dir():
@@ -187,8 +191,9 @@ def _subject_cases(folder: Path, root: Path) -> Iterator[Case]:
             next((other for other in files if other.stem == f"{file.stem}-{what}"), None)
             for what in ("mask", "another")
         )
-        subject = Subject(file, mask, caption=_text(file.with_suffix(".txt")))
-        read_mask_of(subject)  # what is missing is said before hours of work
+        subject = Subject(file, mask, caption=_text(file.with_suffix(".txt")), word=name)
+        if has_mask(subject):
+            read_mask_of(subject)  # what is wrong is said before hours of work
         label = folder.name if len(pictures) == 1 else f"{folder.name}/{file.stem}"
         yield Case(label, subject, prompts, another)
 
@@ -206,18 +211,20 @@ FLOOR, CEILING, ANOTHER = "plain sample", "autoencoder round trip", "another ins
 def evaluate(
     pipe: Pipeline, cases: Sequence[Case], settings: Mapping[str, Mapping[str, Any]], seeds: Sequence[int] = (0, 1),
     judge: Judge | None = None, on_pictures: Callable[[str, Case, str, list[Image.Image]], None] | None = None,
-    **common: Any,
+    metrics: Sequence[Metric] = (), **common: Any,
 ) -> list[Score]:  # fmt: skip
     """Personalise every subject with every prompt, setting and seed, and score what comes out.
 
     settings: a label and the keywords of `Pipeline.personalize`; a list of tau is one setting for each ("label, tau
     0.5"), through one inversion and program. The seeds of a prompt are one batch. on_pictures(label, case, prompt,
-    pictures) sees what was made. common: steps, guidance, height, width or negative_prompt of all pictures. Floor,
-    ceiling and the other instance are scored beside. Raises JaxpaError.
+    pictures) sees what was made. metrics: networks that look too, such as those of `jaxpa.metrics`. common: steps,
+    guidance, height, width or negative_prompt of all pictures. Floor, ceiling and the other instance are scored beside.
+    Raises JaxpaError.
     """
     scores: list[Score] = []
     for case in cases:
-        scores += _baselines(pipe, case, judge, common)
+        case = replace(case, subject=pipe.with_mask(case.subject))
+        scores += _baselines(pipe, case, judge, metrics, common)
         for prompt in case.prompts:
             plain = pipe.generate(prompt, seed=seeds, num_images=len(seeds), **common)
             target = moved(pipe.references([case.subject], **_size(common)), case.subject)
@@ -225,7 +232,7 @@ def evaluate(
             for label, target, pictures in batches:
                 if on_pictures is not None:
                     on_pictures(label, case, prompt, pictures)
-                values = measure(_arrays(pictures), target, prompt, judge)
+                values = measure(_arrays(pictures), target, prompt, judge, metrics)
                 scores += [Score(label, case.name, prompt, *each) for each in zip(seeds, values, strict=True)]
     return scores
 
@@ -254,20 +261,23 @@ def _personalised(
 
 
 def measure(
-    pictures: np.ndarray, target: Target, prompt: str | None, judge: Judge | None = None
-) -> list[dict[str, float]]:
+    pictures: np.ndarray, target: Target, prompt: str | None, judge: Judge | None = None,
+    metrics: Sequence[Metric] = (),
+) -> list[dict[str, float]]:  # fmt: skip
     """The metrics of pictures (S, H, W, 3) that differ in their seed.
 
     identity: correlation inside the moved mask; likeness: similarity in the judge's embedding to the reference;
-    halo, diversity; and what the prompt says, head by head, with `prompt` their mean. prompt None: a reference.
+    halo, diversity; and what the prompt says, head by head, with `prompt` their mean; and what `metrics` say
+    beside the user's own picture. prompt None: a reference.
     """
     own = [{"identity": correlation(one, target.expected, target.subject)} for one in pictures]
     if prompt is not None:
         apart = distances(pictures, ~target.cells)
         for values, picture, far in zip(own, pictures, apart, strict=True):
             values |= {"halo": halo(picture, target), "diversity": float(far)}
+    reference = target.expected if target.reference is None else target.reference
+    mask = target.subject if target.mask is None else target.mask
     if judge is not None:
-        reference = target.expected if target.reference is None else target.reference
         verdict = judge(np.concatenate([reference[None], pictures]))
         likeness = verdict.embedding[1:] @ verdict.embedding[0]
         heads = {} if prompt is None else {head: each[1:] for head, each in follows(verdict, prompt).items()}
@@ -276,6 +286,10 @@ def measure(
             values |= {head: float(each[k]) for head, each in heads.items()}
             if heads:
                 values["prompt"] = float(np.mean([each[k] for each in heads.values()]))
+    for metric in metrics:
+        for name, found in metric(pictures, reference, mask, prompt).items():
+            for values, value in zip(own, found, strict=True):
+                values[name] = float(value)
     return own
 
 
@@ -283,7 +297,9 @@ def _size(keywords: Mapping[str, Any]) -> dict[str, Any]:
     return {key: keywords[key] for key in ("height", "width") if key in keywords}
 
 
-def _baselines(pipe: Pipeline, case: Case, judge: Judge | None, common: Mapping[str, Any]) -> list[Score]:
+def _baselines(
+    pipe: Pipeline, case: Case, judge: Judge | None, metrics: Sequence[Metric], common: Mapping[str, Any]
+) -> list[Score]:
     """What the autoencoder leaves of the reference, and another instance of its caption, both where it was."""
     subject = Subject(case.subject.image, case.subject.mask)
     references = pipe.references([subject], **_size(common))
@@ -292,7 +308,7 @@ def _baselines(pipe: Pipeline, case: Case, judge: Judge | None, common: Mapping[
     found = [(CEILING, pipe.decode(pipe.encode_image(array[None]), height, width)[0])]
     if case.another is not None:
         found.append((ANOTHER, images.read_image(case.another).resize((width, height), Image.Resampling.LANCZOS)))
-    values = [measure(_arrays([picture]), target, None, judge)[0] for _, picture in found]
+    values = [measure(_arrays([picture]), target, None, judge, metrics)[0] for _, picture in found]
     return [Score(label, case.name, "", 0, value) for (label, _), value in zip(found, values, strict=True)]
 
 

@@ -126,16 +126,18 @@ class Model:
 
     def guided(
         self, text: TextEmbedding, grid: tuple[int, int], guidance: float, negative: TextEmbedding | None,
-        references: int = 0, scale: jax.Array | None = None,
+        references: int = 0, inside: float | None = None, scale: jax.Array | None = None,
     ) -> Velocity:  # fmt: skip
         """The velocity of [references; images], R + G rows of `text`; references are not guided classifier-free.
 
-        negative: G rows; None: no classifier-free guidance. scale: (G, N, 1), a guidance of each token's own.
+        negative: G rows; None: no classifier-free guidance. inside: the guidance that the references embed (None: the
+        images'). scale: (G, N, 1), a classifier-free guidance of each token's own.
         """
         model, positions = self.parts.transformer, _positions(*grid)
         if self.embeds_guidance:
-            rows = jnp.asarray(np.full(len(text), guidance, np.float32))
-            return FluxVelocity(model, text.txt, text.vec, rows, positions)
+            rows = np.full(len(text), guidance, np.float32)
+            rows[:references] = guidance if inside is None else inside
+            return FluxVelocity(model, text.txt, text.vec, jnp.asarray(rows), positions)
         if negative is None:
             return FluxVelocity(model, text.txt, text.vec, None, positions)
         both = TextEmbedding.concatenate([text, negative])

@@ -40,7 +40,8 @@ class Preset:
     concat: Positions | None = None
     """Positions of the reference tokens that are attended to after tau; None: they are not."""
     guidance_inside: float | None = None
-    """Guidance of replaced tokens while t > tau (classifier-free guidance only); None: as outside."""
+    """Guidance of replaced tokens while t > tau; None: as outside. Where the checkpoint embeds its guidance, this is
+    what the reference's features are made with."""
     gamma: float = 1.0
     """Of RF inversion, from 0 (the model's own flow) to 1 (straight to the noise)."""
     eta: float = 1.0

@@ -140,9 +140,9 @@ class Pipeline(Model):
         r = len(captions)
         alone = self.guided(prompts, grid, guidance, negative)
         if preset.level == "layer":
-            before = Phase(self.guided(rows, grid, guidance, negative, r, scale), early)
+            before = Phase(self.guided(rows, grid, guidance, negative, r, inside, scale), early)
         else:
-            before = Phase(self.guided(prompts, grid, guidance, negative, 0, scale), early)
+            before = Phase(self.guided(prompts, grid, guidance, negative, 0, inside, scale), early)
         after = Phase(self.guided(rows, grid, guidance, negative, r) if late else alone, late)
         eta = jnp.asarray(inversion.control(len(times) - 1, preset.eta))
         tasks = [Task(path, eta, jnp.asarray(times), jnp.float32(tau), before, after, preset.level) for tau in gates]

@@ -170,7 +170,9 @@ def test_read_cases(tmp_path):
     assert (car.subject.caption, cat.subject.caption) == ("a car in a room", "")
     assert (car.another, cat.another) == (tmp_path / "car" / "0-another.png", None)
     picture_of(noise(SIDE, SIDE, 3)).save(tmp_path / "car" / "1.png")
-    with pytest.raises(JaxpaError, match=r"1\.png has no mask"):
+    assert [case.subject.word for case in read_cases(tmp_path)] == ["blue car", "blue car", "red cat"]
+    Image.fromarray(square(SIDE, 0, 0, 0)).save(tmp_path / "car" / "1-mask.png")
+    with pytest.raises(JaxpaError, match="empty"):
         read_cases(tmp_path)
     Image.fromarray(square(SIDE, 0, 0, 9)).save(tmp_path / "car" / "1-mask.png")
     assert [case.name for case in read_cases(tmp_path)] == ["car/0", "car/1", "red_cat"]

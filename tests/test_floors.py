@@ -25,7 +25,7 @@ FLOORS = (
     (
         "text timing masks figures scores",
         "images",
-        "subjects",
+        "subjects metrics",
         "edit model",
         "observe",
         "pipeline",
