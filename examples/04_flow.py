@@ -77,7 +77,7 @@ def main() -> None:
         pictures = pipe.decode(np.concatenate(made))  # type: ignore[arg-type]
         return [(f"{name} {value:g}", image) for value, image in zip(values, pictures, strict=True)]
 
-    steps, scales = (1, 2, 4, 8, 28, 56), (1.0, 1.5, 2.0, 3.0, 5.0, 8.0)
+    steps, scales = (1, 2, 4, 8, 28, 56), (1.0, 1.5, 2.0, 3.0, 4.0, 5.0)
     rows.append(
         row("steps", steps, [follow(pipe.velocity(text), noise, pipe.times(n, (12, 12)))[0][-1] for n in steps])
     )

@@ -43,8 +43,8 @@ def test_sweeps_are_named(run, tmp_path, pictures):
     assert status == 0, err
     names = ["x-tau0.9-place1.png", "x-tau0.9-place2.png", "x-tau50%-place1.png", "x-tau50%-place2.png"]
     assert sorted(path.name for path in tmp_path.iterdir()) == sorted(names)
-    # Guidance doubles the images' rows. Above 0.9 lies one step of two, above 50% too; the inversion takes two.
-    assert json.loads(line)["sample_forwards"] == 2 * (2 * 2 * 2 + 1) + 2
+    # Two images. Above 0.9 lies one step of two, above 50% too, each with a row more; the inversion takes two.
+    assert json.loads(line)["sample_forwards"] == 2 * (2 * 2 + 1) + 2
 
 
 def test_edits(run, tmp_path, pictures):
@@ -63,7 +63,7 @@ def test_plan_and_bench(run):
     status, line, _ = run("plan", "--json", "--preset", "official", "--num-images", 2)
     content = json.loads(line)
     assert status == 0
-    assert content["sample_forwards"] == 28 * 4 + content["steps_above_tau"][0]
+    assert content["sample_forwards"] == 28 * 2 + content["steps_above_tau"][0]
     assert run("bench", "--steps", 1, "--repeats", 1)[0] == 0
 
 

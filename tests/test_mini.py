@@ -20,6 +20,7 @@ from jaxpa.transformer import FluxVelocity
 FOLDER = find_mini()
 SETTINGS = json.loads((FOLDER / "jaxpa.json").read_text())
 PROMPT, STEPS = "a striped red cat on a beach", 4
+CLASSIFIER_FREE = 1.5
 # Shares of the largest value; measured 4e-7, 1.1e-5, 2e-6 and 3.4e-5. Guidance 3 triples a velocity's rounding error,
 # and the last bit of a flow time turns the sinusoid of 1000 t by 6e-5: over prompts, seeds and step counts the latents
 # differ by 1e-6 to 1.1e-5. The decoder triples that once more.
@@ -89,6 +90,7 @@ def test_architecture(parts):
     config = parts.config
     assert config.transformer.num_layers >= 1
     assert config.transformer.num_single_layers >= 1
+    assert config.transformer.guidance_embeds  # distilled, as FLUX.1-dev is
     assert config.vae.latent_channels <= 16
     assert config.transformer.in_channels == config.vae.latent_channels * PATCH**2
     assert config.transformer.joint_attention_dim == config.text_encoder_2.d_model
@@ -103,7 +105,10 @@ def test_the_reference_loads_it_without_complaint(pipeline, complaints):
 
 
 def test_same_picture_as_the_reference(parts, pipeline):
-    """From the same prompt and noise: prompt embedding, final latents, picture; with guidance by a negative prompt."""
+    """From the same prompt and noise: prompt embedding, final latents, picture.
+
+    With both kinds of guidance at once: the embedded one, and classifier-free by a negative prompt.
+    """
     import torch
 
     scale, vae = parts.config.vae.downscale, pipeline.vae
@@ -113,9 +118,9 @@ def test_same_picture_as_the_reference(parts, pipeline):
     with torch.no_grad():
         prompts = [pipeline.encode_prompt(p, p, max_sequence_length=SETTINGS["max_length"])[:2] for p in (PROMPT, "")]
         theirs = pipeline(
-            PROMPT, negative_prompt="", true_cfg_scale=SETTINGS["guidance"], num_inference_steps=STEPS,
-            height=h * scale * PATCH, width=w * scale * PATCH, max_sequence_length=SETTINGS["max_length"],
-            latents=torch.tensor(np.asarray(x)), output_type="latent",
+            PROMPT, guidance_scale=SETTINGS["guidance"], negative_prompt="", true_cfg_scale=CLASSIFIER_FREE,
+            num_inference_steps=STEPS, height=h * scale * PATCH, width=w * scale * PATCH,
+            max_sequence_length=SETTINGS["max_length"], latents=torch.tensor(np.asarray(x)), output_type="latent",
         ).images  # fmt: skip
         unpacked = pipeline._unpack_latents(theirs, h * scale * PATCH, w * scale * PATCH, scale)
         decoded = vae.decode(unpacked / vae.config.scaling_factor + vae.config.shift_factor).sample
@@ -127,9 +132,10 @@ def test_same_picture_as_the_reference(parts, pipeline):
         assert error(own.txt, txt) < TEXT
         assert error(own.vec, vec) < TEXT
 
-    velocity = FluxVelocity(parts.transformer, text.txt, text.vec, None, grid_positions(h, w))
+    guidance = jnp.full(2, SETTINGS["guidance"], jnp.float32)
+    velocity = FluxVelocity(parts.transformer, text.txt, text.vec, guidance, grid_positions(h, w))
     times = jnp.asarray(flow_times(STEPS, h * w, parts.config.scheduler))
-    ours = jax.jit(sample)(ClassifierFree(velocity, jnp.float32(SETTINGS["guidance"])), x, times)
+    ours = jax.jit(sample)(ClassifierFree(velocity, jnp.float32(CLASSIFIER_FREE)), x, times)
     assert error(ours, theirs) < LATENTS
     decode = jax.jit(lambda vae, x: vae.decode_latents(unpatchify(x, h, w)))
     assert error(decode(parts.vae, theirs.numpy()), decoded) < DECODED

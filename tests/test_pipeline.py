@@ -1,14 +1,19 @@
 """What users call, on the embedded checkpoint: batches, seeds, guidance, sizes, the fused and the stepped form."""
 
+from dataclasses import replace
+
 import jax
 import numpy as np
 import pytest
+from flax import nnx
 from PIL import Image
 
 import jaxpa
 from jaxpa.images import read_image, to_array
+from jaxpa.personalize import PRESETS
 from jaxpa.schedule import Steps
 from jaxpa.timing import Clock
+from jaxpa.transformer import Flux
 
 # Steps of a matrix product whose rows stand in a batch of another size are summed in another order.
 SAME = 2  # of 255
@@ -18,6 +23,16 @@ STEPS = 4
 @pytest.fixture(scope="module")
 def pipe():
     return jaxpa.load("mini")
+
+
+@pytest.fixture(scope="module")
+def undistilled(pipe):
+    """The embedded checkpoint without its guidance embedding, as its teacher was: guidance takes two forwards."""
+    config = replace(pipe.parts.config, transformer=replace(pipe.parts.config.transformer, guidance_embeds=False))
+    known = dict(jax.tree_util.tree_flatten_with_path(pipe.parts.transformer)[0])
+    plain = jax.eval_shape(lambda: Flux(config.transformer, rngs=nnx.Rngs(0)))
+    transformer = jax.tree_util.tree_map_with_path(lambda path, _: known[path], plain)
+    return jaxpa.Pipeline(replace(pipe.parts, config=config, transformer=transformer), pipe.tokenizers)
 
 
 @pytest.fixture(scope="module")
@@ -57,10 +72,35 @@ def test_nothing_compiles_twice(pipe, subject, pictures):
     other = jaxpa.Subject(pictures / "cat.png", pictures / "cat-mask.png", at=(0.3, 0.6), flip=True, caption="a cat")
     with Clock() as clock:
         pipe.generate("a blue dotted fish under a night sky", seed=3, guidance=2.0, steps=STEPS)
-        pipe.personalize(
-            "a cat in a desert", [other], seed=4, tau=0.9, guidance=2.0, steps=STEPS, negative_prompt="snow"
-        )
+        pipe.personalize("a cat in a desert", [other], seed=4, tau=0.9, guidance=2.0, steps=STEPS)
     assert clock.programs == 0
+
+
+def test_classifier_free_guidance(pipe, undistilled, subject):
+    """Away from a negative prompt: from the prompt itself it is none, from another it is; programs are kept."""
+    prompt, kw = "a red star at night", {"seed": 1, "steps": STEPS}
+    (plain,) = undistilled.generate(prompt, guidance=1.0, **kw)
+    assert difference(undistilled.generate(prompt, guidance=3.0, negative_prompt=prompt, **kw)[0], plain) <= SAME
+    (guided,) = undistilled.generate(prompt, guidance=3.0, **kw)
+    assert difference(guided, plain) > 20
+    undistilled.personalize(prompt, [subject], **kw)
+    with Clock() as clock:
+        assert difference(undistilled.generate(prompt, guidance=3.0, negative_prompt="snow", **kw)[0], guided) > 5
+        undistilled.personalize("a mug", [subject], seed=2, tau=0.9, negative_prompt="snow", guidance=2.0, steps=STEPS)
+    assert clock.programs == 0
+    with pytest.raises(jaxpa.JaxpaError, match="embeds its guidance"):
+        pipe.generate(prompt, negative_prompt="snow", **kw)
+
+
+def test_guidance_inside(pipe, undistilled, subject):
+    """What is fed to the subject's tokens has a guidance of its own: embedded with the reference, or token by token."""
+    for model in (pipe, undistilled):
+        inside = [
+            model.personalize("a mug", [subject], preset=preset, tau=0.2, guidance=4.0, steps=STEPS)[0]
+            for preset in (replace(PRESETS["mini"], guidance_inside=g) for g in (None, 4.0, 1.0))
+        ]
+        assert difference(inside[0], inside[1]) <= SAME
+        assert difference(inside[0], inside[2]) > 5
 
 
 def test_lists_are_every_combination(pipe, subject):

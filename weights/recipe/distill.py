@@ -97,7 +97,7 @@ def distillation_loss(
 
 def train(
     out: Path, teacher: TextToImage, data: Batch, held_out: Batch, empty: tuple[np.ndarray, np.ndarray], *,
-    steps: int, batch: int, seed: int, muon_rate: float = 0.003, adam_rate: float = 4e-4, ema: float = 0.995,
+    steps: int, batch: int, seed: int, muon_rate: float = 0.005, adam_rate: float = 6e-4, ema: float = 0.99,
 ) -> TextToImage:  # fmt: skip
     """Distil, or take up where `out/distill.state` stopped; returns the averaged student with the teacher's text."""
     start: Any = Student(initial(teacher, seed).transformer)
