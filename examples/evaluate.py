@@ -40,7 +40,7 @@ TAUS = [1.0, 0.95, 0.9, 0.8, 0.7, 0.5, 0.3, 0.1]  # the paper's five; a small gr
 
 
 def readings() -> dict[str, dict[str, Any]]:
-    """Level x path x start noise; then attention after tau; then the presets of the sources."""
+    """Level x path x start noise; attention after tau; guidance inside as outside; the presets of the sources."""
     paths: dict[str, dict[str, Any]] = {
         "line": {"path": "line"},
         "ODE": {"path": "ode"},
@@ -53,6 +53,8 @@ def readings() -> dict[str, dict[str, Any]]:
     for (path, how), concat in itertools.product((("ODE", {}), ("line", paths["line"])), ("zero", "target")):
         start = "independent" if how else "moved"
         table[f"layer, {path}, {start}, concat {concat}"] = both | how | {"start": start, "concat": concat}
+    for path, how in (("ODE", {"start": "moved"}), ("line", paths["line"] | {"start": "independent"})):
+        table[f"layer, {path}, {how['start']}, guidance 3 inside"] = both | how | {"guidance_inside": 3.0}
     return table | {"preset official": {"preset": "official"}, "preset paper": {"preset": "paper"}}
 
 
@@ -128,17 +130,23 @@ def curves(
 
 def plot(lines: dict[str, list[tuple[str, Interval, Interval]]], across: str, up: str, file: Path) -> None:
     """Two metrics against each other: a line for each sweep, its taus beside the points, 95% intervals as bars."""
-    figure = Figure(figsize=(7.2, 5.4), layout="constrained")
+    many = len(lines) > 8  # bars would hide each other
+    figure = Figure(figsize=(9.6 if many else 7.2, 5.4), layout="constrained")
     axes = figure.subplots()
-    for series, points in lines.items():
-        x, y = (np.array([point[k][:3] for point in points]).T for k in (1, 2))
-        spread = {"xerr": abs(x[1:] - x[0]), "yerr": abs(y[1:] - y[0])}
-        axes.errorbar(x[0], y[0], **spread, fmt="o-", label=series, linewidth=1, elinewidth=0.5, markersize=4)
+    for k, (series, points) in enumerate(lines.items()):
+        x, y = (np.array([point[i][:3] for point in points]).T for i in (1, 2))
+        spread: dict[str, Any] = {} if many else {"xerr": abs(x[1:] - x[0]), "yerr": abs(y[1:] - y[0])}
+        style: dict[str, Any] = {
+            "color": f"C{k % 10}",
+            "marker": "os^Dv"[k // 5 % 5],
+            "linestyle": "-" if k % 2 else "--",
+        }
+        axes.errorbar(x[0], y[0], **spread, **style, label=series, linewidth=1, elinewidth=0.5, markersize=5)
         for tau, a, b in points:
             axes.annotate(tau, (a.mean, b.mean), (4, 4), textcoords="offset points", fontsize=7)
     axes.set_xlabel(across)
     axes.set_ylabel(up)
-    axes.legend(fontsize=7)
+    figure.legend(fontsize=7, loc="outside right upper")
     axes.grid(alpha=0.3)
     figure.savefig(file, dpi=110)
 

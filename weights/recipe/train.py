@@ -1,7 +1,7 @@
 """Train the embedded checkpoint from nothing: `python -m weights.recipe.train --out runs/mini`.
 
-Stages, each resumed from what it left in the run's folder: tokenizers and autoencoder, latents, flow, on request
-guidance distillation (`--distill-steps`), export.
+Stages, each resumed from what it left in the run's folder: tokenizers and autoencoder, latents, flow (the teacher),
+guidance distillation (the student), export.
 """
 
 from dataclasses import dataclass
@@ -38,10 +38,10 @@ class Recipe:
     """Training pictures to draw, one in twenty with two subjects."""
     pairs: int = 24_000
     """Further training pictures, all with two subjects: they take longer to learn."""
-    steps: int = 5200
+    steps: int = 5000
     """Updates of the flow stage."""
     batch: int = 64
-    distill_steps: int = 0
+    distill_steps: int = 420
     """Updates of the guidance distillation, which makes one forward of two; 0: the teacher itself is exported."""
     seed: int = 1
 
