@@ -109,6 +109,14 @@ def test_export_and_load(teacher, tokenizers, tmp_path, guided):
         assert equal(load_component(folder / name, jnp.float32), rounded), name
     assert Tokenizers.load(folder).t5.model_max_length == LENGTH
 
+    first, vae = flow.start_from(folder, CONFIG)  # a run that goes on from it
+    assert equal(vae, parts.vae)
+    assert equal((first.t5, first.clip), (parts.text_encoder_2, parts.text_encoder))
+    assert first.transformer.config == CONFIG.transformer
+    assert not guided or len(jax.tree.leaves(first)) == len(jax.tree.leaves(teacher))
+    with pytest.raises(ValueError, match="other sizes"):
+        flow.start_from(folder, replace(CONFIG, vae=replace(CONFIG.vae, norm_num_groups=1)))
+
 
 # Distillation ------------------------------------------------------------------------------------------------
 

@@ -6,6 +6,7 @@ exponential average of the weights.
 """
 
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -15,6 +16,8 @@ import numpy as np
 import optax
 from flax import nnx
 
+from jaxpa.autoencoder import Autoencoder
+from jaxpa.checkpoint import load_parts
 from jaxpa.clip import CLIPTextEncoder
 from jaxpa.config import CLIPConfig, FluxConfig, T5Config
 from jaxpa.t5 import T5Encoder
@@ -53,6 +56,18 @@ def initial(config: FluxConfig, seed: int) -> TextToImage:
         return jnp.zeros_like(leaf) if ".mod." in name or ("final_" in name and "transformer" in name) else leaf
 
     return jax.tree_util.tree_map_with_path(zero, model)
+
+
+def start_from(folder: Path, config: FluxConfig) -> tuple[TextToImage, Autoencoder]:
+    """An exported checkpoint, to learn on; a guidance embedding is left behind. ValueError: of other sizes."""
+    parts = load_parts(folder, dtype=jnp.float32)
+    plain = replace(parts.config, transformer=replace(parts.config.transformer, guidance_embeds=False))
+    if plain != config:
+        raise ValueError(f"{folder} has other sizes than the run: give the flags that it was trained with")
+    known = dict(jax.tree_util.tree_flatten_with_path(parts.transformer)[0])
+    shape = jax.eval_shape(lambda: Flux(config.transformer, rngs=nnx.Rngs(0)))
+    transformer = jax.tree_util.tree_map_with_path(lambda path, _: known[path], shape)
+    return TextToImage(transformer, parts.text_encoder_2, parts.text_encoder), parts.vae
 
 
 def bind(model: TextToImage, t5_ids: jax.Array, clip_ids: jax.Array, grid: tuple[int, int]) -> FluxVelocity:
@@ -99,10 +114,11 @@ def hidden_matrix(path: str, leaf: Any) -> bool:
 
 def train(
     out: Path, config: FluxConfig, data: Batch, held_out: Batch, empty: tuple[np.ndarray, np.ndarray], *,
-    steps: int, batch: int, seed: int, muon_rate: float = 0.014, adam_rate: float = 1.7e-3, ema: float = 0.999,
+    steps: int, batch: int, seed: int, start: TextToImage | None = None, muon_rate: float = 0.014,
+    adam_rate: float = 1.7e-3, ema: float = 0.999,
 ) -> TextToImage:  # fmt: skip
-    """Train, or take up where `out/flow.state` stopped; returns the averaged weights."""
-    model: Any = initial(config, seed)
+    """Train from `start` (None: random weights), or take up where `out/flow.state` stopped; the averaged weights."""
+    model: Any = initial(config, seed) if start is None else start
     rate = trapezoid(1.0, steps)
     tx = optimiser(model, lambda s: muon_rate * rate(s), lambda s: adam_rate * rate(s), hidden_matrix)
     state = (model, model, tx.init(model), jnp.zeros((), jnp.int32))

@@ -48,7 +48,7 @@ def prepare(file: Path, model: Autoencoder, pictures: int, seed: int, two: float
         for i, batch in enumerate(dataset(seed, pictures, workers=2, first=done, two=two)):
             columns.append(Batch(encode(model, batch.images), *tokenizers(batch.captions)))
             if i % 10 == 0:
-                print(f"encoded {done + 512 * (i + 1)} of {pictures} pictures", flush=True)
+                print(f"encoded {min(done + 512 * (i + 1), pictures)} of {pictures} pictures", flush=True)
         columns = [Batch(*(np.concatenate(column) for column in zip(*columns, strict=True)))]
         part = file.with_suffix(".part.npz")
         np.savez(part, **columns[0]._asdict())

@@ -25,6 +25,9 @@ class Recipe:
     """Folder of the run: states and logs, for a run that goes on later."""
     checkpoint: Path = Path("weights/mini")
     """Where the finished checkpoint is written."""
+    start: Path | None = None
+    """An exported checkpoint of the same sizes to go on from (weights/mini), its autoencoder included; none: from
+    nothing. A state in the run's folder comes first."""
     width: int = 192
     heads: int = 6
     double: int = 2
@@ -57,9 +60,13 @@ def run(recipe: Recipe) -> None:
     config = flow.small_config(
         recipe.width, recipe.heads, recipe.double, recipe.single, recipe.channels, (len(tokens[0]), len(tokens[1]))
     )
-    vae = autoencoder.train(
-        recipe.out, config.vae, steps=recipe.autoencoder_steps, batch=20, pictures=6000, seed=recipe.seed
-    )
+    first: flow.TextToImage | None = None
+    if recipe.start is None:
+        vae = autoencoder.train(
+            recipe.out, config.vae, steps=recipe.autoencoder_steps, batch=20, pictures=6000, seed=recipe.seed
+        )
+    else:
+        first, vae = flow.start_from(recipe.start, config)
     print({name: round(value, 2) for name, value in autoencoder.measure(vae).items()}, flush=True)
     data = latents.prepare(recipe.out / "latents.npz", vae, recipe.pictures, recipe.seed)
     if recipe.pairs:
@@ -68,7 +75,7 @@ def run(recipe: Recipe) -> None:
     empty = tuple(ids[0] for ids in latents.Tokenizers(recipe.out)([""]))
     trained = flow.train(
         recipe.out, config, data, latents.held_out(recipe.out, vae), (empty[0], empty[1]),
-        steps=recipe.steps, batch=recipe.batch, seed=recipe.seed,
+        steps=recipe.steps, batch=recipe.batch, seed=recipe.seed, start=first,
     )  # fmt: skip
     if recipe.distill_steps:
         config = distill.guided_config(config)
