@@ -7,6 +7,7 @@ Needs the extra `test` (torch, diffusers).
 import statistics
 import time
 from collections.abc import Callable
+from pathlib import Path
 
 import jax
 import numpy as np
@@ -27,10 +28,14 @@ def seconds(run: Callable[[], object]) -> float:
     return time.perf_counter() - start
 
 
+def _theirs(folder: Path) -> FluxTransformer2DModel:
+    return FluxTransformer2DModel.from_pretrained(folder, low_cpu_mem_usage=False).float().eval()
+
+
 def compare(side: int, batch: int) -> None:
     """side x side image tokens."""
     folder = find_mini() / "transformer"
-    ours, theirs = load_component(folder, np.float32), FluxTransformer2DModel.from_pretrained(folder).float().eval()
+    ours, theirs = load_component(folder, np.float32), _theirs(folder)
     rng, config, n = np.random.default_rng(0), ours.config, side * side
     x = rng.standard_normal((batch, n, config.in_channels), np.float32)
     txt = rng.standard_normal((batch, TEXT, config.joint_attention_dim), np.float32)
