@@ -55,7 +55,7 @@ class Method(Sampling):
     concat: Literal["zero", "target", "original", "shifted"] | None = None
     """Attend to the reference after tau, at these positions."""
     guidance_inside: float | None = None
-    """Guidance of replaced tokens (without embedded guidance)."""
+    """Guidance of replaced tokens while t > tau; if it is embedded, of what the reference feeds them."""
     gamma: float | None = None
     """Of RF inversion, 0 to 1."""
     eta: float | None = None
