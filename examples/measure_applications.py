@@ -50,7 +50,7 @@ class Options:
 
 @dataclass(frozen=True)
 class Made:
-    """A case and what came of it: the scene that was asked for, its true drawing, and panels for the sheet."""
+    """A case and what came of it: the scene that was asked for, the picture that was made, panels for the sheet."""
 
     asked: Scene
     picture: Image.Image
