@@ -12,7 +12,7 @@ and only attention reads it (02_rope.py). That is what Personalize Anything buil
 """
 
 import numpy as np
-from _show import PICTURES, larger, principal, psnr, save
+from _show import PICTURES, larger, principal, save
 from PIL import Image
 
 import jaxpa
@@ -55,7 +55,7 @@ def main() -> None:
         ],
         [
             ("the grid over the picture\na token is 8 x 8 pixels", overlay(picture, np.zeros(144, bool), 12, 12)),
-            (f"decoded again\n{psnr(picture, back):.1f} dB", back),
+            (f"decoded again\n{images.psnr(picture, back):.1f} dB", back),
             ("tokens moved by three columns", rolled),
             ("tokens mirrored\neach patch itself is not", mirrored),
         ],

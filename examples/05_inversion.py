@@ -17,12 +17,13 @@ from itertools import pairwise
 import jax
 import jax.numpy as jnp
 import numpy as np
-from _show import PICTURES, psnr, save
+from _show import PICTURES, save
 from PIL import Image
 
 import jaxpa
 from jaxpa import inversion
 from jaxpa.figures import sheet
+from jaxpa.images import psnr
 from jaxpa.sampling import Velocity
 
 CAPTION = "a green dotted cat on a beach"

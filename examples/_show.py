@@ -56,12 +56,6 @@ def stack(*pictures: Image.Image) -> Image.Image:
     return canvas
 
 
-def psnr(a: Image.Image, b: Image.Image) -> float:
-    """How near two pictures are, in dB: 20 is alike from afar, 30 hard to tell apart."""
-    error = np.mean((np.asarray(a, float) - np.asarray(b, float)) ** 2)
-    return float(10 * np.log10(255**2 / max(error, 1e-9)))
-
-
 def save(picture: Image.Image, name: str) -> None:
     """Into examples/gallery, or into the folder that the script was given; with fewer colours if it is large."""
     folder = Path(sys.argv[1]) if len(sys.argv) > 1 else GALLERY

@@ -15,6 +15,7 @@ table.json, plot.png, and sheet.png with the first subject's pictures.
 
 import itertools
 import json
+import sys
 from collections import defaultdict
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
@@ -25,6 +26,8 @@ import numpy as np
 import tyro
 from matplotlib.figure import Figure
 from PIL import Image
+
+sys.path.insert(0, str(Path(__file__).parent.parent))  # the recipe's world is not installed
 
 import jaxpa
 from jaxpa import scores

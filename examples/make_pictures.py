@@ -5,10 +5,13 @@ never showed; what no caption says (second colour, stripe width, phase) is what 
 photograph is Chelsea, by Stefan van der Walt, which scikit-image ships under CC0; its mask was outlined by hand.
 """
 
+import sys
 from pathlib import Path
 
 import numpy as np
 from PIL import Image, ImageDraw
+
+sys.path.insert(0, str(Path(__file__).parent.parent))  # the recipe's world is not installed
 
 from weights.recipe.world import instances, is_held_out, render
 

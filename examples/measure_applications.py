@@ -1,4 +1,4 @@
-"""How often every application succeeds on the embedded model: `PYTHONPATH=. python examples/measure_applications.py`.
+"""How often every application succeeds on the embedded model: `python examples/measure_applications.py`.
 
 Drawings that training never showed, in combinations it never showed; the judge (`weights/judge.safetensors`, trained on
 true drawings) looks at what comes out. A picture succeeds if *everything* that was asked is there:
@@ -14,6 +14,7 @@ of its first cases in the gallery: input, tokens, result.
 """
 
 import json
+import sys
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -23,6 +24,8 @@ import tyro
 from measure_mini import both_present, right
 from PIL import Image
 from tqdm import tqdm
+
+sys.path.insert(0, str(Path(__file__).parent.parent))  # the recipe's world is not installed
 
 import jaxpa
 from jaxpa import images
@@ -162,16 +165,12 @@ def cases(count: int, subjects: int) -> Iterator[tuple[Scene, np.random.Generato
 
 def reconstruction(pipe: jaxpa.Pipeline, count: int) -> tuple[list[float], list[float]]:
     """Decibels of pictures walked to their noise and back, and of the autoencoder alone."""
-
-    def decibels(picture: np.ndarray, made: Image.Image) -> float:
-        return float(10 * np.log10(255**2 / np.mean((picture - np.asarray(made, float)) ** 2)))
-
     back, alone = [], []
     for scene, _ in cases(count, 1):
         picture = render(scene)[0]
-        back.append(decibels(picture, pipe.reconstruct(picture, caption=caption(scene))[0]))
+        back.append(images.psnr(picture, pipe.reconstruct(picture, caption=caption(scene))[0]))
         latents = pipe.encode_image(picture[None] / np.float32(127.5) - 1)
-        alone.append(decibels(picture, pipe.decode(latents, SIZE, SIZE)[0]))
+        alone.append(images.psnr(picture, pipe.decode(latents, SIZE, SIZE)[0]))
     return back, alone
 
 

@@ -7,6 +7,7 @@ shows 64 pictures with the captions hidden. Name the subjects, then look into `b
 """
 
 import json
+import sys
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -14,6 +15,8 @@ import numpy as np
 import tyro
 from PIL import Image
 from tqdm import tqdm
+
+sys.path.insert(0, str(Path(__file__).parent.parent))  # the recipe's world is not installed
 
 import jaxpa
 from jaxpa.figures import sheet

@@ -10,7 +10,6 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
-import numpy as np
 from tqdm import tqdm
 from tyro.constructors import PrimitiveConstructorSpec
 
@@ -19,8 +18,6 @@ from jaxpa.schedule import Steps
 from jaxpa.subjects import Place, Subject
 
 if TYPE_CHECKING:
-    from PIL import Image
-
     from jaxpa.timing import Clock
 
 GROUP = {
@@ -175,12 +172,6 @@ def clock() -> "Clock":
 
     compilation_cache()
     return Clock()
-
-
-def psnr(a: "Image.Image", b: "Image.Image") -> float:
-    """Peak signal-to-noise ratio of two pictures of a size, in dB."""
-    error = np.mean((np.asarray(a, np.float64) - np.asarray(b, np.float64)) ** 2)
-    return float(10 * np.log10(255**2 / max(error, 1e-9)))
 
 
 def show_tau(tau: float | Steps) -> str:

@@ -241,7 +241,7 @@ class Invert(Sampling):
     def run(self) -> int:
         from jaxpa.edit import prepare_edit
         from jaxpa.figures import sheet
-        from jaxpa.images import read_image, save_image, to_image
+        from jaxpa.images import psnr, read_image, save_image, to_image
 
         self.check()
         if self.num_images != 1:
@@ -259,7 +259,7 @@ class Invert(Sampling):
                 )  # fmt: skip
                 (ceiling,) = pipe.decode(pipe.encode_image(edit.picture[None]), height, width)
         old = to_image(edit.picture)
-        error, best = console.psnr(old, made), console.psnr(old, ceiling)
+        error, best = psnr(old, made), psnr(old, ceiling)
         extra = {"image": self.image, "psnr": error, "psnr_autoencoder": best}
         write(self, [self.out], [made], clock, pipe, extra, [{}])
         rows = [

@@ -5,7 +5,6 @@ from dataclasses import replace
 import jax
 import numpy as np
 import pytest
-from flax import nnx
 from PIL import Image
 
 import jaxpa
@@ -13,7 +12,7 @@ from jaxpa.images import read_image, to_array
 from jaxpa.personalize import PRESETS
 from jaxpa.schedule import Steps
 from jaxpa.timing import Clock
-from jaxpa.transformer import Flux
+from weights.recipe.flow import reconfigured
 
 # Steps of a matrix product whose rows stand in a batch of another size are summed in another order.
 SAME = 2  # of 255
@@ -29,9 +28,7 @@ def pipe():
 def undistilled(pipe):
     """The embedded checkpoint without its guidance embedding, as its teacher was: guidance takes two forwards."""
     config = replace(pipe.parts.config, transformer=replace(pipe.parts.config.transformer, guidance_embeds=False))
-    known = dict(jax.tree_util.tree_flatten_with_path(pipe.parts.transformer)[0])
-    plain = jax.eval_shape(lambda: Flux(config.transformer, rngs=nnx.Rngs(0)))
-    transformer = jax.tree_util.tree_map_with_path(lambda path, _: known[path], plain)
+    transformer = reconfigured(pipe.parts.transformer, config.transformer)
     return jaxpa.Pipeline(replace(pipe.parts, config=config, transformer=transformer), pipe.tokenizers)
 
 

@@ -13,13 +13,12 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
-from flax import nnx
 
 from jaxpa.config import FluxConfig
 from jaxpa.sampling import ClassifierFree
 from jaxpa.tokens import patchify
 from jaxpa.transformer import Flux
-from weights.recipe.flow import Batch, TextToImage, batches, bind, hidden_matrix
+from weights.recipe.flow import Batch, TextToImage, batches, bind, hidden_matrix, reconfigured
 from weights.recipe.training import Log, load_state, optimiser, save_state, trapezoid
 
 LEAST, MOST = 1.0, 5.0  # of the guidance
@@ -38,19 +37,13 @@ def guided_config(config: FluxConfig) -> FluxConfig:
 
 def initial(teacher: TextToImage, seed: int) -> TextToImage:
     """The teacher with a guidance embedding whose last layer is zero: the same velocity, whatever the guidance."""
-    config = replace(teacher.transformer.config, guidance_embeds=True)
-    fresh = jax.jit(lambda: Flux(config, rngs=nnx.Rngs(seed), dtype=teacher.transformer.dtype))()
-    known = {_name(key): leaf for key, leaf in jax.tree_util.tree_flatten_with_path(teacher.transformer)[0]}
+    student = reconfigured(teacher.transformer, replace(teacher.transformer.config, guidance_embeds=True), seed)
 
-    def pick(key: Any, leaf: jax.Array) -> jax.Array:
-        name = _name(key)
-        return jnp.zeros_like(leaf) if name.startswith("guidance_in.out_layer") else known.get(name, leaf)
+    def silent(key: Any, leaf: jax.Array) -> jax.Array:
+        name = jax.tree_util.keystr(key, simple=True, separator=".")
+        return jnp.zeros_like(leaf) if name.startswith("guidance_in.out_layer") else leaf
 
-    return teacher._replace(transformer=jax.tree_util.tree_map_with_path(pick, fresh))
-
-
-def _name(key: Any) -> str:
-    return jax.tree_util.keystr(key, simple=True, separator=".")
+    return teacher._replace(transformer=jax.tree_util.tree_map_with_path(silent, student))
 
 
 def guided_velocity(

@@ -19,7 +19,7 @@ from flax import nnx
 from jaxpa.autoencoder import Autoencoder
 from jaxpa.checkpoint import load_parts
 from jaxpa.clip import CLIPTextEncoder
-from jaxpa.config import CLIPConfig, FluxConfig, T5Config
+from jaxpa.config import CLIPConfig, FluxConfig, T5Config, TransformerConfig
 from jaxpa.t5 import T5Encoder
 from jaxpa.tokens import grid_positions, patchify
 from jaxpa.transformer import Flux, FluxVelocity
@@ -64,10 +64,15 @@ def start_from(folder: Path, config: FluxConfig) -> tuple[TextToImage, Autoencod
     plain = replace(parts.config, transformer=replace(parts.config.transformer, guidance_embeds=False))
     if plain != config:
         raise ValueError(f"{folder} has other sizes than the run: give the flags that it was trained with")
-    known = dict(jax.tree_util.tree_flatten_with_path(parts.transformer)[0])
-    shape = jax.eval_shape(lambda: Flux(config.transformer, rngs=nnx.Rngs(0)))
-    transformer = jax.tree_util.tree_map_with_path(lambda path, _: known[path], shape)
+    transformer = reconfigured(parts.transformer, config.transformer)
     return TextToImage(transformer, parts.text_encoder_2, parts.text_encoder), parts.vae
+
+
+def reconfigured(network: Flux, config: TransformerConfig, seed: int = 0) -> Flux:
+    """The network under another configuration: weights that both have are kept, the rest is random."""
+    fresh = jax.jit(lambda: Flux(config, rngs=nnx.Rngs(seed), dtype=network.dtype))()
+    known = dict(jax.tree_util.tree_flatten_with_path(network)[0])
+    return jax.tree_util.tree_map_with_path(known.get, fresh)
 
 
 def bind(model: TextToImage, t5_ids: jax.Array, clip_ids: jax.Array, grid: tuple[int, int]) -> FluxVelocity:
@@ -150,7 +155,7 @@ def train(
 
 def small_config(width: int, heads: int, double: int, single: int, channels: int, vocab: tuple[int, int]) -> FluxConfig:
     """FLUX's architecture at a small size; `vocab` is the number of CLIP and of T5 token ids."""
-    from jaxpa.config import AutoencoderConfig, TransformerConfig
+    from jaxpa.config import AutoencoderConfig
 
     dh = width // heads
     rest = (dh - dh // 8) // 2 // 2 * 2  # the second and third rotary axes; the first takes what is left
