@@ -115,9 +115,9 @@ def test_a_caption_hides_identity():
     mine = a.subjects[0]
     changes = {
         "second": "navy" if mine.second != "navy" else "pink",
-        "angle": mine.angle + 40,
+        "angle": 70 if mine.angle > 90 else 110,
         "phase": (mine.phase[0] + 0.5, mine.phase[1]),
-        "period": 0.20 if mine.period > 0.24 else 0.28,
+        "period": 0.24 if mine.period > 0.265 else 0.29,
         "shape": (1 - mine.shape[0], 1 - mine.shape[1]),
         "flip": not mine.flip,
         "tilt": mine.tilt + 6,

@@ -7,7 +7,7 @@ and its lowest point stands on the wanted line. Drawing is done at `SUPERSAMPLE`
 and averaged down: PIL has no anti-aliased polygons.
 
 Everything is drawn for an autoencoder that divides the side by four: outlines of 1.7 pixels in 96, the
-period of stripes and dots a fifth of the subject or more, no detail that only a larger picture could show.
+period of stripes and dots a quarter of the subject, no detail that only a larger picture could show.
 """
 
 from __future__ import annotations

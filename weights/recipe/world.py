@@ -70,7 +70,7 @@ class Subject(draw.Look):
     """Fields, all inherited so that the brush needs no import from here:
 
     named       family, colour, pattern
-    hidden      second (colour), shape (two proportions, 0..1), angle (degrees), phase (two, in periods),
+    hidden      second (colour), shape (two proportions, 0..1), angle (degrees, 90 is upright), phase (two, in periods),
                 period (as a part of the larger side), flip, tilt (degrees)
     placement   x (middle), bottom (lowest point), span (larger side), as parts of the picture's side
     """
@@ -105,16 +105,17 @@ def sample_subject(
         x = 0.5 + float(rng.uniform(-1, 1)) * (0.48 - span / 2)
         bottom = float(rng.uniform(max(0.80, span + 0.03), 0.94))
     else:
-        span = float(rng.uniform(0.35, 0.48))
+        span = float(rng.uniform(0.42, 0.48))
         x = 0.255 + 0.49 * slot + float(rng.uniform(-1, 1)) * (0.24 - span / 2)
         bottom = float(rng.uniform(0.80, 0.92))
     return Subject(
         family=family, colour=colour, pattern=pattern,
         second=pick(rng, draw.PAIRS[colour]),
         shape=(float(rng.uniform()), float(rng.uniform())),
-        angle=float(rng.uniform(-90, 90)),
+        # Upright and coarse: at any angle, or finer, a small model draws blotches.
+        angle=float(rng.uniform(70, 110)),
         phase=(float(rng.uniform()), float(rng.uniform())),
-        period=float(rng.uniform(0.20, 0.28)),
+        period=float(rng.uniform(0.24, 0.29)),
         flip=bool(rng.uniform() < 0.5), tilt=float(rng.uniform(-8, 8)),
         x=x, bottom=bottom, span=span,
     )  # fmt: skip
