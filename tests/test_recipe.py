@@ -13,7 +13,7 @@ from jaxpa.autoencoder import Autoencoder
 from jaxpa.checkpoint import load_component, load_parts
 from jaxpa.config import AutoencoderConfig, CLIPConfig, FluxConfig, T5Config, TransformerConfig
 from jaxpa.keys import COMPONENTS
-from jaxpa.sampling import ClassifierFree
+from jaxpa.t5 import relative_buckets
 from jaxpa.text import Tokenizers
 from weights.recipe import distill, flow, training
 from weights.recipe.classifiers import EMBEDDING, Classifier, halves, identity_loss, label_loss, load, present, save
@@ -21,7 +21,9 @@ from weights.recipe.classifiers import train as train_judge
 from weights.recipe.export import export
 from weights.recipe.flow import Batch, TextToImage
 from weights.recipe.judge_data import HEADS, accuracy, pairs, triplets, unit, wanted
+from weights.recipe.latents import Tokenizers as RecipeTokenizers
 from weights.recipe.tokenizers import make_tokenizers
+from weights.recipe.world import PATTERNS
 
 LENGTH, GRID = 8, (2, 2)
 CONFIG = FluxConfig(
@@ -65,6 +67,7 @@ def data() -> Batch:
     return Batch(latents, t5, clip)
 
 
+WORDS = (np.array([5, 6, 7], np.int32), np.array([5, 6, 7], np.int32))  # of patterns
 EMPTY = (np.full(LENGTH, 1, np.int32), np.full(LENGTH, 2, np.int32))
 
 
@@ -118,6 +121,18 @@ def test_export_and_load(teacher, tokenizers, tmp_path, guided):
         flow.start_from(folder, replace(CONFIG, vae=replace(CONFIG.vae, norm_num_groups=1)))
 
 
+# Flow --------------------------------------------------------------------------------------------------------
+
+
+def test_words_look_at_the_words_around_them_from_the_start():
+    """Key minus query where the bias of each head is largest."""
+    bias = np.asarray(flow.reading_neighbours(jnp.zeros((32, 4))))[relative_buckets(12, 32, 128)]  # (M, M, H)
+    row = bias[6]  # (M, H)
+    assert [set(np.flatnonzero(row[:, h] == row[:, h].max()) - 6) for h in range(4)] == [{-1}, {-2}, {1}, {-3, -4}]
+    started = flow.initial(CONFIG, 0).t5.attention_bias(LENGTH)[0]  # (H, M, M)
+    assert np.asarray(started[:, 5].argmax(-1)).tolist() == [4, 3]
+
+
 # Distillation ------------------------------------------------------------------------------------------------
 
 
@@ -144,34 +159,54 @@ def test_the_student_starts_as_the_teacher(teacher, data):
 
 
 def test_what_the_student_learns(teacher, data):
-    """v(empty) + g (v(caption) - v(empty)), each from a forward of its own; g = 1 is the caption alone."""
+    """The guided teacher, each of its parts from a forward of its own; g = 1 is the caption alone."""
+    captions = jnp.asarray(data.t5_ids), jnp.asarray(data.clip_ids)
+    nothing = jnp.tile(EMPTY[0], (16, 1)), jnp.tile(EMPTY[1], (16, 1))
+    others = captions[0][::-1], captions[1][::-1]
+    empty, other = (
+        asked(teacher, None, data._replace(t5_ids=np.asarray(t5), clip_ids=np.asarray(clip)))[0]
+        for t5, clip in (nothing, others)
+    )
     caption, x = asked(teacher, None, data)
-    nothing = data._replace(t5_ids=np.tile(EMPTY[0], (16, 1)), clip_ids=np.tile(EMPTY[1], (16, 1)))
-    empty, _ = asked(teacher, None, nothing)
-    guidance = np.linspace(1, 5, 16, dtype=np.float32)
-    velocity = distill.guided_velocity(
-        teacher, jnp.asarray(data.t5_ids), jnp.asarray(data.clip_ids), EMPTY, guidance, GRID
-    )  # fmt: skip
-    assert isinstance(velocity, ClassifierFree)
-    got = np.asarray(ASK(velocity, jnp.asarray(x)))
-    # Twice the rows are summed in another order.
-    np.testing.assert_allclose(got, empty + guidance[:, None, None] * (caption - empty), atol=2e-5)
+    guidance = jnp.linspace(1, 5, 16)
+    velocity = distill.guided_velocity(teacher, captions, nothing, others, guidance, GRID)
+    got = np.asarray(jax.jit(velocity)(jnp.asarray(x), jnp.full(16, 0.6)))
+    pull = caption - empty + distill.CONTRAST * (caption - other)
+    # Three times the rows are summed in another order.
+    np.testing.assert_allclose(got, caption + (guidance[:, None, None] - 1) * pull, atol=5e-5)
     np.testing.assert_allclose(got[0], caption[0], atol=2e-5)
+    early = np.asarray(jax.jit(velocity)(jnp.asarray(x), jnp.full(16, 0.9)))  # before the onset
+    empties = distill.guided_velocity(teacher, captions, captions, others, guidance, GRID)
+    np.testing.assert_allclose(early, np.asarray(jax.jit(empties)(jnp.asarray(x), jnp.full(16, 0.9))), atol=5e-5)
     drawn = np.asarray(distill.draw_guidance(jax.random.key(1), 2000))
     assert drawn.min() == 1.0
     assert 4.9 < drawn.max() < 5.0
     assert 0.15 < (drawn == 1).mean() < 0.25
 
 
+def test_a_caption_with_another_pattern(tokenizers):
+    """Words change, and dots stay dots; every shift gives another caption."""
+    tokens = RecipeTokenizers(tokenizers)
+    texts = ["a red striped cat", "a red plain cat", "a red dotted cat", "a red cat"]
+    for column in (0, 1):
+        ids, words = tokens(texts)[column], tokens.words(PATTERNS)[column]
+        for shift, want in ((1, ["dotted", "striped"]), (2, ["plain", "dotted"])):
+            got = distill.reworded(jnp.asarray(ids), words, jnp.full((4, 1), shift))
+            changed = [f"a red {word} cat" for word in want] + texts[2:]
+            np.testing.assert_array_equal(got, tokens(changed)[column])
+    with pytest.raises(ValueError, match="not one token each: plain, unheard"):
+        tokens.words(["plain", "unheard"])
+
+
 def test_distillation_learns_and_resumes(teacher, data, tmp_path):
     """Steps reduce the loss; a run that is taken up at its end has nothing left to do."""
     options = {"steps": 100, "batch": 16, "seed": 0, "muon_rate": 0.001, "adam_rate": 2e-3, "ema": 0.8}
-    trained = distill.train(tmp_path, teacher, data, data, EMPTY, **options)
+    trained = distill.train(tmp_path, teacher, data, data, EMPTY, WORDS, **options)
     first, last = (float(line.split(",")[1]) for line in (tmp_path / "distill.csv").read_text().splitlines())
     assert last < 0.9 * first  # means over fifty steps each
     assert equal((trained.t5, trained.clip), (teacher.t5, teacher.clip))
     assert not np.allclose(asked(trained, 1.0, data)[0], asked(trained, 4.0, data)[0], atol=1e-3)
-    assert equal(distill.train(tmp_path, teacher, data, data, EMPTY, **options), trained)
+    assert equal(distill.train(tmp_path, teacher, data, data, EMPTY, WORDS, **options), trained)
 
 
 def test_a_state_resumes_exactly(tmp_path):

@@ -1,8 +1,14 @@
-"""Stage 3b: guidance distillation, so that one forward does the work of two (as FLUX.1-dev is made from its teacher).
+"""Guidance distillation (stage 3b), so that one forward does the work of two, as FLUX.1-dev is made from its teacher.
 
-The student is the teacher with a guidance embedding that says nothing yet. It learns the teacher's classifier-free
-velocity, v(empty) + g (v(caption) - v(empty)), for g from 1 to 5. A fifth of the batch has g = 1 exactly, and a tenth
-no caption: inversions run there. The text encoders stay the teacher's. What is kept is the exponential average.
+The student is the teacher with a guidance embedding that says nothing yet. It learns the guided teacher,
+
+    v(caption) + (g - 1) [(v(caption) - v(nothing)) (t <= ONSET) + CONTRAST (v(caption) - v(another pattern))]
+
+for g from 1 to 5. The first difference is classifier-free guidance. It pulls towards the colour that a caption names,
+and so away from stripes and dots of a second one: least where the picture is still noise, so it starts at ONSET
+(Kynkaanniemi et al. 2024 find the same), and the second difference, between a caption and the same one with another
+pattern, pulls back. A fifth of the batch has g = 1 exactly, and a tenth no caption: inversions run there. The text
+encoders stay the teacher's. What is kept is the exponential average.
 """
 
 from dataclasses import replace
@@ -15,13 +21,17 @@ import numpy as np
 import optax
 
 from jaxpa.config import FluxConfig
-from jaxpa.sampling import ClassifierFree
+from jaxpa.sampling import Velocity
 from jaxpa.tokens import patchify
 from jaxpa.transformer import Flux
 from weights.recipe.flow import Batch, TextToImage, batches, bind, hidden_matrix, reconfigured
 from weights.recipe.training import Log, load_state, optimiser, save_state, trapezoid
 
 LEAST, MOST = 1.0, 5.0  # of the guidance
+ONSET = 0.8  # flow time
+CONTRAST = 1.25
+
+Ids = tuple[jax.Array, jax.Array]  # of T5 and of CLIP, (B, M) each
 
 
 class Student(NamedTuple):
@@ -46,16 +56,25 @@ def initial(teacher: TextToImage, seed: int) -> TextToImage:
     return teacher._replace(transformer=jax.tree_util.tree_map_with_path(silent, student))
 
 
+def reworded(ids: jax.Array, words: np.ndarray, shift: jax.Array) -> jax.Array:
+    """ids (B, M) in which word k of `words` (K,) has become word k + shift (mod K), shift (B, 1); the last stays."""
+    found = ids[..., None] == words  # (B, M, K)
+    return jnp.where(found[..., :-1].any(-1), jnp.asarray(words)[(found.argmax(-1) + shift) % len(words)], ids)
+
+
 def guided_velocity(
-    teacher: TextToImage, t5_ids: jax.Array, clip_ids: jax.Array, empty: tuple[np.ndarray, np.ndarray],
-    guidance: jax.Array, grid: tuple[int, int],
-) -> ClassifierFree:  # fmt: skip
-    """The teacher with classifier-free guidance (B,); a velocity of B rows."""
-    t5, clip = (
-        jnp.concatenate([ids, jnp.broadcast_to(none, ids.shape)])
-        for ids, none in zip((t5_ids, clip_ids), empty, strict=True)
-    )
-    return ClassifierFree(bind(teacher, t5, clip, grid), guidance[:, None, None])
+    teacher: TextToImage, caption: Ids, empty: Ids, other: Ids, guidance: jax.Array, grid: tuple[int, int]
+) -> Velocity:
+    """The guided teacher: ids of captions, of none and of those with another pattern, guidance (B,)."""
+    t5_ids, clip_ids = (jnp.concatenate(ids) for ids in zip(caption, empty, other, strict=True))
+    velocity = bind(teacher, t5_ids, clip_ids, grid)
+
+    def guided(x: jax.Array, t: jax.Array, routing: Any = None) -> jax.Array:
+        told, untold, else_told = jnp.split(velocity(jnp.tile(x, (3, 1, 1)), jnp.tile(t, 3)), 3)
+        pull = jnp.where(t <= ONSET, 1.0, 0.0)[:, None, None] * (told - untold) + CONTRAST * (told - else_told)
+        return told + (guidance[:, None, None] - 1) * pull
+
+    return guided
 
 
 def draw_guidance(key: jax.Array, size: int) -> jax.Array:
@@ -66,9 +85,14 @@ def draw_guidance(key: jax.Array, size: int) -> jax.Array:
 
 
 def distillation_loss(
-    student: Student, teacher: TextToImage, batch: Batch, empty: tuple[np.ndarray, np.ndarray], key: jax.Array
-) -> jax.Array:
-    """Mean squared distance of the student's velocity from the guided teacher's."""
+    student: Student, teacher: TextToImage, batch: Batch, empty: tuple[np.ndarray, np.ndarray],
+    patterns: tuple[np.ndarray, np.ndarray], key: jax.Array,
+) -> jax.Array:  # fmt: skip
+    """Mean squared distance of the student's velocity from the guided teacher's.
+
+    patterns: ids of the patterns' words (K,) in both encoders. Captions with the last of them are their own contrast:
+    dots that are pushed away from stripes and plain colour ran together into stripes.
+    """
     size, grid = len(batch.latents), (batch.latents.shape[1] // 2, batch.latents.shape[2] // 2)
     k_time, k_noise, k_drop, k_guidance = jax.random.split(key, 4)
     x0 = patchify(jnp.asarray(batch.latents, jnp.float32))  # (B, N, C)
@@ -77,20 +101,22 @@ def distillation_loss(
     t = (jax.random.permutation(k_time, size) + jax.random.uniform(k_drop, (size,))) / size  # (B,)
     guidance = draw_guidance(k_guidance, size)
     drop = jax.random.uniform(jax.random.fold_in(k_drop, 1), (size, 1)) < 0.1
-    t5_ids, clip_ids = jnp.where(drop, empty[0], batch.t5_ids), jnp.where(drop, empty[1], batch.clip_ids)
+    shift = jax.random.randint(jax.random.fold_in(k_drop, 2), (size, 1), 1, len(patterns[0]))
+    nothing = jnp.tile(empty[0], (size, 1)), jnp.tile(empty[1], (size, 1))
+    caption = jnp.where(drop, nothing[0], batch.t5_ids), jnp.where(drop, nothing[1], batch.clip_ids)
+    other = reworded(caption[0], patterns[0], shift), reworded(caption[1], patterns[1], shift)
 
     mixed = x0 + t[:, None, None] * (noise - x0)
-    guided = guided_velocity(teacher, t5_ids, clip_ids, empty, guidance, grid)
+    guided = guided_velocity(teacher, caption, nothing, other, guidance, grid)
     target = jax.lax.stop_gradient(guided(mixed, t))
-    own = replace(
-        bind(teacher._replace(transformer=student.transformer), t5_ids, clip_ids, grid), guidance=guidance
-    )  # fmt: skip
+    own = replace(bind(teacher._replace(transformer=student.transformer), *caption, grid), guidance=guidance)
     return jnp.mean((own(mixed, t) - target) ** 2)
 
 
 def train(
-    out: Path, teacher: TextToImage, data: Batch, held_out: Batch, empty: tuple[np.ndarray, np.ndarray], *,
-    steps: int, batch: int, seed: int, muon_rate: float = 0.005, adam_rate: float = 6e-4, ema: float = 0.99,
+    out: Path, teacher: TextToImage, data: Batch, held_out: Batch, empty: tuple[np.ndarray, np.ndarray],
+    patterns: tuple[np.ndarray, np.ndarray], *, steps: int, batch: int, seed: int, muon_rate: float = 0.005,
+    adam_rate: float = 6e-4, ema: float = 0.99,
 ) -> TextToImage:  # fmt: skip
     """Distil, or take up where `out/distill.state` stopped; returns the averaged student with the teacher's text."""
     start: Any = Student(initial(teacher, seed).transformer)
@@ -105,14 +131,14 @@ def train(
     def update(state: Any, teacher: TextToImage, batch: Batch) -> tuple[Any, jax.Array]:
         student, average, opt, i = state
         key = jax.random.fold_in(jax.random.key(seed), i)
-        value, grads = jax.value_and_grad(distillation_loss)(student, teacher, batch, empty, key)
+        value, grads = jax.value_and_grad(distillation_loss)(student, teacher, batch, empty, patterns, key)
         changes, opt = tx.update(grads, opt, student)
         student = optax.apply_updates(student, changes)
         keep = jnp.minimum(ema, (1 + i) / (10 + i))
         average = jax.tree.map(lambda a, m: keep * a + (1 - keep) * m, average, student)
         return (student, average, opt, i + 1), value
 
-    validate = jax.jit(lambda own, theirs: distillation_loss(own, theirs, held_out, empty, jax.random.key(0)))
+    validate = jax.jit(lambda own, other: distillation_loss(own, other, held_out, empty, patterns, jax.random.key(0)))
     log, stream = Log(out / "distill.csv", 50), batches(data, batch, seed + 1, int(state[3]))
     for i in range(int(state[3]) + 1, steps + 1):
         state, value = update(state, teacher, next(stream))

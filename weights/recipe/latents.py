@@ -1,5 +1,6 @@
 """Stage 2: draw the training pictures, encode them, and keep latents and token ids on disk."""
 
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -29,6 +30,16 @@ class Tokenizers:
             return np.asarray(padded.input_ids, np.int32)
 
         return ids(self.t5, self.t5.model_max_length), ids(self.clip, CLIP_TOKENS)
+
+    def words(self, words: Sequence[str]) -> tuple[np.ndarray, np.ndarray]:
+        """Ids of words that are one token each, (K,) of T5 and of CLIP. ValueError: one is not."""
+        found = []
+        for tokenizer in (self.t5, self.clip):
+            ids = tokenizer(list(words), add_special_tokens=False).input_ids
+            if any(len(each) != 1 for each in ids):
+                raise ValueError(f"not one token each: {', '.join(words)}")
+            found.append(np.asarray(ids, np.int32)[:, 0])
+        return found[0], found[1]
 
 
 def encode(model: Autoencoder, images: np.ndarray, batch: int = 32) -> np.ndarray:

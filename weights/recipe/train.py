@@ -14,7 +14,7 @@ from transformers import CLIPTokenizer, T5Tokenizer
 from weights.recipe import autoencoder, distill, flow, latents
 from weights.recipe.export import export
 from weights.recipe.tokenizers import make_tokenizers
-from weights.recipe.world import SIZE
+from weights.recipe.world import PATTERNS, SIZE
 
 
 @dataclass(frozen=True)
@@ -72,7 +72,8 @@ def run(recipe: Recipe) -> None:
     if recipe.pairs:
         pairs = latents.prepare(recipe.out / "pairs.npz", vae, recipe.pairs, recipe.seed + 1, two=1.0)
         data = flow.Batch(*(np.concatenate(column) for column in zip(data, pairs, strict=True)))
-    empty = tuple(ids[0] for ids in latents.Tokenizers(recipe.out)([""]))
+    tokenizers = latents.Tokenizers(recipe.out)
+    empty = tuple(ids[0] for ids in tokenizers([""]))
     trained = flow.train(
         recipe.out, config, data, latents.held_out(recipe.out, vae), (empty[0], empty[1]),
         steps=recipe.steps, batch=recipe.batch, seed=recipe.seed, start=first,
@@ -81,7 +82,7 @@ def run(recipe: Recipe) -> None:
         config = distill.guided_config(config)
         trained = distill.train(
             recipe.out, trained, data, latents.held_out(recipe.out, vae), (empty[0], empty[1]),
-            steps=recipe.distill_steps, batch=recipe.batch, seed=recipe.seed,
+            tokenizers.words(PATTERNS), steps=recipe.distill_steps, batch=recipe.batch, seed=recipe.seed,
         )  # fmt: skip
     networks = {
         "transformer": trained.transformer,
