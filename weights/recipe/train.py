@@ -39,9 +39,9 @@ class Recipe:
     autoencoder_steps: int = 1300
     pictures: int = 96_000
     """Training pictures to draw, one in twenty with two subjects."""
-    pairs: int = 24_000
+    pairs: int = 48_000
     """Further training pictures, all with two subjects: they take longer to learn."""
-    steps: int = 5000
+    steps: int = 7000
     """Updates of the flow stage."""
     batch: int = 64
     distill_steps: int = 420
@@ -90,7 +90,7 @@ def run(recipe: Recipe) -> None:
         "text_encoder": trained.clip,
         "text_encoder_2": trained.t5,
     }
-    settings = {"preset": "mini", "size": SIZE, "steps": 28, "guidance": 3.0, "max_length": recipe.text_length}
+    settings = {"preset": "mini", "size": SIZE, "steps": 28, "guidance": 4.0, "max_length": recipe.text_length}
     export(recipe.checkpoint, config, networks, recipe.out, settings)
 
 
