@@ -20,7 +20,7 @@ from jaxpa.figures import overlay, sheet
 
 CASES = (
     ("boat", "a purple striped boat in a forest", "a red plain house in a forest"),
-    ("mug", "a white striped mug in a meadow", "a yellow striped star in a meadow"),
+    ("mug", "a white striped mug in a meadow", "a red striped mushroom in a meadow"),
 )
 CAR = "a yellow striped car in the snow"
 PAD = (192, 96, 0, 96)  # top, right, bottom, left, in pixels of the picture: 576 x 576 of them are 12 x 12 tokens
