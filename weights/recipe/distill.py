@@ -5,10 +5,10 @@ The student is the teacher with a guidance embedding that says nothing yet. It l
     v(caption) + (g - 1) [(v(caption) - v(nothing)) (t <= ONSET) + CONTRAST (v(caption) - v(another pattern))]
 
 for g from 1 to 5. The first difference is classifier-free guidance. It pulls towards the colour that a caption names,
-and so away from stripes and dots of a second one: least where the picture is still noise, so it starts at ONSET
-(Kynkaanniemi et al. 2024 find the same), and the second difference, between a caption and the same one with another
-pattern, pulls back. A fifth of the batch has g = 1 exactly, and a tenth no caption: inversions run there. The text
-encoders stay the teacher's. What is kept is the exponential average.
+and so away from stripes and dots of a second one, most of all where the picture is still noise: so it starts at ONSET
+(Kynkaanniemi et al. 2024 see harm there too), and the second difference, between a caption and the same one with
+another pattern, pulls back. A fifth of the batch has g = 1 exactly, and a tenth no caption: inversions run there. The
+text encoders stay the teacher's. What is kept is the exponential average.
 """
 
 from dataclasses import replace
