@@ -19,7 +19,7 @@ from flax import nnx
 from jaxpa.autoencoder import Autoencoder
 from jaxpa.checkpoint import load_parts
 from jaxpa.clip import CLIPTextEncoder
-from jaxpa.config import CLIPConfig, FluxConfig, T5Config, TransformerConfig
+from jaxpa.config import AutoencoderConfig, CLIPConfig, FluxConfig, T5Config, TransformerConfig
 from jaxpa.t5 import T5Encoder
 from jaxpa.tokens import grid_positions, patchify
 from jaxpa.transformer import Flux, FluxVelocity
@@ -169,8 +169,6 @@ def train(
 
 def small_config(width: int, heads: int, double: int, single: int, channels: int, vocab: tuple[int, int]) -> FluxConfig:
     """FLUX's architecture at a small size; `vocab` is the number of CLIP and of T5 token ids."""
-    from jaxpa.config import AutoencoderConfig
-
     dh = width // heads
     rest = (dh - dh // 8) // 2 // 2 * 2  # the second and third rotary axes; the first takes what is left
     return FluxConfig(

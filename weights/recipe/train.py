@@ -9,7 +9,6 @@ from pathlib import Path
 
 import numpy as np
 import tyro
-from transformers import CLIPTokenizer, T5Tokenizer
 
 from weights.recipe import autoencoder, distill, flow, latents
 from weights.recipe.export import export
@@ -53,13 +52,9 @@ def run(recipe: Recipe) -> None:
     recipe.out.mkdir(parents=True, exist_ok=True)
     if not (recipe.out / "tokenizer_2").exists():
         make_tokenizers(recipe.out, recipe.text_length)
-    tokens = (
-        CLIPTokenizer.from_pretrained(recipe.out / "tokenizer"),
-        T5Tokenizer.from_pretrained(recipe.out / "tokenizer_2"),
-    )
-    config = flow.small_config(
-        recipe.width, recipe.heads, recipe.double, recipe.single, recipe.channels, (len(tokens[0]), len(tokens[1]))
-    )
+    tokenizers = latents.Tokenizers(recipe.out)
+    vocabularies = len(tokenizers.clip), len(tokenizers.t5)
+    config = flow.small_config(recipe.width, recipe.heads, recipe.double, recipe.single, recipe.channels, vocabularies)
     first: flow.TextToImage | None = None
     if recipe.start is None:
         vae = autoencoder.train(
@@ -72,7 +67,6 @@ def run(recipe: Recipe) -> None:
     if recipe.pairs:
         pairs = latents.prepare(recipe.out / "pairs.npz", vae, recipe.pairs, recipe.seed + 1, two=1.0)
         data = flow.Batch(*(np.concatenate(column) for column in zip(data, pairs, strict=True)))
-    tokenizers = latents.Tokenizers(recipe.out)
     empty = tuple(ids[0] for ids in tokenizers([""]))
     trained = flow.train(
         recipe.out, config, data, latents.held_out(recipe.out, vae), (empty[0], empty[1]),
