@@ -10,18 +10,13 @@ from typing import Any
 import tyro
 
 from jaxpa import console
-from jaxpa.drawing import Mask
+from jaxpa.batch import JOBS, Batch
 from jaxpa.errors import JaxpaError
-from jaxpa.pictures import Generate, Inpaint, Invert, Outpaint, Personalize
 from jaxpa.tools import Bench, Convert, Info, Plan
 
 COMMANDS = {
-    "generate": Generate,
-    "personalize": Personalize,
-    "inpaint": Inpaint,
-    "outpaint": Outpaint,
-    "invert": Invert,
-    "mask": Mask,
+    **JOBS,
+    "batch": Batch,
     "plan": Plan,
     "convert": Convert,
     "bench": Bench,

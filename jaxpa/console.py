@@ -182,9 +182,14 @@ def show_tau(tau: float | Steps) -> str:
 def report(as_json: bool, content: dict[str, Any], lines: Sequence[str]) -> None:
     """One JSON line on stdout, or the lines on stderr."""
     if as_json:
-        print(json.dumps(content, default=_plain), flush=True)
+        print(as_line(content), flush=True)
     else:
         print("\n".join(lines), file=sys.stderr)
+
+
+def as_line(content: dict[str, Any]) -> str:
+    """JSON without a line break."""
+    return json.dumps(content, default=_plain)
 
 
 def _plain(value: Any) -> Any:

@@ -9,14 +9,14 @@ import numpy as np
 
 from jaxpa import console
 from jaxpa.errors import JaxpaError
-from jaxpa.options import Checkpoint
+from jaxpa.options import Made, Making
 
 if TYPE_CHECKING:
     from PIL import Image
 
 
 @dataclass(kw_only=True)
-class Mask(Checkpoint):
+class Mask(Making):
     """Make a subject's mask: white on what a word names (--word), or inside a box or a polygon; else the picture's
     own transparency. A sheet beside it shows the picture, the map and the tokens."""
 
@@ -47,11 +47,9 @@ class Mask(Checkpoint):
     figure: bool = True
     """Also write OUT-figure.png."""
 
-    def run(self) -> int:
-        from jaxpa.images import check_output, feather, grow, read_image, save_image, shrink, token_mask
+    def make(self) -> Made:
+        from jaxpa.images import feather, grow, read_image, save_image, shrink, token_mask
 
-        self.check()
-        check_output(self.out)
         picture = read_image(self.image)
         soft, grid = None, self.grid(picture.size)
         if self.word is not None:
@@ -75,11 +73,14 @@ class Mask(Checkpoint):
             "tokens": int(tokens.sum()), "grid": grid,
         }  # fmt: skip
         line = f"jaxpa: {self.out}: {share:.0%} of the picture, {tokens.sum()} of {grid[0]} x {grid[1]} tokens"
-        console.report(self.json, content, [line])
-        return 0
+        return Made(content, line)
 
     def check(self) -> None:
         """Refuse what does not go together."""
+        from jaxpa.images import read_image
+
+        super().check()
+        read_image(self.image)
         ways = [name for name in ("word", "box", "polygon") if getattr(self, name) is not None]
         if len(ways) > 1:
             raise JaxpaError(f"--{' and --'.join(ways)} are different masks: give one of them")

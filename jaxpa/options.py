@@ -1,9 +1,11 @@
 """Flags that commands share."""
 
 from dataclasses import dataclass
+from functools import lru_cache
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any, Literal, NamedTuple
 
+from jaxpa import console
 from jaxpa.errors import JaxpaError
 
 if TYPE_CHECKING:  # the networks are imported when a command runs
@@ -26,13 +28,49 @@ class Checkpoint:
     """One JSON line on stdout; everything else goes to stderr."""
 
     def load(self) -> "Pipeline":
-        from jaxpa.pipeline import load
+        return _load(self.model, None if self.dtype == "auto" else self.dtype, self.components)
 
-        return load(self.model, None if self.dtype == "auto" else self.dtype, components=self.components)
+
+@lru_cache(maxsize=1)  # the next command of a batch finds the networks, and their compiled programs, still there
+def _load(model: str, dtype: str | None, components: str | None) -> "Pipeline":
+    from jaxpa.pipeline import load
+
+    return load(model, dtype, components=components)
+
+
+class Made(NamedTuple):
+    """What a command has written: for --json, and in a line."""
+
+    content: dict[str, Any]
+    line: str
 
 
 @dataclass(kw_only=True)
-class Sampling(Checkpoint):
+class Making(Checkpoint):
+    """A command that writes pictures."""
+
+    out: Path
+    """The file to write."""
+
+    def check(self) -> None:
+        """Refuse what can be refused before anything loads: a typing error should not cost the loading."""
+        from jaxpa.images import check_output
+
+        check_output(self.out)
+
+    def make(self) -> Made:
+        """Make and write the pictures."""
+        raise NotImplementedError
+
+    def run(self) -> int:
+        self.check()
+        content, line = self.make()
+        console.report(self.json, content, [line])
+        return 0
+
+
+@dataclass(kw_only=True)
+class Sampling(Making):
     """What every command that makes pictures takes."""
 
     prompt: str
@@ -50,17 +88,18 @@ class Sampling(Checkpoint):
     negative_prompt: str | None = None
     """What the picture should not show; for checkpoints without embedded guidance."""
 
-    def check(self) -> list[int]:
-        """Refuse what can be refused before anything loads; the seeds."""
-        from jaxpa.images import check_output
+    @property
+    def seeds(self) -> list[int]:
+        return [self.seed + k for k in range(self.num_images)]
+
+    def check(self) -> None:
         from jaxpa.model import MAX_STEPS
 
-        check_output(self.out)
+        super().check()
         if self.num_images < 1:
             raise JaxpaError(f"--num-images must be at least 1, not {self.num_images}")
         if self.steps is not None and not 1 <= self.steps <= MAX_STEPS:
             raise JaxpaError(f"--steps must be 1 to {MAX_STEPS}, not {self.steps}")
-        return [self.seed + k for k in range(self.num_images)]
 
     def arguments(self) -> dict[str, Any]:
         """The keywords that every sampling method of the pipeline takes."""

@@ -1,7 +1,6 @@
 """The commands that make pictures: generate, personalize, inpaint, outpaint, invert."""
 
 import itertools
-import sys
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
@@ -12,7 +11,7 @@ from tyro.conf import UseAppendAction
 from jaxpa import console
 from jaxpa.console import PadFlag, PlaceFlag, SubjectFlag, TauFlag
 from jaxpa.errors import JaxpaError
-from jaxpa.options import Sampling
+from jaxpa.options import Made, Sampling
 
 if TYPE_CHECKING:  # the networks are imported when a command runs
     from PIL import Image
@@ -27,16 +26,14 @@ if TYPE_CHECKING:  # the networks are imported when a command runs
 class Generate(Sampling):
     """Make pictures of a prompt."""
 
-    def run(self) -> int:
-        seeds = self.check()
+    def make(self) -> Made:
         with console.clock() as clock:
             with clock.stage("load"):
                 pipe = self.load()
             with clock.stage("sample"):
                 images = pipe.generate(self.prompt, **self.arguments(), on_step=console.Progress())
-        made = [{"seed": seed} for seed in seeds]
-        write(self, console.numbered(self.out, console.labels(made)), images, clock, pipe, {}, made)
-        return 0
+        made = [{"seed": seed} for seed in self.seeds]
+        return write(self, console.numbered(self.out, console.labels(made)), images, clock, pipe, {}, made)
 
 
 @dataclass(kw_only=True)
@@ -64,6 +61,10 @@ class Method(Sampling):
     """Also write OUT-figure.png: the inputs, their token masks, the results."""
 
     SWITCHES = ("level", "path", "start", "concat", "guidance_inside", "gamma", "eta")
+
+    def check(self) -> None:
+        super().check()
+        self.switches()
 
     def switches(self) -> dict[str, Any]:
         """Those that are given. Raises JaxpaError for a bad value."""
@@ -101,19 +102,24 @@ class Personalize(Method):
 
     SWITCHES = (*Method.SWITCHES, "shuffle", "outline", "coverage")
 
-    def run(self) -> int:
-        from jaxpa.images import read_image, save_image
-        from jaxpa.subjects import Subject, figure, has_mask, read_mask_of
+    def check(self) -> None:
+        from jaxpa.images import read_image
+        from jaxpa.subjects import has_mask, read_mask_of
 
-        seeds, switches = self.check(), self.switches()
-        for subject in self.subject:  # a typing error should not cost the loading of a large model
+        super().check()
+        for subject in self.subject:
             if has_mask(subject):
                 read_mask_of(subject)
             else:
                 read_image(subject.image)
-        scene = None if self.scene is None else Subject(self.scene)
-        if scene is not None:
-            read_image(scene.image)
+        if self.scene is not None:
+            read_image(self.scene)
+
+    def make(self) -> Made:
+        from jaxpa.images import save_image
+        from jaxpa.subjects import Subject, figure
+
+        switches, scene = self.switches(), None if self.scene is None else Subject(self.scene)
         with console.clock() as clock:
             with clock.stage("load"):
                 pipe = self.load()
@@ -130,7 +136,7 @@ class Personalize(Method):
         taus = [console.show_tau(tau) for tau in self.tau or (preset.tau,)]
         made = [
             {"tau": tau, "seed": seed, "place": place}
-            for tau, seed, place in itertools.product(taus, seeds, range(1, max(1, len(self.place)) + 1))
+            for tau, seed, place in itertools.product(taus, self.seeds, range(1, max(1, len(self.place)) + 1))
         ]
         labels = console.labels(made)
         extra = {
@@ -138,10 +144,10 @@ class Personalize(Method):
             "places": self.place,
         }  # fmt: skip
         files, count = console.numbered(self.out, labels), len(references.masks)
-        write(self, files, images, clock, pipe, extra, made, preset, count, self.tau)
+        report = write(self, files, images, clock, pipe, extra, made, preset, count, self.tau)
         if self.figure:
             save_image(figure(references, images, labels), self.figure_file())
-        return 0
+        return report
 
 
 @dataclass(kw_only=True)
@@ -157,7 +163,7 @@ class Edit(Method):
     feather: float = 0.0
     """Pixels over which old and new are blended; 0: the kept pixels come back exactly."""
 
-    def finish(self, pipe: "Pipeline", edit: Any, clock: "Clock", switches: dict[str, Any], tau: Any) -> int:
+    def finish(self, pipe: "Pipeline", edit: Any, clock: "Clock", switches: dict[str, Any], tau: Any) -> Made:
         """Sample, paste, write."""
         from jaxpa.figures import overlay, sheet
         from jaxpa.images import save_image, to_image
@@ -166,18 +172,16 @@ class Edit(Method):
         with clock.stage("sample"):
             images = pipe.edit(self.prompt, edit, self.feather, **arguments, on_step=console.Progress())
         preset = pipe.preset(**switches, tau=tau)
-        made = [{"seed": seed} for seed in range(self.seed, self.seed + self.num_images)]
-        files, extra = (
-            console.numbered(self.out, console.labels(made)),
-            {"image": self.image, "switches": asdict(preset)},
-        )
-        write(self, files, images, clock, pipe, extra, made, preset, 1)
+        made = [{"seed": seed} for seed in self.seeds]
+        files = console.numbered(self.out, console.labels(made))
+        extra = {"image": self.image, "switches": asdict(preset)}
+        report = write(self, files, images, clock, pipe, extra, made, preset, 1)
         if self.figure:
             picture, references = to_image(edit.picture), edit.references(pipe.cell)
             kept = ("kept tokens", overlay(picture, references.masks[0], *references.grid))
             rows = [[("input", picture), kept, *(("result", image) for image in images)]]
             save_image(sheet(rows), self.figure_file())
-        return 0
+        return report
 
 
 @dataclass(kw_only=True)
@@ -189,11 +193,16 @@ class Inpaint(Edit):
     grow: float = 0.0
     """Pixels of the picture by which the mask is grown first."""
 
-    def run(self) -> int:
+    def check(self) -> None:
+        from jaxpa.images import read_image, read_mask
+
+        super().check()
+        read_mask(self.mask, read_image(self.image).size)
+
+    def make(self) -> Made:
         from jaxpa.edit import prepare_edit
         from jaxpa.images import grow, read_image, read_mask
 
-        self.check()
         switches, picture = self.switches(), read_image(self.image)
         mask = read_mask(self.mask, picture.size)
         if self.grow:
@@ -213,11 +222,17 @@ class Outpaint(Edit):
     pad: PadFlag
     """Pixels of the picture to add at the top, right, bottom and left."""
 
-    def run(self) -> int:
+    def check(self) -> None:
+        from jaxpa.edit import pad_picture
+        from jaxpa.images import read_image
+
+        super().check()
+        pad_picture(read_image(self.image), self.pad)
+
+    def make(self) -> Made:
         from jaxpa.edit import pad_picture, prepare_edit
         from jaxpa.images import read_image
 
-        self.check()
         switches = self.switches()
         picture, mask = pad_picture(read_image(self.image), self.pad)
         with console.clock() as clock:
@@ -238,14 +253,19 @@ class Invert(Sampling):
     image: str
     """The picture."""
 
-    def run(self) -> int:
+    def check(self) -> None:
+        from jaxpa.images import read_image
+
+        super().check()
+        if self.num_images != 1:
+            raise JaxpaError("invert makes one image: leave --num-images at 1")
+        read_image(self.image)
+
+    def make(self) -> Made:
         from jaxpa.edit import prepare_edit
         from jaxpa.figures import sheet
         from jaxpa.images import psnr, read_image, save_image, to_image
 
-        self.check()
-        if self.num_images != 1:
-            raise JaxpaError("invert makes one image: leave --num-images at 1")
         picture = read_image(self.image)
         with console.clock() as clock:
             with clock.stage("load"):
@@ -261,20 +281,20 @@ class Invert(Sampling):
         old = to_image(edit.picture)
         error, best = psnr(old, made), psnr(old, ceiling)
         extra = {"image": self.image, "psnr": error, "psnr_autoencoder": best}
-        write(self, [self.out], [made], clock, pipe, extra, [{}])
+        report = write(self, [self.out], [made], clock, pipe, extra, [{}])
         rows = [
             [("input", old), (f"autoencoder\n{best:.1f} dB", ceiling), (f"inverted, resampled\n{error:.1f} dB", made)]
         ]
         save_image(sheet(rows), self.out.with_name(f"{self.out.stem}-figure.png"))
-        print(f"jaxpa: reconstruction {error:.1f} dB; the autoencoder alone reaches {best:.1f} dB", file=sys.stderr)
-        return 0
+        found = f"reconstruction {error:.1f} dB; the autoencoder alone reaches {best:.1f} dB"
+        return report._replace(line=f"{report.line}\njaxpa: {found}")
 
 
 def write(
     command: Sampling, files: list[Path], images: "list[Image.Image]", clock: "Clock", pipe: "Pipeline",
     extra: dict[str, Any], made: Sequence[dict[str, Any]], preset: "Preset | None" = None, references: int = 0,
     taus: "Sequence[float | Steps]" = (),
-) -> None:  # fmt: skip
+) -> Made:  # fmt: skip
     """The pictures with how they were made inside, and the report."""
     from jaxpa.images import save_image
     from jaxpa.plan import plan, remember, signature
@@ -301,4 +321,4 @@ def write(
     }  # fmt: skip
     total = ", ".join(f"{name} {value:.1f} s" for name, value in clock.seconds.items())
     line = f"jaxpa: {', '.join(map(str, files))}: {total}, of which compiling {clock.compile_seconds:.1f} s"
-    console.report(command.json, content, [line])
+    return Made(content, line)

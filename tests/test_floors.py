@@ -29,10 +29,10 @@ FLOORS = (
         "edit model",
         "observe",
         "pipeline",
-        "batch bench plan evaluate",
+        "bench plan evaluate",
         "__init__",
     ),
-    ("console", "options", "tools pictures drawing", "cli", "__main__"),
+    ("console", "options", "tools pictures drawing", "batch", "cli", "__main__"),
 )
 PLACES = {
     name: (floor, group)
