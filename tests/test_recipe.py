@@ -129,8 +129,22 @@ def test_words_look_at_the_words_around_them_from_the_start():
     bias = np.asarray(flow.reading_neighbours(jnp.zeros((32, 4))))[relative_buckets(12, 32, 128)]  # (M, M, H)
     row = bias[6]  # (M, H)
     assert [set(np.flatnonzero(row[:, h] == row[:, h].max()) - 6) for h in range(4)] == [{-1}, {-2}, {1}, {-3, -4}]
-    started = flow.initial(CONFIG, 0).t5.attention_bias(LENGTH)[0]  # (H, M, M)
-    assert np.asarray(started[:, 5].argmax(-1)).tolist() == [4, 3]
+    started = flow.initial(CONFIG, 0).t5
+    assert np.asarray(started.attention_bias(LENGTH)[0, :, 5].argmax(-1)).tolist() == [4, 3]
+    queries, rest = np.split(np.asarray(started.blocks.attention.qkv.kernel[...]), [8], axis=-1)
+    assert not queries.any()
+    assert rest.all()
+
+
+def test_training_moves_everything_but_the_queries_of_t5(teacher, data, tmp_path):
+    """And resumes where it stopped: at its end there is nothing left to do."""
+    options = {"steps": 2, "batch": 16, "seed": 0, "ema": 0.0, "start": teacher}
+    trained = flow.train(tmp_path, CONFIG, data, data, EMPTY, **options)
+    moved = zip(jax.tree.leaves(trained), jax.tree.leaves(teacher), strict=True)
+    assert all(not np.array_equal(new, old) for new, old in moved)
+    new, old = (np.asarray(model.t5.blocks.attention.qkv.kernel[...]) for model in (trained, teacher))
+    assert np.array_equal(new != old, np.broadcast_to(np.arange(24) >= 8, old.shape))
+    assert equal(flow.train(tmp_path, CONFIG, data, data, EMPTY, **options), trained)
 
 
 # Distillation ------------------------------------------------------------------------------------------------
