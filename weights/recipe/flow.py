@@ -58,23 +58,23 @@ def initial(config: FluxConfig, seed: int) -> TextToImage:
             return reading_neighbours(leaf)
         return jnp.zeros_like(leaf) if ".mod." in name or ("final_" in name and "transformer" in name) else leaf
 
-    model = jax.tree_util.tree_map_with_path(start, model)
-    return model._replace(t5=without_queries(model.t5))
+    return without_queries(jax.tree_util.tree_map_with_path(start, model))
 
 
-def without_queries(t5: T5Encoder) -> T5Encoder:
-    """T5's weights, or changes of them, with queries of zero: its heads attend by position alone.
+def without_queries(model: Any) -> Any:
+    """The networks, or changes of them, with T5's queries at zero: its heads attend by position alone.
 
     T5 does not scale its logits, and Muon moves a matrix by the same step however it is scaled: within a few hundred
     updates the words' content outweighed any bias, and a noun's row no longer depended on its adjective.
     """
 
     def still(path: Any, leaf: jax.Array) -> jax.Array:
-        if "qkv" not in jax.tree_util.keystr(path):
+        name = jax.tree_util.keystr(path, simple=True, separator=".")
+        if not (name.startswith("t5.") and "qkv" in name):
             return leaf
         return jnp.where(jnp.arange(leaf.shape[-1]) < leaf.shape[-1] // 3, 0.0, leaf)
 
-    return jax.tree_util.tree_map_with_path(still, t5)
+    return jax.tree_util.tree_map_with_path(still, model)
 
 
 def reading_neighbours(table: jax.Array) -> jax.Array:
@@ -167,8 +167,7 @@ def train(
         key = jax.random.fold_in(jax.random.key(seed), i)
         value, grads = jax.value_and_grad(flow_loss)(model, batch, empty, key)
         changes, opt = tx.update(grads, opt, model)
-        changes = changes._replace(t5=without_queries(changes.t5))
-        model = optax.apply_updates(model, changes)
+        model = optax.apply_updates(model, without_queries(changes))
         keep = jnp.minimum(ema, (1 + i) / (10 + i))
         average = jax.tree.map(lambda a, m: keep * a + (1 - keep) * m, average, model)
         return (model, average, opt, i + 1), value
