@@ -94,7 +94,7 @@ def main() -> None:
     pictures = draw(pipe, texts, options)
     blind(pictures, texts, options.out)
     found = right(judge, pictures, scenes)
-    rows = {head: found[head] for head in ("family", "colour", "pattern", "background")}
+    rows = {head: found[head] for head in ("family", "colour", "pattern", "count", "background")}
     families = np.array([scene.subjects[0].family for scene in scenes])
     rows |= {f"family: {name}": found["family"][families == name] for name in HEADS["family"]}
     if options.two:

@@ -98,6 +98,19 @@ def test_architecture(parts):
     assert SETTINGS["size"] // (config.vae.downscale * PATCH) >= 12
 
 
+def test_a_noun_knows_its_adjectives(parts):
+    """To T5 a cat of another colour is another cat; a mug of another colour leaves it as it is."""
+    tokenizers, text = Tokenizers.load(FOLDER), "a picture of a {} striped cat and a {} plain mug in a meadow"
+    ids = tokenizers.t5([text.format(*two) for two in (("red", "blue"), ("green", "blue"), ("red", "green"))])[
+        "input_ids"
+    ]
+    cat = ids[0].index(tokenizers.t5("cat")["input_ids"][0])
+    rows = np.asarray(parts.text_encoder_2(jnp.asarray(ids)))[:, cat]
+    own, others = np.linalg.norm(rows[1:] - rows[0], axis=-1) / np.linalg.norm(rows[0])
+    assert own > 0.05  # it was 0 while attention went by content alone: of two subjects each took any colour
+    assert others < own / 3
+
+
 def test_the_reference_loads_it_without_complaint(pipeline, complaints):
     """No tensor missing or left over, no configuration that it doubts."""
     assert complaints == []

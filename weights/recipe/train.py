@@ -40,7 +40,7 @@ class Recipe:
     """Training pictures to draw, one in twenty with two subjects."""
     pairs: int = 48_000
     """Further training pictures, all with two subjects: they take longer to learn."""
-    steps: int = 7000
+    steps: int = 8000
     """Updates of the flow stage."""
     batch: int = 64
     distill_steps: int = 420
