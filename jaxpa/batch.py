@@ -58,9 +58,9 @@ class Batch:
         index, count = parse_share(self.share)
         jobs = read_jobs(self.file, self.model)
         suffix = ".done.jsonl" if count == 1 else f".{index}of{count}.done.jsonl"
-        done = [] if self.again else finished(self.file)
+        done = set() if self.again else finished(self.file)
         own = jobs[index - 1 :: count]
-        todo = [job for job in own if job.words not in done]
+        todo = [job for job in own if tuple(job.words) not in done]
         failed = 0
         with self.file.with_name(self.file.name + suffix).open("a") as journal:
             for number, job in enumerate(todo, 1):
@@ -93,16 +93,18 @@ def parse_share(text: str) -> tuple[int, int]:
 def read_jobs(file: Path, model: str | None = None) -> list[Job]:
     """Every line of a file as a command that has been checked. Raises JaxpaError with all that is wrong."""
     jobs, faults = [], []
+    outs: dict[str, str] = {}  # the files of all lines so far, and where they stand
     for place, words in read_lines(file):
         if model is not None and not any(word.partition("=")[0] == "--model" for word in words):
             words = [words[0], "--model", model, *words[1:]]
         try:
             job = Job(place, words, parse(place, words))
-            if twin := next((other for other in jobs if other.command.out == job.command.out), None):
-                raise JaxpaError(f"--out {job.command.out} is written by {twin.place} already")
-            if not any(str(other.command.out) in words for other in jobs):  # else its input does not exist yet
+            if (out := str(job.command.out)) in outs:
+                raise JaxpaError(f"--out {out} is written by {outs[out]} already")
+            if outs.keys().isdisjoint(words):  # else its input may not exist yet
                 job.command.check()
             jobs.append(job)
+            outs[out] = place
         except JaxpaError as error:
             faults.append(f"{place}: {error}")
     if faults:
@@ -137,12 +139,12 @@ def parse(place: str, words: Sequence[str]) -> Making:
         raise JaxpaError(f"not the flags of {words[0]}: see jaxpa {words[0]} --help") from None
 
 
-def finished(file: Path) -> list[list[str]]:
+def finished(file: Path) -> set[tuple[str, ...]]:
     """The words of every job that a journal beside the file names, and whose files are still there."""
-    found = []
+    found = set()
     for journal in file.parent.glob(f"{file.name}*.done.jsonl"):
         for line in journal.read_text().splitlines():
             entry: dict[str, Any] = json.loads(line)
             if all(Path(made).exists() for made in entry["files"]):
-                found.append(entry["job"])
+                found.add(tuple(entry["job"]))
     return found
