@@ -144,7 +144,10 @@ def finished(file: Path) -> set[tuple[str, ...]]:
     found = set()
     for journal in file.parent.glob(f"{file.name}*.done.jsonl"):
         for line in journal.read_text().splitlines():
-            entry: dict[str, Any] = json.loads(line)
+            try:
+                entry: dict[str, Any] = json.loads(line)
+            except json.JSONDecodeError:  # torn by a crash: the job is made again
+                continue
             if all(Path(made).exists() for made in entry["files"]):
                 found.add(tuple(entry["job"]))
     return found

@@ -40,6 +40,7 @@ def test_what_is_done_stays_done(run, jobs, tmp_path):
 
     cat = (tmp_path / "cat.png").read_bytes()
     (tmp_path / "car.png").unlink()
+    journal.write_text(journal.read_text() + '{"job": ["gen\n')  # a crash while it was written
     status, out, err = run("batch", jobs, "--json")
     assert (status, len(out.splitlines())) == (0, 1)  # the missing one alone
     assert "1 made, 0 failed, 2 done before" in err
