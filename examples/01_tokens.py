@@ -16,8 +16,9 @@ from _show import PICTURES, larger, principal, save
 from PIL import Image
 
 import jaxpa
-from jaxpa import images, tokens
-from jaxpa.figures import overlay, sheet
+from jaxpa import tokens
+from jaxpa.media import images
+from jaxpa.media.figures import overlay, sheet
 
 
 def patchify(z: np.ndarray) -> np.ndarray:

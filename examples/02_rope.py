@@ -16,7 +16,7 @@ from _show import heat, save
 
 from jaxpa import rope, tokens
 from jaxpa.config import TransformerConfig
-from jaxpa.figures import sheet
+from jaxpa.media.figures import sheet
 
 SIDE = 64  # tokens along a side of 1024 x 1024 pixels
 

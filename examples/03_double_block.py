@@ -22,7 +22,7 @@ from PIL import Image
 from scipy.special import softmax
 
 import jaxpa
-from jaxpa.figures import sheet
+from jaxpa.media.figures import sheet
 from jaxpa.rope import Rotary, table
 from jaxpa.tokens import grid_positions
 from jaxpa.transformer import Plan

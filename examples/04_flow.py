@@ -21,7 +21,7 @@ from PIL import Image
 
 import jaxpa
 from jaxpa.config import ScheduleConfig
-from jaxpa.figures import sheet
+from jaxpa.media.figures import sheet
 from jaxpa.sampling import Velocity
 from jaxpa.schedule import flow_times
 

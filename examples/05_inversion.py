@@ -22,8 +22,8 @@ from PIL import Image
 
 import jaxpa
 from jaxpa import inversion
-from jaxpa.figures import sheet
-from jaxpa.images import psnr
+from jaxpa.media.figures import sheet
+from jaxpa.media.images import psnr
 from jaxpa.sampling import Velocity
 
 CAPTION = "a green dotted cat on a beach"

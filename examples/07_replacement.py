@@ -16,7 +16,7 @@ which alone (tau 1) decides the shape; the official one starts in noise of its o
 from _show import save, subject
 
 import jaxpa
-from jaxpa.figures import sheet
+from jaxpa.media.figures import sheet
 
 PROMPT = "a yellow striped car on a beach"
 TAUS = (1.0, 0.9, 0.8, 0.7, 0.5, 0.2)

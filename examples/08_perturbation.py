@@ -18,8 +18,9 @@ import numpy as np
 from _show import save, subject
 
 import jaxpa
-from jaxpa import images, tokens
-from jaxpa.figures import overlay, sheet
+from jaxpa import tokens
+from jaxpa.media import images
+from jaxpa.media.figures import overlay, sheet
 
 PROMPT = "a yellow striped car on a beach"
 SETTINGS = ((0.0, 0), (0.0, 3), (0.5, 0), (1.0, 0))  # share that is shuffled, side of the outline's square

@@ -15,7 +15,7 @@ from _show import save, subject
 from PIL import Image
 
 import jaxpa
-from jaxpa.figures import sheet
+from jaxpa.media.figures import sheet
 
 PROMPT = "a yellow striped car on a beach"
 PLACES = ((0.35, 0.65), (0.5, 0.7), (0.65, 0.65), (0.5, 0.45))  # x, y of the middle, in fractions of the canvas

@@ -17,7 +17,7 @@ from _show import PICTURES, save, subject
 from PIL import Image
 
 import jaxpa
-from jaxpa.figures import sheet
+from jaxpa.media.figures import sheet
 
 LEFT, RIGHT = (0.04, 0.45, 0.46, 0.9), (0.52, 0.5, 0.98, 0.9)
 

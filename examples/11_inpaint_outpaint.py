@@ -15,8 +15,8 @@ from _show import PICTURES, save, subject
 from PIL import Image
 
 import jaxpa
-from jaxpa import images
-from jaxpa.figures import overlay, sheet
+from jaxpa.media import images
+from jaxpa.media.figures import overlay, sheet
 
 CASES = (
     ("boat", "a purple striped boat in a forest", "a red plain house in a forest"),

@@ -14,8 +14,8 @@ from _show import PICTURES, save
 from PIL import Image
 
 import jaxpa
-from jaxpa import images
-from jaxpa.figures import overlay, sheet
+from jaxpa.media import images
+from jaxpa.media.figures import overlay, sheet
 
 PROMPT = "a yellow cat under a night sky"
 BOX = (0.1, 0.2, 0.85, 1.0)  # left, top, right, bottom: some room around the head

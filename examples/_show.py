@@ -7,7 +7,7 @@ import numpy as np
 from PIL import Image
 
 from jaxpa import Subject
-from jaxpa.console import compilation_cache
+from jaxpa.cli.console import compilation_cache
 
 PICTURES = Path(__file__).parent / "pictures"
 GALLERY = Path(__file__).parent / "gallery"

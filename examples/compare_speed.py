@@ -14,8 +14,8 @@ import numpy as np
 import torch
 from diffusers.models.transformers.transformer_flux import FluxTransformer2DModel
 
-from jaxpa.checkpoint import load_component
-from jaxpa.source import find_mini
+from jaxpa.checkpoint.load import load_component
+from jaxpa.checkpoint.source import find_mini
 from jaxpa.tokens import grid_positions
 
 TEXT = 32  # tokens

@@ -8,9 +8,9 @@
 Without `--data` the subjects come from the drawn world, in combinations that training never showed, and the judge that
 was trained on it looks at the pictures. Every subject has prompts that describe it before another background, and one
 that gives it another colour: how often the colour is followed is the freedom that the prompt keeps *inside* the mask;
-how often the background is, *outside*. A folder is laid out as `jaxpa.evaluate.read_cases` says: a folder for each
-subject with pictures and masks, and `prompts.txt`. What comes out: scores.csv (a line for each picture), table.md,
-table.json, plot.png, and sheet.png with the first subject's pictures.
+how often the background is, *outside*. A folder is laid out as `jaxpa.evaluation.evaluate.read_cases` says: a folder
+for each subject with pictures and masks, and `prompts.txt`. What comes out: scores.csv (a line for each picture),
+table.md, table.json, plot.png, and sheet.png with the first subject's pictures.
 """
 
 import itertools
@@ -30,12 +30,12 @@ from PIL import Image
 sys.path.insert(0, str(Path(__file__).parent.parent))  # the recipe's world is not installed
 
 import jaxpa
-from jaxpa import scores
-from jaxpa.evaluate import Case, Judge, evaluate, read_cases
-from jaxpa.figures import sheet
-from jaxpa.images import read_image, save_image, to_array, to_image
-from jaxpa.metrics import CLIP, DINO, DREAMSIM, METRICS, fid
-from jaxpa.scores import Interval, Score
+from jaxpa.evaluation import scores
+from jaxpa.evaluation.evaluate import Case, Judge, evaluate, read_cases
+from jaxpa.evaluation.metrics import CLIP, DINO, DREAMSIM, METRICS, fid
+from jaxpa.evaluation.scores import Interval, Score
+from jaxpa.media.figures import sheet
+from jaxpa.media.images import read_image, save_image, to_array, to_image
 from weights.recipe.classifiers import FILE, load
 from weights.recipe.world import BACKGROUNDS, COLOURS, Background, caption, instances, is_held_out, render, sample_scene
 

@@ -28,9 +28,9 @@ from tqdm import tqdm
 sys.path.insert(0, str(Path(__file__).parent.parent))  # the recipe's world is not installed
 
 import jaxpa
-from jaxpa import images
-from jaxpa.figures import overlay, sheet
-from jaxpa.scores import interval
+from jaxpa.evaluation.scores import interval
+from jaxpa.media import images
+from jaxpa.media.figures import overlay, sheet
 from weights.recipe.classifiers import FILE, Judge, load
 from weights.recipe.world import SIZE, Scene, Subject, caption, render, sample_scene, sample_subject
 

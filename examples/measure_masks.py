@@ -1,7 +1,7 @@
 """How good are masks that attention finds? Overlap with the true masks of drawings that training never showed.
 
     python examples/measure_masks.py                     # the table, and examples/gallery/masks.png
-    python examples/measure_masks.py --tune              # the settings of jaxpa.observe, on other drawings
+    python examples/measure_masks.py --tune              # the settings of jaxpa.attention.observe, on other drawings
 
 A found mask and the true one are compared by intersection over union (IoU), on the grid of tokens, where a token
 belongs to the true mask if half of it does, and in pixels, where the found map is enlarged before it is cut. Training
@@ -20,9 +20,9 @@ from PIL import Image
 sys.path.insert(0, str(Path(__file__).parent.parent))  # the recipe's world is not installed
 
 import jaxpa
-from jaxpa.figures import overlay, sheet
-from jaxpa.masks import token_mask
-from jaxpa.observe import THRESHOLD, FoundMask, default_caption, soft_masks
+from jaxpa.attention.observe import THRESHOLD, FoundMask, default_caption, soft_masks
+from jaxpa.media.figures import overlay, sheet
+from jaxpa.media.masks import token_mask
 from weights.recipe.world import FAMILIES, Batch, render_many
 
 TUNING, TESTING = 501, 502  # two worlds

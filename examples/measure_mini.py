@@ -19,9 +19,9 @@ from tqdm import tqdm
 sys.path.insert(0, str(Path(__file__).parent.parent))  # the recipe's world is not installed
 
 import jaxpa
-from jaxpa.figures import sheet
+from jaxpa.evaluation.scores import interval
+from jaxpa.media.figures import sheet
 from jaxpa.pipeline import Pipeline
-from jaxpa.scores import interval
 from weights.recipe import autoencoder
 from weights.recipe.classifiers import FILE, Judge, load, present
 from weights.recipe.judge_data import HEADS, chance, labels_of, measure, unit

@@ -29,10 +29,10 @@ import numpy as np
 sys.path.insert(0, str(Path(__file__).parent.parent))  # the recipe's world is not installed
 
 import jaxpa
-from jaxpa.attention import image_to_context
-from jaxpa.observe import ask
+from jaxpa.attention.maps import image_to_context
+from jaxpa.attention.observe import ask
+from jaxpa.encoders.text import TextEmbedding
 from jaxpa.personalize import reference_context
-from jaxpa.text import TextEmbedding
 from jaxpa.tokens import Placement, Routing, identity_source
 from jaxpa.transformer import FluxVelocity
 from weights.recipe.world import instances, numbered_scene, render

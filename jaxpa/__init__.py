@@ -5,16 +5,16 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from jaxpa.errors import CheckpointError, JaxpaError
+    from jaxpa.media.subjects import Subject
     from jaxpa.pipeline import Pipeline, load
     from jaxpa.schedule import Steps
-    from jaxpa.subjects import Subject
 
 _HOME = {
     "CheckpointError": "errors",
     "JaxpaError": "errors",
     "Pipeline": "pipeline",
     "Steps": "schedule",
-    "Subject": "subjects",
+    "Subject": "media.subjects",
     "load": "pipeline",
 }
 __all__ = ["CheckpointError", "JaxpaError", "Pipeline", "Steps", "Subject", "load"]

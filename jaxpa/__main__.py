@@ -2,6 +2,6 @@
 
 import sys
 
-from jaxpa.cli import main
+from jaxpa.cli.main import main
 
 sys.exit(main())

@@ -14,14 +14,16 @@ import jax.numpy as jnp
 import numpy as np
 from PIL import Image
 
-from jaxpa import images, sampling, text
-from jaxpa.checkpoint import Parts
+from jaxpa import sampling
+from jaxpa.checkpoint.load import Parts
 from jaxpa.config import Settings
+from jaxpa.encoders import text
+from jaxpa.encoders.text import TextEmbedding, Tokenizers
 from jaxpa.errors import JaxpaError
+from jaxpa.media import images
+from jaxpa.media.subjects import Picture
 from jaxpa.sampling import ClassifierFree, Velocity
 from jaxpa.schedule import flow_times
-from jaxpa.subjects import Picture
-from jaxpa.text import TextEmbedding, Tokenizers
 from jaxpa.tokens import PATCH, grid_positions, patchify, unpatchify
 from jaxpa.transformer import FluxVelocity
 

@@ -17,21 +17,32 @@ from jax.sharding import Mesh
 from jax.typing import DTypeLike
 from PIL import Image
 
-from jaxpa import images, inversion, personalize, sampling
-from jaxpa.checkpoint import load_parts
-from jaxpa.compose import context_size, perturb, repeat_placement, routings, start_noise, token_guidance
-from jaxpa.edit import Edit, pad_picture, prepare_edit
+from jaxpa import inversion, personalize, sampling
+from jaxpa.attention.observe import THRESHOLD, Attention, FoundMask, capture, find_mask
+from jaxpa.checkpoint.load import load_parts
+from jaxpa.devices.sharding import rules
+from jaxpa.encoders.text import TextEmbedding, Tokenizers
 from jaxpa.errors import JaxpaError
 from jaxpa.inversion import ForwardTimes
-from jaxpa.masks import canvas_size
+from jaxpa.media import images
+from jaxpa.media.edits import Edit, pad_picture, prepare_edit
+from jaxpa.media.masks import canvas_size
+from jaxpa.media.subjects import Picture, Place, References, Subject, has_mask, read_references
 from jaxpa.model import Model, seeds_of
-from jaxpa.observe import THRESHOLD, Attention, FoundMask, capture, find_mask
-from jaxpa.personalize import PRESETS, Phase, Preset, Task
+from jaxpa.personalize import (
+    PRESETS,
+    Phase,
+    Preset,
+    Task,
+    context_size,
+    perturb,
+    repeat_placement,
+    routings,
+    start_noise,
+    token_guidance,
+)
 from jaxpa.sampling import Velocity
 from jaxpa.schedule import Steps, steps_above, tau_time
-from jaxpa.sharding import rules
-from jaxpa.subjects import Picture, Place, References, Subject, has_mask, read_references
-from jaxpa.text import TextEmbedding, Tokenizers
 
 OnStep = Callable[[str, int, int], None]
 """Hears (stage, steps done, steps in all) after every step. Where there is one, the host steps the loop."""
@@ -317,7 +328,7 @@ def load(
 
     source: `mini` (the embedded one), a diffusers or converted folder, a single .safetensors file of the original
     release (then `components` names where the rest comes from), or a hub id; dtype: of all networks (None: float32
-    on CPU, bfloat16 elsewhere); mesh: devices to spread the networks over (`jaxpa.sharding`).
+    on CPU, bfloat16 elsewhere); mesh: devices to spread the networks over (`jaxpa.devices.sharding`).
     Raises CheckpointError with everything that is wrong.
     """
     parts = load_parts(source, components, dtype, None if mesh is None else rules(mesh))

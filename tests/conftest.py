@@ -45,7 +45,7 @@ def pictures() -> Path:
 @pytest.fixture
 def run(capsys, monkeypatch, tmp_path_factory: pytest.TempPathFactory) -> Callable[..., tuple[int, str, str]]:
     """A `jaxpa` command: run("info", "mini") -> its status, stdout and stderr."""
-    from jaxpa.cli import main
+    from jaxpa.cli.main import main
 
     # Commands keep compiled programs; a test's belong into its own folder.
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path_factory.getbasetemp() / "cache"))

@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 from PIL import Image
 
-from jaxpa import cli
+from jaxpa.cli import main as cli
 
 ROOT = Path(__file__).parent.parent
 EXAMPLES = ROOT / "examples"

@@ -1,7 +1,6 @@
-"""The house of layout: every file of the package has a floor, and imports go left and down, never up.
+"""The house: every module of the book and every room has a floor, and imports go down, never up or beside.
 
-A floor is a row of groups, from left to right. A file may import from the floors below and from the groups to its left
-on its own floor; files of one group do not know each other.
+Rooms are packages: inside one, a module may import from those that its row names before it.
 """
 
 import ast
@@ -17,37 +16,46 @@ import pytest
 ROOT = Path(__file__).parent.parent
 PACKAGE = ROOT / "jaxpa"
 FLOORS = (
-    ("config errors",),
-    ("tokens rope schedule cost",),
-    ("layers", "transformer autoencoder t5 clip", "attention"),
-    ("sampling", "inversion", "personalize", "compose"),
-    ("files hub sharding", "keys", "parts", "source", "checkpoint", "report"),
-    (
-        "text timing masks figures scores",
-        "images",
-        "subjects metrics",
-        "edit model",
-        "observe",
-        "pipeline",
-        "bench plan evaluate",
-        "__init__",
-    ),
-    ("console", "options", "tools pictures drawing", "batch", "cli", "__main__"),
+    "config errors",
+    "tokens rope schedule",
+    "layers",
+    "transformer sampling encoders",
+    "inversion",
+    "personalize checkpoint media",
+    "model",
+    "attention devices",
+    "pipeline",
+    "evaluation __init__",
+    "cli",
+    "__main__",
 )
-PLACES = {
-    name: (floor, group)
-    for floor, groups in enumerate(FLOORS)
-    for group, names in enumerate(groups)
-    for name in names.split()
+FLOOR = {name: floor for floor, names in enumerate(FLOORS) for name in names.split()}
+ROOMS = {  # modules in the order in which they build on each other
+    "encoders": "autoencoder t5 clip text",
+    "checkpoint": "files hub keys parts source load report",
+    "media": "masks figures images subjects edits",
+    "attention": "maps observe",
+    "devices": "cost sharding timing plan bench",
+    "evaluation": "metrics scores evaluate",
+    "cli": "console options tools mask pictures batch main",
 }
-METHOD, NETWORKS = 3, 2  # the method's floor knows no network
-ARRAYS = {"jax", "numpy"}  # all that the floors of token arithmetic and of the method may import from outside
+METHOD = {"sampling", "inversion", "personalize"}
+NETWORKS = {"layers", "transformer", "encoders"}  # the method knows none
+PURE = {"tokens", "rope", "schedule", *METHOD}
+ARRAYS = {"jax", "numpy"}  # all that these may import from outside
 WITH_JAX = {"numpy", "scipy", "ml_dtypes"}  # packages that come with jax
 MODULES = {"pillow": "PIL"}  # packages that are imported by another name
 LONGEST = 400  # lines
 
-FILES = sorted(PACKAGE.glob("*.py"))
-every_file = pytest.mark.parametrize("file", FILES, ids=lambda file: file.stem)
+FILES = sorted(PACKAGE.rglob("*.py"))
+
+
+def module_of(file: Path) -> str:
+    """jaxpa/media/images.py -> media.images."""
+    return ".".join(file.relative_to(PACKAGE).with_suffix("").parts)
+
+
+every_file = pytest.mark.parametrize("file", FILES, ids=module_of)
 
 
 def imports(source: str) -> set[str]:
@@ -59,16 +67,22 @@ def imports(source: str) -> set[str]:
         elif isinstance(node, ast.ImportFrom):
             if node.level:
                 found.add("." * node.level + (node.module or ""))
-            elif node.module == "jaxpa":
-                found |= {f"jaxpa.{a.name}" if (PACKAGE / f"{a.name}.py").exists() else "jaxpa" for a in node.names}
+            elif node.module and node.module.split(".")[0] == "jaxpa":
+                folder = PACKAGE.joinpath(*node.module.split(".")[1:])
+                inside = {
+                    a.name for a in node.names if (folder / f"{a.name}.py").exists() or (folder / a.name).is_dir()
+                }
+                found |= {f"{node.module}.{name}" for name in inside}
+                if len(inside) < len(node.names):
+                    found.add(node.module)
             elif node.module:
                 found.add(node.module)
     return found
 
 
 def faults(name: str, modules: set[str]) -> list[str]:
-    """What a file of the package may not import, and why."""
-    floor, group = PLACES[name]
+    """What a module (`tokens`, `media.images`) may not import, and why."""
+    place, _, inner = name.partition(".")
     found = []
     for module in sorted(modules):
         top, _, rest = module.partition(".")
@@ -76,16 +90,16 @@ def faults(name: str, modules: set[str]) -> list[str]:
             found.append(f"{module}: imports are absolute")
         if top != "jaxpa":
             continue
-        target = rest.split(".")[0] or "__init__"
-        if target not in PLACES:
+        target, _, part = (rest or "__init__").partition(".")
+        if target not in FLOOR:
             found.append(f"{module}: it has no floor")
-            continue
-        their_floor, their_group = PLACES[target]
-        if their_floor > floor:
-            found.append(f"{module}: floor {their_floor} is above floor {floor}")
-        elif their_floor == floor and their_group >= group:
-            found.append(f"{module}: not to the left of {name} on floor {floor}")
-        elif floor == METHOD and their_floor == NETWORKS:
+        elif target == place and place in ROOMS:
+            order = ROOMS[place].split()
+            if inner != "__init__" and order.index(part.split(".")[0]) >= order.index(inner):
+                found.append(f"{module}: {inner} comes before it in its room")
+        elif FLOOR[target] >= FLOOR[place]:
+            found.append(f"{module}: floor {FLOOR[target]} is not below floor {FLOOR[place]}")
+        elif place in METHOD and target in NETWORKS:
             found.append(f"{module}: the method knows no network")
     return found
 
@@ -98,35 +112,53 @@ def outside(file: Path) -> set[str]:
 
 @pytest.mark.parametrize(("name", "modules", "count"), [
     ("personalize", {"jaxpa.sampling", "jaxpa.tokens", "jax.numpy", "dataclasses"}, 0),
-    ("sampling", {"jaxpa.inversion"}, 1),  # to the right
+    ("sampling", {"jaxpa.inversion"}, 1),  # above
     ("personalize", {"jaxpa.layers"}, 1),  # a network
-    ("clip", {"jaxpa.t5"}, 1),  # beside
-    ("tokens", {"jaxpa.layers", "jaxpa.cli"}, 2),  # above
-    ("checkpoint", {"jaxpa"}, 1),  # the package's face is above
-    ("cli", {"jaxpa", "jaxpa.pipeline"}, 0),
-    ("cli", {".pipeline"}, 1),  # relative
-    ("cli", {"jaxpa.elsewhere"}, 1),
+    ("encoders.clip", {"jaxpa.encoders.t5"}, 0),
+    ("encoders.t5", {"jaxpa.encoders.clip"}, 1),  # later in its room
+    ("encoders.t5", {"jaxpa.transformer"}, 1),  # beside
+    ("tokens", {"jaxpa.layers", "jaxpa.cli.main"}, 2),  # above
+    ("checkpoint.load", {"jaxpa"}, 1),  # the package's face is above
+    ("cli.main", {"jaxpa", "jaxpa.pipeline"}, 0),
+    ("cli.main", {".pipeline"}, 1),  # relative
+    ("cli.main", {"jaxpa.elsewhere"}, 1),
 ])  # fmt: skip
 def test_the_rule_itself(name, modules, count):
     assert len(faults(name, modules)) == count
 
 
 def test_imports_are_found_wherever_they_stand():
-    source = "import os\nfrom jaxpa import tokens, load\ndef f():\n  from jaxpa.cli import main\n  import jaxpa.t5 as t"
-    assert imports(source) == {"os", "jaxpa", "jaxpa.tokens", "jaxpa.cli", "jaxpa.t5"}
+    source = (
+        "import os\nfrom jaxpa import tokens, load\nfrom jaxpa.media import images\n"
+        "def f():\n  from jaxpa.cli.main import main\n  import jaxpa.encoders.t5 as t"
+    )
+    assert imports(source) == {
+        "os", "jaxpa", "jaxpa.tokens", "jaxpa.media.images", "jaxpa.cli.main", "jaxpa.encoders.t5"
+    }  # fmt: skip
 
 
-def test_every_file_has_a_floor():
+def test_everything_has_a_floor():
     assert FILES
-    homeless = [file.stem for file in FILES if file.stem not in PLACES]
-    assert homeless == [], f"give these files of jaxpa/ a place in FLOORS of {Path(__file__).name}: {homeless}"
-    assert not [path for path in PACKAGE.iterdir() if path.is_dir() and any(path.glob("*.py"))]  # the house is flat
+    at_home = {f"{room}.{name}" for room, names in ROOMS.items() for name in ("__init__", *names.split())}
+    homeless = [
+        module for module in map(module_of, FILES) if module not in at_home and (module not in FLOOR or "." in module)
+    ]
+    assert homeless == [], f"give these modules a place in FLOORS or ROOMS of {Path(__file__).name}"
+
+
+def test_every_room_is_installed_and_says_what_it_is_for():
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text())
+    installed = set(project["tool"]["setuptools"]["packages"])
+    for room, names in ROOMS.items():
+        assert f"jaxpa.{room}" in installed
+        text = ast.get_docstring(ast.parse((PACKAGE / room / "__init__.py").read_text())) or ""
+        offered = {word.strip(",") for line in text.splitlines()[2:] for word in line.partition("  ")[0].split()}
+        assert offered == set(names.split()), f"jaxpa/{room}/__init__.py does not list the room's modules"
 
 
 @every_file
-def test_imports_go_left_and_down(file):
-    if file.stem in PLACES:  # else the test above says so
-        assert faults(file.stem, imports(file.read_text())) == []
+def test_imports_go_down(file):
+    assert faults(module_of(file), imports(file.read_text())) == []
 
 
 @every_file
@@ -135,7 +167,7 @@ def test_imports_from_outside(file):
     project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
     packages = {re.split(r"[^\w-]", line)[0].lower() for line in project["dependencies"]}
     assert outside(file) <= {MODULES.get(name, name) for name in packages} | WITH_JAX
-    if PLACES.get(file.stem, (None,))[0] in (1, METHOD):
+    if module_of(file) in PURE:
         assert outside(file) <= ARRAYS
 
 
@@ -145,8 +177,8 @@ def test_files_are_short(file):
 
 
 def test_without_torch():
-    """Every file and every public name, in a process where torch cannot be imported."""
-    names = [f"jaxpa.{file.stem}" for file in FILES if file.stem not in ("__init__", "__main__")]
+    """Every module and every public name, in a process where torch cannot be imported."""
+    names = [f"jaxpa.{module_of(file)}" for file in FILES if not file.stem.startswith("__")]
     code = f"""
 import sys
 sys.modules["torch"] = None  # an import of it raises ImportError

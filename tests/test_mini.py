@@ -9,11 +9,11 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from jaxpa.checkpoint import Parts, find_mini, load_parts
+from jaxpa.checkpoint.load import Parts, find_mini, load_parts
+from jaxpa.encoders.text import Tokenizers, encode
 from jaxpa.personalize import PRESETS
 from jaxpa.sampling import ClassifierFree, initial_noise, sample
 from jaxpa.schedule import flow_times
-from jaxpa.text import Tokenizers, encode
 from jaxpa.tokens import PATCH, grid_positions, unpatchify
 from jaxpa.transformer import FluxVelocity
 

@@ -8,10 +8,10 @@ import pytest
 from PIL import Image
 
 import jaxpa
-from jaxpa.images import read_image, to_array
+from jaxpa.devices.timing import Clock
+from jaxpa.media.images import read_image, to_array
 from jaxpa.personalize import PRESETS
 from jaxpa.schedule import Steps
-from jaxpa.timing import Clock
 from weights.recipe.flow import reconfigured
 
 # Steps of a matrix product whose rows stand in a batch of another size are summed in another order.

@@ -11,11 +11,11 @@ from flax import nnx
 
 from jaxpa import personalize
 from jaxpa.config import ScheduleConfig, TransformerConfig
+from jaxpa.devices.timing import Clock
 from jaxpa.inversion import straight_line
 from jaxpa.personalize import Phase, Task
 from jaxpa.sampling import ClassifierFree, host_loop, initial_noise, sample, step
 from jaxpa.schedule import flow_times
-from jaxpa.timing import Clock
 from jaxpa.tokens import Placement, Routing, grid_positions, identity_source, pair
 from jaxpa.transformer import Flux, FluxVelocity
 

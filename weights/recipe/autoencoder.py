@@ -16,8 +16,8 @@ import numpy as np
 import optax
 from flax import nnx
 
-from jaxpa.autoencoder import Autoencoder
 from jaxpa.config import AutoencoderConfig
+from jaxpa.encoders.autoencoder import Autoencoder
 from weights.recipe.training import Log, load_state, optimiser, save_state, trapezoid
 from weights.recipe.world import SIZE, dataset
 

@@ -24,8 +24,8 @@ from flax import nnx
 from jax.typing import DTypeLike
 from safetensors.numpy import load_file, save_file
 
-from jaxpa.autoencoder import Autoencoder, Resnet
-from jaxpa.evaluate import Verdict
+from jaxpa.encoders.autoencoder import Autoencoder, Resnet
+from jaxpa.evaluation.evaluate import Verdict
 from weights.recipe.judge_data import HEADS, PAIRED, Examples, pairs, triplets
 from weights.recipe.training import Log, load_state, optimiser, save_state, trapezoid
 from weights.recipe.world import SIZE
@@ -196,7 +196,7 @@ _see = jax.jit(lambda model, x: model(x))
 
 @dataclass(frozen=True)
 class Judge:
-    """Says what pictures show: what `jaxpa.evaluate` calls."""
+    """Says what pictures show: what `jaxpa.evaluation.evaluate` calls."""
 
     model: Classifier
 
@@ -257,7 +257,7 @@ class Options:
 
 
 def main() -> None:
-    from jaxpa.checkpoint import load_component
+    from jaxpa.checkpoint.load import load_component
     from weights.recipe.judge_data import report
 
     options = tyro.cli(Options, description=__doc__)

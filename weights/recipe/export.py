@@ -16,8 +16,8 @@ import jax.numpy as jnp
 import numpy as np
 from safetensors.numpy import save
 
+from jaxpa.checkpoint.keys import COMPONENTS, Config, leaves
 from jaxpa.config import FluxConfig
-from jaxpa.keys import COMPONENTS, Config, leaves
 
 WEIGHTS = {
     "transformer": "diffusion_pytorch_model.safetensors",

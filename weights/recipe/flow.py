@@ -16,11 +16,11 @@ import numpy as np
 import optax
 from flax import nnx
 
-from jaxpa.autoencoder import Autoencoder
-from jaxpa.checkpoint import load_parts
-from jaxpa.clip import CLIPTextEncoder
+from jaxpa.checkpoint.load import load_parts
 from jaxpa.config import AutoencoderConfig, CLIPConfig, FluxConfig, T5Config, TransformerConfig
-from jaxpa.t5 import T5Encoder
+from jaxpa.encoders.autoencoder import Autoencoder
+from jaxpa.encoders.clip import CLIPTextEncoder
+from jaxpa.encoders.t5 import T5Encoder
 from jaxpa.tokens import grid_positions, patchify
 from jaxpa.transformer import Flux, FluxVelocity
 from weights.recipe.training import Log, load_state, optimiser, save_state, trapezoid

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, NamedTuple
 import jax
 import numpy as np
 
-from jaxpa.autoencoder import Autoencoder
+from jaxpa.encoders.autoencoder import Autoencoder
 from weights.recipe.world import (
     BACKGROUNDS,
     COLOURS,

@@ -8,7 +8,7 @@ import jax
 import numpy as np
 from transformers import CLIPTokenizer, T5Tokenizer
 
-from jaxpa.autoencoder import Autoencoder
+from jaxpa.encoders.autoencoder import Autoencoder
 from weights.recipe.flow import Batch
 from weights.recipe.world import dataset, render_many
 

@@ -1,0 +1,209 @@
+"""Looking into a checkpoint at work: attention maps of a generation or an inversion, and masks found in them.
+
+A mask needs no segmentation network: while a picture is inverted with a caption, image tokens that show a word attend
+to its text tokens, and to each other. The word's share of all attention to text, averaged over the blocks, is a rough
+map; walking along the attention among image tokens smooths it over the object (`attention.refine`).
+"""
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import partial
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from PIL import Image
+
+from jaxpa import sampling
+from jaxpa.attention import maps as attention
+from jaxpa.attention.maps import Quadrants
+from jaxpa.errors import JaxpaError
+from jaxpa.inversion import ForwardTimes, forward_times
+from jaxpa.media import images
+from jaxpa.media.subjects import Picture
+from jaxpa.model import Model, seeds_of
+from jaxpa.tokens import Routing
+from jaxpa.transformer import FluxVelocity, Observer
+
+_step = jax.jit(sampling.step)
+
+
+def ask(
+    velocity: FluxVelocity, x: jax.Array, t: jax.Array, observe: Observer, routing: Routing | None = None
+) -> tuple[jax.Array, jax.Array, jax.Array]:
+    """x (B, N, C), t (B,) -> the velocity, and what `observe` saw in the double and in the single blocks.
+
+    The last two have a leading axis of blocks.
+    """
+    v, (double, single) = velocity.model(
+        x, velocity.txt, velocity.vec, t, velocity.guidance, velocity.positions, routing, observe
+    )
+    return v, double, single
+
+
+# Attention maps ---------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class Attention:
+    """Attention of chosen blocks at chosen steps of one picture.
+
+    maps: (S, L, M + N, M + N) float32, queries before keys, text before image, mean over heads; with heads apart
+    (S, L, H, M + N, M + N). steps: which step of the schedule each of the S is; times: its flow time; blocks: which
+    block each of the L is, doubles first; text: M; grid: the image's (h, w), N = h * w; picture: what was generated
+    (None for an inversion).
+    """
+
+    maps: np.ndarray
+    steps: tuple[int, ...]
+    times: tuple[float, ...]
+    blocks: tuple[int, ...]
+    text: int
+    grid: tuple[int, int]
+    picture: Image.Image | None = None
+
+    @property
+    def quadrants(self) -> Quadrants:
+        """The maps taken apart: text and image queries times text and image keys."""
+        return attention.quadrants(self.maps, self.text)  # type: ignore[arg-type]
+
+
+@partial(jax.jit, static_argnames="heads")
+def _maps(velocity: FluxVelocity, x: jax.Array, t: jax.Array, blocks: jax.Array, heads: bool) -> jax.Array:
+    observe = attention.probabilities if heads else attention.mean_attention
+    _, double, single = ask(velocity, x, t, observe)
+    return jnp.concatenate([double, single])[blocks, 0]
+
+
+def _chosen(numbers: Sequence[int] | None, count: int, what: str) -> tuple[int, ...]:
+    chosen = tuple(range(count)) if numbers is None else tuple(numbers)
+    if bad := [k for k in chosen if not -count <= k < count]:
+        raise JaxpaError(f"there is no {what} {bad[0]}: this run has 0 to {count - 1}")
+    if not chosen:
+        raise JaxpaError(f"no {what} is chosen: name some of 0 to {count - 1}, or leave it out for all")
+    return tuple(k % count for k in chosen)
+
+
+def capture(
+    model: Model, prompt: str, image: Picture | None, *, at: Sequence[int] | None, blocks: Sequence[int] | None,
+    heads: bool, seed: int, steps: int | None, guidance: float | None, canvas: tuple[int, int],
+) -> Attention:  # fmt: skip
+    """`Pipeline.attention`, on a canvas of (height, width)."""
+    grid, config = model.grid(*canvas), model.parts.config.transformer
+    times = model.times(steps, grid)
+    wanted = _chosen(at, len(times) - 1, "step")
+    kept = _chosen(blocks, config.num_layers + config.num_single_layers, "block")
+    text = model.encode_text([prompt])
+    guidance = model.settings.guidance if guidance is None else guidance
+    seen: FluxVelocity = model.guided(text, grid, guidance if image is None else 1.0, None)  # type: ignore[assignment]
+    # Maps are read in a forward of their own, on the states of an untouched run: looking cannot change what is seen.
+    if image is None:
+        velocity, x = model.guided(text, grid, guidance, model.negative(None, guidance, 1)), _noise(model, seed, grid)
+        states = [x := x if i == 0 else _step(velocity, x, times, i - 1) for i in range(len(times))]
+    else:
+        x = model.encode_image(images.to_array(images.read_image(image), *canvas)[None])
+        states = [x] * len(times)
+        for i in reversed(range(1, len(times) - 1)):  # step i undoes the sampler's: asked at times[i]
+            states[i - 1] = x = _back(seen, x, times, i)
+    one = jnp.asarray(kept)
+    maps = [np.asarray(_maps(seen, states[i], jnp.full(1, times[i]), one, heads)) for i in wanted]
+    picture = model.decode(states[-1], *canvas)[0] if image is None else None
+    flow = tuple(float(times[i]) for i in wanted)
+    return Attention(np.stack(maps), wanted, flow, kept, text.txt.shape[1], grid, picture)
+
+
+def _noise(model: Model, seed: int, grid: tuple[int, int]) -> jax.Array:
+    return model.noise(seeds_of(seed, 1), grid)
+
+
+@jax.jit
+def _back(velocity: FluxVelocity, x: jax.Array, times: jax.Array, i: jax.Array) -> jax.Array:
+    """Undo step i of the sampler: x at times[i + 1] -> x at times[i]."""
+    return x + (times[i] - times[i + 1]) * velocity(x, jnp.broadcast_to(times[i], x.shape[:1]))
+
+
+# Masks ------------------------------------------------------------------------------------------------------
+
+# Chosen on pictures that the measured figures do not see (examples/measure_masks.py --tune).
+STEPS = 1 / 3  # of the inversion that are looked at, from the picture on: noise blurs the map
+WALKS = 4
+THRESHOLD = 0.5  # of the map's range
+
+
+@dataclass(frozen=True)
+class FoundMask:
+    """soft: (h, w) float32 in [0, 1], the map on the picture's token grid; threshold: where it is cut."""
+
+    soft: np.ndarray
+    threshold: float
+
+    @property
+    def tokens(self) -> np.ndarray:
+        """The tokens of the mask, (N,) bool."""
+        return (self.soft > self.threshold).reshape(-1)
+
+    def pixels(self, size: tuple[int, int]) -> np.ndarray:
+        """The mask at a picture's size (W, H): the map, smoothly enlarged, cut -> (H, W) bool."""
+        smooth = Image.fromarray(self.soft).resize(size, Image.Resampling.BICUBIC)
+        return np.asarray(smooth) > self.threshold
+
+
+@partial(jax.jit, static_argnames="walks")
+def _soft(velocity: FluxVelocity, x0: jax.Array, forward: ForwardTimes, word: jax.Array, walks: int) -> jax.Array:
+    """x0 (B, N, C), the inversion's steps that are looked at, word (B, M) bool -> maps (B, N) in [0, 1]."""
+    n, m = x0.shape[1], word.shape[1]
+
+    def observe(trace: attention.BlockTrace) -> tuple[jax.Array, jax.Array]:
+        to_text, to_image = attention.head_mean(trace, lambda p: (p[..., :m], p[..., m : m + n]), first=m)
+        return (to_text * word[:, None]).sum(-1) / to_text.sum(-1), to_image  # (B, N), (B, N, N)
+
+    def body(carry: tuple[jax.Array, ...], i: jax.Array) -> tuple[tuple[jax.Array, ...], None]:
+        y, share, to_image = carry
+        v, double, single = ask(velocity, y, jnp.broadcast_to(forward.model[i], y.shape[:1]), observe)
+        shares = jnp.concatenate([double[0], single[0]]).mean(0)  # (B, N)
+        # Single blocks see what a token shows; double blocks mostly where it is.
+        return (y + forward.width[i] * v, share + shares, to_image + single[1].mean(0)), None
+
+    nothing = jnp.zeros(x0.shape[:2]), jnp.zeros((x0.shape[0], n, n))
+    (_, share, to_image), _ = jax.lax.scan(body, (x0, *nothing), jnp.arange(forward.model.shape[0]))
+    return attention.refine(share, to_image, walks)
+
+
+def default_caption(word: str) -> str:
+    return f"a picture of a {word}"
+
+
+def soft_masks(
+    model: Model, pictures: np.ndarray, words: Sequence[str], captions: Sequence[str], *, steps: int | None = None,
+    share: float = STEPS, walks: int = WALKS,
+) -> np.ndarray:  # fmt: skip
+    """Maps of where each picture shows its word: pictures (B, H, W, 3) in [-1, 1] -> (B, h, w) float32 in [0, 1].
+
+    Each is inverted with its caption; a word (or several) must stand in it. Raises JaxpaError.
+    """
+    grid = model.grid(*pictures.shape[1:3])
+    length = model.settings.max_length
+    word = np.zeros((len(words), length), bool)
+    for row, name, caption in zip(word, words, captions, strict=True):
+        row[model.tokenizers.word_tokens(caption, name, length)] = True
+    forward = forward_times(model.times(steps, grid))
+    looked = math.ceil(share * len(forward.model))
+    velocity = model.guided(model.encode_text(captions), grid, 1.0, None)
+    x0 = model.encode_image(pictures)
+    soft = _soft(velocity, x0, jax.tree.map(lambda a: a[:looked], forward), word, walks)  # type: ignore[arg-type]
+    return np.asarray(soft).reshape(-1, *grid)
+
+
+def find_mask(
+    model: Model, image: Picture, word: str, caption: str | None, steps: int | None, threshold: float,
+    canvas: tuple[int, int],
+) -> FoundMask:  # fmt: skip
+    """`Pipeline.find_mask`, on a canvas of (height, width)."""
+    if not 0 < threshold < 1:
+        raise JaxpaError(f"the threshold {threshold} must lie between 0 and 1: {THRESHOLD} is usual")
+    if not word.strip():
+        raise JaxpaError("the word is empty: say what the picture shows")
+    array = images.to_array(images.read_image(image), *canvas)
+    caption = default_caption(word) if caption is None else caption
+    return FoundMask(soft_masks(model, array[None], [word], [caption], steps=steps)[0], threshold)

@@ -1,0 +1,10 @@
+"""Files on disk -> networks: where a checkpoint is, what it holds, whether it is sound, and its weights.
+
+files   safetensors files: headers, mapped tensors, a streaming writer
+keys    which stored tensors make which parameter, as tables
+parts   one component as its headers describe it, with every fault
+hub     checkpoints of the Hugging Face hub
+source  a name, a path or a hub id -> the components
+load    components -> networks; `convert`
+report  what `jaxpa info` says
+"""

@@ -1,0 +1,229 @@
+"""One component of a checkpoint as its headers describe it: configuration, names, shapes, and every fault.
+
+A component is a folder with a config.json (diffusers', or a converted one), or it lies in a single file of the original
+release, which has no configuration: there the shapes tell it, as far as they can.
+"""
+
+import re
+from collections import Counter
+from dataclasses import dataclass, field
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+from jaxpa.checkpoint.files import DTYPES, Files, Tensor, read_folder, read_json
+from jaxpa.checkpoint.keys import COMPONENTS, Config, Layout, Leaf, canonical, leaves
+from jaxpa.config import AutoencoderConfig, TransformerConfig
+
+PARTS = tuple(COMPONENTS)
+
+# What only these two have in the original single files; a prefix may stand in front, a block's number follows.
+BFL = {
+    "transformer": re.compile(r"^(.*?)(?:double_blocks|single_blocks)\.\d+\."),
+    "vae": re.compile(r"^(.*?)(?:encoder\.down|decoder\.up)\.\d+\."),
+}
+
+
+@dataclass(frozen=True)
+class Part:
+    """One component as its headers describe it; `tensors` by the names of the tables, whatever the file's prefix."""
+
+    name: str
+    path: Path
+    layout: Layout
+    files: Files
+    config: Config | None = None
+    json: dict[str, Any] = field(default_factory=dict)
+    problems: tuple[str, ...] = ()  # of the configuration
+    prefix: str = ""
+    tensors: dict[str, Tensor] = field(default_factory=dict)
+
+    @cached_property
+    def leaves(self) -> list[Leaf]:
+        return [] if self.config is None else leaves(self.name, self.config, self.layout)
+
+    @cached_property
+    def expected(self) -> dict[str, tuple[tuple[int, ...], ...]]:
+        """Every tensor that the configuration asks for, with the shapes that will do."""
+        return {key: shapes for leaf in self.leaves for key, shapes in leaf.expected().items()}
+
+    @property
+    def parameters(self) -> int:
+        return sum(leaf.size for leaf in self.leaves)
+
+    @property
+    def missing(self) -> list[str]:
+        """Names of the tables that no file has; those that a lost shard would have held are not counted again."""
+        unknown = self.files.unknown
+        if unknown is None:
+            return []
+        known = self.tensors.keys() | canonical(self.name, list(unknown)).keys()
+        return [key for key in self.expected if key not in known]
+
+    @property
+    def extra(self) -> list[str]:
+        return [] if self.config is None else [key for key in self.tensors if key not in self.expected]
+
+    @property
+    def misshaped(self) -> list[str]:
+        """Lines that name file, tensor, and both shapes."""
+        return [
+            f"{self.tensors[key].file}: tensor '{self.tensors[key].key}' is {list(self.tensors[key].shape)}, "
+            f"the configuration asks for {list(shapes[0])}"
+            for key, shapes in self.expected.items()
+            if key in self.tensors and self.tensors[key].shape not in shapes
+        ]
+
+    @property
+    def damage(self) -> list[str]:
+        """Faults of the files and of the configuration: lines that name them."""
+        types = [
+            f"{t.file}: tensor '{t.key}' has the type {t.dtype}, which is not supported ({', '.join(DTYPES)} are)"
+            for key, t in self.tensors.items()
+            if t.dtype not in DTYPES and key in self.expected
+        ]
+        return [*self.problems, *self.files.problems, *types]
+
+    @property
+    def faults(self) -> list[str]:
+        """Everything that keeps it from loading, as far as headers tell; [] if nothing does."""
+        missing = [
+            f"{self.path}: tensor '{self.prefix}{key}' {list(self.expected[key][0])} is missing" for key in self.missing
+        ]
+        extra = [f"{self.tensors[key].file}: tensor '{self.tensors[key].key}' belongs nowhere" for key in self.extra]
+        return [*self.damage, *missing, *extra, *self.misshaped]
+
+
+def open_folder(folder: Path, name: str | None = None) -> Part:
+    """The component in a folder; `name` where the place of the folder says which one it must be."""
+    files = read_folder(folder)
+    layout: Layout = "jaxpa" if files.metadata.get("format") == "jaxpa" else "diffusers"
+    try:
+        json = read_json(folder / "config.json")
+    except ValueError as error:
+        return Part(name or "unknown", folder, layout, files, problems=(str(error),))
+    found = component_of(json)
+    if found is None or (name is not None and found != name):
+        classes = [name for name in (json.get("_class_name"), *(json.get("architectures") or [])) if name]
+        wanted = [c for part in ((name,) if name else PARTS) for c in COMPONENTS[part].class_names]
+        fault = f"{folder / 'config.json'}: the class is {' '.join(classes) or 'not given'}, not {' or '.join(wanted)}"
+        return Part(name or "unknown", folder, layout, files, json=json, problems=(fault,))
+    names = canonical(found, list(files.tensors))
+    tensors = {key: files.tensors[actual] for key, actual in names.items()}
+    prefix = "text_model." if any(key.startswith("text_model.") for key in files.tensors) else ""
+    try:
+        config, problems = COMPONENTS[found].config.from_json(json), ()
+        leaves(found, config, layout)  # a configuration that no network can be built from fails here
+    except (ValueError, TypeError, ZeroDivisionError) as error:
+        config, problems = None, (f"{folder / 'config.json'}: {error}",)
+    return Part(found, folder, layout, files, config, json, problems, prefix, tensors)
+
+
+def component_of(json: dict[str, Any]) -> str | None:
+    """Which component a config.json describes."""
+    classes = {json.get("_class_name"), *(json.get("architectures") or [])}
+    return next((name for name, part in COMPONENTS.items() if classes & set(part.class_names)), None)
+
+
+def open_bfl(file: Path, hints: dict[str, dict[str, Any]]) -> list[Part]:
+    """The components in a single file of the original release; [] where its names are not that release's.
+
+    hints: config.json contents of other components, for what shapes do not tell.
+    """
+    files = Files()
+    files.add(file)
+    if files.unknown is None:
+        return [Part("unknown", file, "bfl", files)]
+    found: dict[str, str] = {}
+    for name, pattern in BFL.items():
+        prefixes = Counter(match[1] for key in files.tensors if (match := pattern.match(key)))
+        if prefixes:
+            found[name] = prefixes.most_common(1)[0][0]
+    parts = []
+    for name, prefix in found.items():
+        others = [other for key, other in found.items() if key != name]
+        longer = tuple(other for other in others if len(other) > len(prefix))  # the other's, though it fits here
+        mine = {
+            key.removeprefix(prefix): tensor
+            for key, tensor in files.tensors.items()
+            if key.startswith(prefix) and not key.startswith(longer)
+        }
+        if not parts:  # what has nobody's prefix is left over here, so that it is reported
+            mine |= {key: t for key, t in files.tensors.items() if not key.startswith((prefix, *others))}
+        parts.append(_bfl_part(name, file, files if not parts else Files(), prefix, mine, hints.get(name)))
+    return parts
+
+
+def _bfl_part(
+    name: str, file: Path, files: Files, prefix: str, tensors: dict[str, Tensor], hint: dict[str, Any] | None
+) -> Part:
+    config, problems = None, ()
+    try:
+        infer = infer_transformer if name == "transformer" else infer_autoencoder
+        config = infer({key: tensor.shape for key, tensor in tensors.items()}, hint)
+        leaves(name, config, "bfl")
+    except (ValueError, TypeError) as error:
+        problems = (f"{file}: {error}",)
+    except (KeyError, IndexError) as error:
+        problems = (f"{file}: tensor {error} is missing or mis-shaped, so the configuration is not known",)
+    return Part(name, file, "bfl", files, config, {}, problems, prefix, tensors)
+
+
+def _blocks(shapes: dict[str, tuple[int, ...]], pattern: str) -> int:
+    """How many blocks a numbered name has."""
+    return 1 + max((int(match[1]) for key in shapes if (match := re.match(pattern, key))), default=-1)
+
+
+def infer_transformer(shapes: dict[str, tuple[int, ...]], hint: dict[str, Any] | None) -> TransformerConfig:
+    """The MM-DiT's configuration from the shapes of its tensors under the original names.
+
+    The rotary axes leave no trace in them: FLUX's for FLUX's head width, else those of `hint`, a config.json. Raises
+    ValueError where there is none, KeyError with the name of a tensor that is needed and missing.
+    """
+    width, channels = shapes["img_in.weight"]
+    norm = "double_blocks.0.img_attn.norm.query_norm.scale"
+    head = shapes[norm if norm in shapes else "single_blocks.0.norm.query_norm.scale"][0]
+    axes = TransformerConfig.axes_dims_rope
+    if hint is not None and hint.get("axes_dims_rope"):
+        axes = tuple(hint["axes_dims_rope"])
+    elif head != sum(axes):
+        raise ValueError(
+            f"heads are {head} wide, not FLUX's {sum(axes)}, and the file does not say how the rotary axes share "
+            "them: pass --components FOLDER with a transformer/config.json"
+        )
+    return TransformerConfig(
+        in_channels=channels,
+        num_layers=_blocks(shapes, r"double_blocks\.(\d+)\."),
+        num_single_layers=_blocks(shapes, r"single_blocks\.(\d+)\."),
+        num_attention_heads=width // head,
+        attention_head_dim=head,
+        joint_attention_dim=shapes["txt_in.weight"][1],
+        pooled_projection_dim=shapes["vector_in.in_layer.weight"][1],
+        guidance_embeds=any(key.startswith("guidance_in.") for key in shapes),
+        axes_dims_rope=axes,
+    )
+
+
+def infer_autoencoder(shapes: dict[str, tuple[int, ...]], hint: dict[str, Any] | None) -> AutoencoderConfig:
+    """The autoencoder's configuration from shapes; scale, shift and groups are FLUX's or those of `hint`.
+
+    Raises as `infer_transformer` does.
+    """
+    count = _blocks(shapes, r"encoder\.down\.(\d+)\.")
+    widths = tuple(shapes[f"encoder.down.{i}.block.0.conv1.weight"][0] for i in range(count))
+    known = {key: hint[key] for key in ("norm_num_groups", "scaling_factor", "shift_factor") if hint and key in hint}
+    groups = known.get("norm_num_groups", AutoencoderConfig.norm_num_groups)
+    if any(width % groups for width in widths):
+        raise ValueError(
+            f"blocks of {widths} channels have no {groups} groups to norm, and the file does not say how many: pass "
+            "--components FOLDER with a vae/config.json"
+        )
+    return AutoencoderConfig(
+        in_channels=shapes["encoder.conv_in.weight"][1],
+        out_channels=shapes["decoder.conv_out.weight"][0],
+        latent_channels=shapes["decoder.conv_in.weight"][1],
+        block_out_channels=widths,
+        layers_per_block=_blocks(shapes, r"encoder\.down\.0\.block\.(\d+)\."),
+        mid_block_add_attention=any(".mid.attn_1." in key for key in shapes),
+        **known,
+    )

@@ -1,0 +1,207 @@
+"""Where a checkpoint's parts are: a name, a path or a hub id becomes a table of components. Reads headers only.
+
+A source is `mini`, a hub id, a pipeline folder (diffusers or converted), one component's folder, a single file of the
+original release, or a folder of such files. What it does not hold comes from a second source, the components.
+"""
+
+import contextlib
+from collections.abc import Iterable
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Any
+
+from jaxpa.checkpoint import hub
+from jaxpa.checkpoint.files import PICKLES, read_json
+from jaxpa.checkpoint.keys import Layout
+from jaxpa.checkpoint.parts import PARTS, Part, open_bfl, open_folder
+from jaxpa.config import FluxConfig, ScheduleConfig, TransformerConfig
+from jaxpa.errors import CheckpointError
+
+TOKENIZERS = {"text_encoder": "tokenizer", "text_encoder_2": "tokenizer_2"}
+MARKER = "jaxpa.json"  # a folder's own settings; in a converted folder with "format": "jaxpa"
+
+
+@dataclass(frozen=True)
+class Source:
+    """A checkpoint's parts, before anything is loaded."""
+
+    name: str
+    path: Path
+    parts: dict[str, Part]
+    whole: bool = False  # a pipeline: what is missing of it is a fault
+    tokenizers: dict[str, Path] = field(default_factory=dict)
+    scheduler: ScheduleConfig | None = None
+    settings: dict[str, Any] = field(default_factory=dict)
+    problems: tuple[str, ...] = ()
+
+    @property
+    def layout(self) -> Layout:
+        return next(iter(self.parts.values())).layout
+
+    def absent(self, parts: Iterable[str] = PARTS) -> list[str]:
+        """The components, and the tokenizers of the text encoders among them, that are nowhere."""
+        return [
+            name
+            for part in parts
+            for name in (part, TOKENIZERS.get(part))
+            if name and name not in self.parts and name not in self.tokenizers
+        ]
+
+    def faults(self, parts: Iterable[str] = PARTS) -> list[str]:
+        """Everything that keeps these parts from loading, as far as headers tell."""
+        parts = tuple(parts)
+        found = [fault for name, part in self.parts.items() if name in (*parts, "unknown") for fault in part.faults]
+        absent = [] if "unknown" in self.parts else self.absent(parts)
+        return [*self.problems, *(f"{name} is missing" for name in absent), *found]
+
+    @property
+    def config(self) -> FluxConfig:
+        """Configurations of the parts that are here, FLUX.1's for those that are not.
+
+        Flow times without a scheduler's file: the resolution shifts them where guidance is embedded (dev), not else
+        (schnell), as in the original release.
+        """
+        known = {name: part.config for name, part in self.parts.items() if part.config is not None}
+        transformer = known.get("transformer", TransformerConfig())
+        assert isinstance(transformer, TransformerConfig)
+        scheduler = self.scheduler or ScheduleConfig(use_dynamic_shifting=transformer.guidance_embeds)
+        return replace(FluxConfig(scheduler=scheduler), **known)
+
+
+def find_mini() -> Path:
+    """The embedded checkpoint's folder: inside the installed package, or beside it in a source checkout."""
+    package = Path(__file__).resolve().parents[1]
+    for folder in (package / "mini", package.parent / "weights" / "mini"):
+        if (folder / "model_index.json").exists():
+            return folder
+    raise CheckpointError("this installation lacks the embedded checkpoint 'mini': install jaxpa again from its wheel")
+
+
+def resolve(source: str | Path, components: str | Path | None = None, *, download: bool = True) -> Source:
+    """Find a checkpoint and read its headers. Raises CheckpointError where there is none.
+
+    source: `mini`, a path, or a hub id `owner/name`; components: another one, for what the first does not hold.
+    download: whether a hub id may be fetched; a local path never goes online.
+    """
+    path = locate(source, PARTS, download)
+    if components is None:
+        return _open(str(source), path, (), {})
+    held = _open(str(source), path, (), {})
+    wanted = [name for name in PARTS if name not in held.parts]
+    folder = locate(components, wanted, download)
+    main = _open(str(source), path, (), _configs(folder))
+    other = _open(str(components), folder, tuple(main.parts), {})
+    parts = {**other.parts, **main.parts}
+    return replace(
+        main,
+        parts={name: parts[name] for name in (*PARTS, "unknown") if name in parts},
+        whole=True,
+        tokenizers={**other.tokenizers, **main.tokenizers},
+        scheduler=main.scheduler or other.scheduler,
+        settings=main.settings or other.settings,
+        problems=(*main.problems, *other.problems),
+    )
+
+
+def locate(source: str | Path, parts: Iterable[str] = PARTS, download: bool = True) -> Path:
+    """The file or folder that a source names; a hub id is fetched, with the weights of these parts."""
+    if source == "mini":
+        return find_mini()
+    if isinstance(source, str) and (repo := hub.hub_id(source)):
+        return hub.fetch(repo, parts, download)
+    path = Path(source).expanduser()
+    if not path.exists():
+        raise CheckpointError(
+            f"{source}: no such file or folder\n"
+            "  - a model is 'mini', a hub id (owner/name), a diffusers or converted folder, or a .safetensors file\n"
+            f"  - in a folder that exists here a name counts as a path; {hub.PREFIX}owner/name is always a hub id"
+        )
+    return path
+
+
+def _configs(folder: Path) -> dict[str, dict[str, Any]]:
+    """The config.json of every component that has one."""
+    out = {}
+    for name in PARTS:
+        # A file that is damaged is reported where the component itself is read.
+        with contextlib.suppress(ValueError):
+            out[name] = read_json(folder / name / "config.json")
+    return out
+
+
+def _open(name: str, path: Path, skip: tuple[str, ...], hints: dict[str, dict[str, Any]]) -> Source:
+    if path.is_file():
+        return _open_file(name, path, hints)
+    if any((path / part / "config.json").exists() for part in PARTS) or (path / "model_index.json").exists():
+        return _open_pipeline(name, path, skip)
+    if (path / "config.json").exists():
+        part = open_folder(path)
+        return Source(name, path, {part.name: part})
+    return _open_release(name, path, skip, hints)
+
+
+def _open_file(name: str, path: Path, hints: dict[str, dict[str, Any]]) -> Source:
+    if path.name.endswith(PICKLES):
+        raise CheckpointError(f"{path} is a pickle, which can run code and is never read; use a .safetensors file")
+    if path.suffix != ".safetensors":
+        raise CheckpointError(f"{path}: not a .safetensors file, and nothing else is read")
+    parts = {part.name: part for part in open_bfl(path, hints)}
+    if parts:
+        return Source(name, path, parts)
+    if (path.parent / "config.json").exists():
+        part = open_folder(path.parent)
+        return Source(name, path.parent, {part.name: part})
+    raise CheckpointError(
+        f"{path}: its tensors do not have the names of a FLUX transformer or autoencoder\n"
+        "  - a text encoder is read from a folder with its config.json"
+    )
+
+
+def _open_pipeline(name: str, path: Path, skip: tuple[str, ...]) -> Source:
+    problems: list[str] = []
+
+    def read(file: Path) -> dict[str, Any]:
+        try:
+            return read_json(file) if file.exists() else {}
+        except ValueError as error:
+            problems.append(str(error))
+            return {}
+
+    scheduler = None
+    if content := read(path / "scheduler" / "scheduler_config.json"):
+        try:
+            scheduler = ScheduleConfig.from_json(content)
+        except (ValueError, TypeError) as error:
+            problems.append(f"{path / 'scheduler' / 'scheduler_config.json'}: {error}")
+    settings = {key: value for key, value in read(path / MARKER).items() if key not in ("format", "version")}
+    return Source(
+        name,
+        path,
+        {part: open_folder(path / part, part) for part in PARTS if part not in skip and (path / part).is_dir()},
+        whole=True,
+        tokenizers={t: path / t for t in TOKENIZERS.values() if (path / t).is_dir() and any((path / t).iterdir())},
+        scheduler=scheduler,
+        settings=settings,
+        problems=tuple(problems),
+    )
+
+
+def _open_release(name: str, path: Path, skip: tuple[str, ...], hints: dict[str, dict[str, Any]]) -> Source:
+    """A folder of single files, as `flux1-dev.safetensors` beside `ae.safetensors`."""
+    parts: dict[str, Part] = {}
+    for file in sorted(path.glob("*.safetensors")):
+        for part in open_bfl(file, hints):
+            if part.name in parts:
+                both = f"{parts[part.name].path.name} and {file.name}"
+                raise CheckpointError(f"{path}: {both} both hold the {part.name}; name one of them instead")
+            if part.name not in skip:
+                parts[part.name] = part
+    if parts:
+        return Source(name, path, parts)
+    pickle = next((file.name for file in sorted(path.iterdir()) if file.name.endswith(PICKLES)), None)
+    if pickle:
+        raise CheckpointError(f"{path}: {pickle} is a pickle, which can run code and is never read; use .safetensors")
+    raise CheckpointError(
+        f"{path}: no checkpoint\n  - a pipeline's folder has a model_index.json, a component's folder a config.json, "
+        "the original release .safetensors files"
+    )

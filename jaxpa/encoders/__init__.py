@@ -1,0 +1,6 @@
+"""The networks around the MM-DiT, and what they read: prompts and pictures in, arrays out.
+
+autoencoder  pictures <-> latents
+t5, clip     token ids -> the text tokens `txt`, the pooled vector `vec`
+text         prompts -> both, through the two tokenizers
+"""

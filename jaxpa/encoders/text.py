@@ -1,0 +1,187 @@
+"""Prompts -> text embedding: the two tokenizers, the two encoders, and what they make as one value.
+
+CLIP's pooled vector goes into FLUX's `vec`, T5's states become its text tokens `txt`. Tokenizers come from a local
+folder in diffusers' layout and need no torch; nothing here goes online.
+"""
+
+import os
+import re
+import warnings
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Self
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from safetensors import SafetensorError
+from safetensors.flax import load_file
+from safetensors.flax import save as to_bytes
+
+from jaxpa.encoders.clip import CLIPTextEncoder
+from jaxpa.encoders.t5 import T5Encoder
+from jaxpa.errors import CheckpointError, JaxpaError
+
+
+@jax.tree_util.register_dataclass
+@dataclass(frozen=True, eq=False)
+class TextEmbedding:
+    """What FLUX reads of a batch of prompts; a pytree."""
+
+    txt: jax.Array  # (B, M, Dt), T5
+    vec: jax.Array  # (B, Dv), CLIP
+
+    def __len__(self) -> int:
+        return self.txt.shape[0]
+
+    def __getitem__(self, rows: int | slice | Sequence[int] | np.ndarray) -> "TextEmbedding":
+        """Some rows, as an embedding: an int keeps the row axis. Raises IndexError outside the batch."""
+        index = np.arange(len(self))[rows].reshape(-1)
+        return TextEmbedding(self.txt[index], self.vec[index])
+
+    def __iter__(self) -> Iterator["TextEmbedding"]:
+        return (self[row] for row in range(len(self)))
+
+    @staticmethod
+    def concatenate(parts: Sequence["TextEmbedding"]) -> "TextEmbedding":
+        """The rows of all the parts. Raises ValueError where token counts or widths differ."""
+        if not parts:
+            raise ValueError("no text embeddings to concatenate")
+        shapes = {(part.txt.shape[1:], part.vec.shape[1:]) for part in parts}
+        if len(shapes) > 1:
+            raise ValueError(f"text embeddings of different shapes: {sorted(shapes)}")
+        return _concatenate(*parts)
+
+    def save(self, path: str | os.PathLike[str]) -> None:
+        """Write `txt` and `vec` as .safetensors; a reader sees the old file or the whole new one."""
+        path = Path(path)
+        part = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+        try:
+            part.write_bytes(to_bytes({"txt": self.txt, "vec": self.vec}))  # save_file would make it private
+            os.replace(part, path)
+        finally:
+            part.unlink(missing_ok=True)
+
+    @classmethod
+    def load(cls, path: str | os.PathLike[str]) -> Self:
+        """Read what `save` wrote, in its dtype. CheckpointError names the file and all that is wrong."""
+        try:
+            tensors = load_file(path)
+        except SafetensorError as error:
+            raise CheckpointError(f"{path} is no readable safetensors file: {error}") from error
+        problems = [f"{name} is missing" for name in ("txt", "vec") if name not in tensors]
+        problems += [f"{name} does not belong there" for name in tensors if name not in ("txt", "vec")]
+        if not problems:
+            txt, vec = tensors["txt"], tensors["vec"]
+            if txt.ndim != 3 or vec.ndim != 2 or txt.shape[0] != vec.shape[0]:
+                problems.append(f"txt {txt.shape} and vec {vec.shape} should be (B, M, Dt) and (B, Dv)")
+            problems += [f"{name} is not finite" for name, x in tensors.items() if not jnp.isfinite(x).all()]
+        if problems:
+            raise CheckpointError(f"{path} is no text embedding", problems)
+        return cls(tensors["txt"], tensors["vec"])
+
+
+@jax.jit
+def _concatenate(*parts: TextEmbedding) -> TextEmbedding:
+    return jax.tree.map(lambda *rows: jnp.concatenate(rows), *parts)
+
+
+@jax.jit
+def encode(t5: T5Encoder, clip: CLIPTextEncoder, t5_ids: jax.Array, clip_ids: jax.Array) -> TextEmbedding:
+    """Ids of T5 (B, M) and of CLIP (B, 77) -> embedding. As in FLUX, T5 reads the padding too."""
+    return TextEmbedding(t5(t5_ids), clip(clip_ids).pooled)  # (B, M, Dt), (B, Dv)
+
+
+@dataclass(frozen=True)
+class CutPrompt:
+    """The end of a prompt that an encoder does not read."""
+
+    index: int  # of the prompt
+    encoder: str  # "CLIP" or "T5"
+    limit: int  # tokens that the encoder reads, the special ones included
+    text: str  # what is cut
+
+    def __str__(self) -> str:
+        rest = " (CLIP makes only the pooled vector; the text tokens are T5's)" if self.encoder == "CLIP" else ""
+        return f"prompt {self.index} is longer than {self.encoder}'s {self.limit} tokens, cut: {self.text!r}{rest}"
+
+
+class Tokenizers:
+    """CLIP's and T5's tokenizer, from `tokenizer/` and `tokenizer_2/` of a diffusers folder."""
+
+    def __init__(self, clip: Any, t5: Any):
+        """Two fast tokenizers of transformers."""
+        self.clip, self.t5 = clip, t5
+        # A tokenizer without a limit says so by a huge number; FLUX's CLIP has 77 positions.
+        self.clip_length: int = min(clip.model_max_length, 77)
+
+    @classmethod
+    def load(cls, folder: str | os.PathLike[str]) -> Self:
+        """Raises CheckpointError that names the folder of a tokenizer that is missing or cannot be read."""
+        # Without torch, transformers says on import that it has no models; here it needs none.
+        os.environ.setdefault("TRANSFORMERS_NO_ADVISORY_WARNINGS", "1")
+        from transformers import CLIPTokenizer, T5Tokenizer  # here: the import takes a second
+
+        clip = _load_tokenizer(CLIPTokenizer.from_pretrained, Path(folder) / "tokenizer")
+        return cls(clip, _load_tokenizer(T5Tokenizer.from_pretrained, Path(folder) / "tokenizer_2"))
+
+    def tokenize(self, prompts: Sequence[str], max_length: int = 512) -> tuple[np.ndarray, np.ndarray, list[CutPrompt]]:
+        """Prompts -> ids of CLIP (B, 77) and of T5 (B, max_length), int32, and what did not fit.
+
+        Both are padded to their length and truncated; every distinct prompt that is cut is a warning per encoder.
+        """
+        if isinstance(prompts, str):
+            raise TypeError("prompts must be a list of strings, not one string")
+        clip_ids, clip_cut = _tokenize(self.clip, "CLIP", prompts, self.clip_length)
+        t5_ids, t5_cut = _tokenize(self.t5, "T5", prompts, max_length)
+        cut = sorted(clip_cut + t5_cut, key=lambda c: c.index)
+        said: set[tuple[str, str]] = set()
+        for one in cut:
+            if (key := (prompts[one.index], one.encoder)) not in said:
+                said.add(key)
+                warnings.warn(str(one), stacklevel=2)
+        return clip_ids, t5_ids, cut
+
+    def word_tokens(self, prompt: str, word: str, max_length: int = 512) -> np.ndarray:
+        """Positions of a word, or of several, in T5's sequence of `max_length` tokens -> (n,) int32, ascending.
+
+        Whole words in any case; every occurrence and every piece of it counts. Raises JaxpaError if the prompt has
+        no such word, or only in the part that is cut.
+        """
+        pattern = r"\s+".join(re.escape(part) for part in word.split())
+        spans = [m.span() for m in re.finditer(rf"(?<!\w){pattern}(?!\w)", prompt, re.IGNORECASE)]
+        if not pattern or not spans:
+            raise JaxpaError(f"the word {word!r} is not in the prompt {prompt!r}")
+        full = self.t5(prompt, return_offsets_mapping=True, verbose=False)
+        kept = full["offset_mapping"][: max_length - 1]  # the last place is the end token's
+        found = [
+            i for i, (start, stop) in enumerate(kept) if any(start < b and a < stop for a, b in spans)
+        ]  # an end token spans nothing
+        if not found:
+            raise JaxpaError(f"the word {word!r} is beyond the {max_length} tokens that T5 reads of {prompt!r}")
+        return np.asarray(found, np.int32)
+
+
+def _load_tokenizer(from_pretrained: Callable[..., Any], folder: Path) -> Any:
+    if not folder.is_dir():
+        raise CheckpointError(f"there is no tokenizer folder {folder}")
+    try:
+        return from_pretrained(folder, local_files_only=True)
+    except (KeyboardInterrupt, SystemExit):
+        raise
+    except BaseException as error:  # whatever its parts raise: a bad file makes the Rust part panic, no Exception
+        raise CheckpointError(f"the tokenizer in {folder} cannot be read: {error}") from error
+
+
+def _tokenize(tokenizer: Any, encoder: str, prompts: Sequence[str], length: int) -> tuple[np.ndarray, list[CutPrompt]]:
+    """Ids (B, length), padded and truncated, and what is cut, in the prompts' own words."""
+    if not prompts:
+        return np.zeros((0, length), np.int32), []
+    padded = tokenizer(list(prompts), padding="max_length", max_length=length, truncation=True)
+    whole = tokenizer(list(prompts), return_offsets_mapping=True, verbose=False)
+    cut = []
+    for index, (ids, offsets) in enumerate(zip(whole["input_ids"], whole["offset_mapping"], strict=True)):
+        if len(ids) > length:  # the end token takes the last place
+            cut.append(CutPrompt(index, encoder, length, prompts[index][offsets[length - 1][0] :]))
+    return np.asarray(padded["input_ids"], np.int32), cut

@@ -1,0 +1,317 @@
+"""How well a subject is kept and a prompt followed: subjects x prompts x settings x seeds.
+
+    scored = evaluate(pipe, read_cases("benchmark"), {"early": {"tau": 0.8}, "paper": {"preset": "paper"}}, judge=judge)
+    print(scores.markdown(scores.summarise(scored)))
+
+Metrics of arrays come first, and know no model. What only a trained network can tell (does the picture show a car? is
+it the same car?) is asked of a `Judge`, any callable that looks at pictures. Each table holds what is needed to read
+it: the floor (a plain sample of the prompt), the ceiling (the reference through the autoencoder), and, where a case has
+one, another instance of the same caption.
+"""
+
+import math
+import re
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+from PIL import Image
+from scipy import ndimage
+
+from jaxpa.errors import JaxpaError
+from jaxpa.evaluation.metrics import Metric
+from jaxpa.evaluation.scores import Score
+from jaxpa.media import images
+from jaxpa.media.subjects import Picture, References, Subject, has_mask, read_mask_of, read_subject
+from jaxpa.pipeline import Pipeline
+
+# Metrics of arrays -------------------------------------------------------------------------------------------
+
+
+def correlation(a: np.ndarray, b: np.ndarray, mask: np.ndarray) -> float:
+    """Pearson correlation of two pictures (H, W, 3) inside a mask (H, W), all channels together; 0 for a flat one."""
+    x, y = (picture[mask].astype(np.float64).ravel() for picture in (a, b))
+    if not x.size:
+        return math.nan
+    x, y = x - x.mean(), y - y.mean()
+    scale = math.sqrt(float(x @ x) * float(y @ y))
+    return float(x @ y) / scale if scale > 1e-9 else 0.0
+
+
+class Target(NamedTuple):
+    """What a personalised picture should hold, in its pixels.
+
+    expected (H, W, 3), the reference's pixels at their new places; subject (H, W), where its subject is; cells (H, W),
+    the tokens that were replaced; reference (H, W, 3), what a judge compares with, and its own mask (H, W) (None:
+    `expected` and `subject`).
+    """
+
+    expected: np.ndarray
+    subject: np.ndarray
+    cells: np.ndarray
+    reference: np.ndarray | None = None
+    mask: np.ndarray | None = None
+
+
+def moved(references: References, subject: Subject) -> Target:
+    """The target of references of one subject, at its first placement: pixels move with the token that they are in."""
+    h, w = references.grid
+    picture = references.images[-1]
+    height, width = picture.shape[:2]
+    cell = height // h
+    original, mask = read_mask_of(subject)
+    # The mask goes the picture's own way, as if it were one: cut, mirrored and scaled alike.
+    drawn = np.uint8(255 * images.resize_mask(mask, original.height, original.width))
+    likewise = replace(subject, image=Image.fromarray(drawn).convert("RGB"), mask=mask)
+    alike, _ = read_subject(likewise, height, width, references.grid, 1e-3)
+    source, landed = (np.asarray(each)[0, -1] for each in references.where)
+
+    def move(values: np.ndarray) -> np.ndarray:  # (H, W, C)
+        blocks = values.reshape(h, cell, w, cell, -1).swapaxes(1, 2).reshape(h * w, cell, cell, -1)  # (N, c, c, C)
+        blocks = blocks[source] * landed[:, None, None, None]
+        return blocks.reshape(h, w, cell, cell, -1).swapaxes(1, 2).reshape(values.shape)
+
+    cells = np.asarray(references.placement.target)[0, -1].reshape(h, w)
+    cells = cells.repeat(cell, 0).repeat(cell, 1)
+    own = alike[..., :1] > 0
+    return Target(move(picture), move(own)[..., 0] > 0, cells, picture, own[..., 0])
+
+
+def halo(picture: np.ndarray, target: Target) -> float:
+    """The share of replaced pixels beside the subject that look more like the reference's background than the new one.
+
+    The new background is the picture's own at the nearest pixel that was not replaced. A pixel at the subject's rim
+    counts for neither. NaN where there is none.
+    """
+    subject: Any = ndimage.binary_dilation(target.subject, iterations=1)
+    beside = target.cells & ~subject
+    if not beside.any() or target.cells.all():
+        return math.nan
+    nearest: Any = ndimage.distance_transform_edt(target.cells, return_distances=False, return_indices=True)
+    soft = ndimage.uniform_filter(picture, 3, axes=(0, 1))  # one pixel of a texture is no background
+    new = soft[nearest[0], nearest[1]]
+    far = [np.linalg.norm(picture - other, axis=-1)[beside] for other in (target.expected, new)]
+    return float(np.mean(far[0] < far[1]))
+
+
+def distances(pictures: np.ndarray, outside: np.ndarray) -> np.ndarray:
+    """Diversity over seeds: each picture's mean distance from the others, (S, H, W, 3) -> (S,).
+
+    Root mean square of the difference in `outside` (H, W), as a share of the range from black to white. NaN for one.
+    """
+    count = len(pictures)
+    if count < 2 or not outside.any():
+        return np.full(count, math.nan)
+    x = pictures[:, outside].reshape(count, -1) / 2  # (S, pixels)
+    apart = np.sqrt(np.stack([np.mean((x - one) ** 2, axis=1) for one in x]))  # (S, S)
+    return apart.sum(1) / (count - 1)
+
+
+# Judging -----------------------------------------------------------------------------------------------------
+
+
+class Verdict(NamedTuple):
+    """What a judge says of B pictures.
+
+    named: for each head (family, colour, ...) B names; names: all that each head may say, words that prompts use;
+    embedding (B, E), of length 1, near for pictures of one subject.
+    """
+
+    named: Mapping[str, Sequence[str]]
+    names: Mapping[str, Sequence[str]]
+    embedding: np.ndarray
+
+
+Judge = Callable[[np.ndarray], Verdict]
+"""Looks at pictures (B, H, W, 3) in [-1, 1]."""
+
+
+def follows(verdict: Verdict, prompt: str) -> dict[str, np.ndarray]:
+    """For each head, whether the picture shows what the prompt says: (B,) of 0 and 1.
+
+    A head that the prompt says nothing about is left out.
+    """
+    words = set(re.findall(r"\w+", prompt.lower()))
+    asked = {head: words & set(names) for head, names in verdict.names.items()}
+    return {
+        head: np.array([float(name in said) for name in verdict.named[head]]) for head, said in asked.items() if said
+    }
+
+
+# Cases -------------------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class Case:
+    """A subject and the prompts it is tried with.
+
+    another: a different instance of the same caption at the same place, whose likeness a method must exceed.
+    """
+
+    name: str
+    subject: Subject
+    prompts: tuple[str, ...]
+    another: Picture | None = None
+
+
+def read_cases(folder: str | Path) -> list[Case]:
+    """A benchmark on disk: a folder for each subject, and the prompts.
+
+        prompts.txt             a prompt a line; {} stands for the subject's name
+        SUBJECT/0.png           pictures, each a case: any number, any format
+        SUBJECT/0-mask.png      its mask; none: the picture's transparency, or what attention finds for its name
+        SUBJECT/0.txt           its caption, which an inversion follows; none: no caption
+        SUBJECT/0-another.png   another instance of the caption
+        SUBJECT/name.txt        what {} stands for; none: the folder's name
+        SUBJECT/prompts.txt     prompts of its own, in place of the common ones
+
+    Raises JaxpaError if there is no subject, or a subject without prompts or with a mask that cannot be used.
+    """
+    root = Path(folder)
+    if not root.is_dir():
+        raise JaxpaError(f"there is no folder {root}: give one with a folder for each subject")
+    cases = [case for each in sorted(root.iterdir()) if each.is_dir() for case in _subject_cases(each, root)]
+    if not cases:
+        raise JaxpaError(f"{root} holds no subject: it needs a folder with pictures for each")
+    return cases
+
+
+def _subject_cases(folder: Path, root: Path) -> Iterator[Case]:
+    files = [file for file in sorted(folder.iterdir()) if file.suffix.lower() in images.FORMATS]
+    pictures = [file for file in files if not file.stem.endswith(("-mask", "-another"))]
+    name = _text(folder / "name.txt") or folder.name.replace("_", " ")
+    lines = _text(folder / "prompts.txt") or _text(root / "prompts.txt")
+    prompts = tuple(line.strip().replace("{}", name) for line in lines.splitlines() if line.strip())
+    if pictures and not prompts:
+        raise JaxpaError(f"{folder} has no prompts: write {root / 'prompts.txt'}, a prompt a line")
+    for file in pictures:
+        mask, another = (
+            next((other for other in files if other.stem == f"{file.stem}-{what}"), None)
+            for what in ("mask", "another")
+        )
+        subject = Subject(file, mask, caption=_text(file.with_suffix(".txt")), word=name)
+        if has_mask(subject):
+            read_mask_of(subject)  # what is wrong is said before hours of work
+        label = folder.name if len(pictures) == 1 else f"{folder.name}/{file.stem}"
+        yield Case(label, subject, prompts, another)
+
+
+def _text(file: Path) -> str:
+    return file.read_text(encoding="utf-8").strip() if file.exists() else ""
+
+
+# Running -----------------------------------------------------------------------------------------------------
+
+
+FLOOR, CEILING, ANOTHER = "plain sample", "autoencoder round trip", "another instance"
+
+
+def evaluate(
+    pipe: Pipeline, cases: Sequence[Case], settings: Mapping[str, Mapping[str, Any]], seeds: Sequence[int] = (0, 1),
+    judge: Judge | None = None, on_pictures: Callable[[str, Case, str, list[Image.Image]], None] | None = None,
+    metrics: Sequence[Metric] = (), **common: Any,
+) -> list[Score]:  # fmt: skip
+    """Personalise every subject with every prompt, setting and seed, and score what comes out.
+
+    settings: a label and the keywords of `Pipeline.personalize`; a list of tau is one setting for each ("label, tau
+    0.5"), through one inversion and program. The seeds of a prompt are one batch. on_pictures(label, case, prompt,
+    pictures) sees what was made. metrics: networks that look too, such as those of `evaluation.metrics`. common: steps,
+    guidance, height, width or negative_prompt of all pictures. Floor, ceiling and the other instance are scored beside.
+    Raises JaxpaError.
+    """
+    scores: list[Score] = []
+    for case in cases:
+        case = replace(case, subject=pipe.with_mask(case.subject))
+        scores += _baselines(pipe, case, judge, metrics, common)
+        for prompt in case.prompts:
+            plain = pipe.generate(prompt, seed=seeds, num_images=len(seeds), **common)
+            target = moved(pipe.references([case.subject], **_size(common)), case.subject)
+            batches = [(FLOOR, target, plain), *_personalised(pipe, case, prompt, settings, seeds, common)]
+            for label, target, pictures in batches:
+                if on_pictures is not None:
+                    on_pictures(label, case, prompt, pictures)
+                values = measure(_arrays(pictures), target, prompt, judge, metrics)
+                scores += [Score(label, case.name, prompt, *each) for each in zip(seeds, values, strict=True)]
+    return scores
+
+
+def _personalised(
+    pipe: Pipeline, case: Case, prompt: str, settings: Mapping[str, Mapping[str, Any]], seeds: Sequence[int],
+    common: Mapping[str, Any],
+) -> Iterator[tuple[str, Target, list[Image.Image]]]:  # fmt: skip
+    """(label, target, a picture for each seed) of every setting."""
+    sampling = ("steps", "guidance", "negative_prompt")
+    for label, own in settings.items():
+        keywords = {**common, **own}
+        known = {"preset", "tau", "height", "width", *sampling}
+        preset = pipe.preset(keywords.get("preset"), **{key: v for key, v in keywords.items() if key not in known})
+        references = pipe.references([case.subject], **_size(keywords), coverage=preset.coverage)
+        others = {key: keywords[key] for key in sampling if key in keywords}
+        tau = keywords.get("tau")
+        taus: list[Any] = list(tau) if isinstance(tau, list | tuple) else [tau]
+        made = pipe.personalize(
+            prompt, references, tau=taus, seed=seeds, num_images=len(seeds), preset=preset, **others
+        )  # fmt: skip
+        target = moved(references, case.subject)
+        for k, one in enumerate(taus):
+            name = f"{label}, tau {one}" if len(taus) > 1 else label
+            yield name, target, made[k * len(seeds) : (k + 1) * len(seeds)]
+
+
+def measure(
+    pictures: np.ndarray, target: Target, prompt: str | None, judge: Judge | None = None,
+    metrics: Sequence[Metric] = (),
+) -> list[dict[str, float]]:  # fmt: skip
+    """The metrics of pictures (S, H, W, 3) that differ in their seed.
+
+    identity: correlation inside the moved mask; likeness: similarity in the judge's embedding to the reference;
+    halo, diversity; and what the prompt says, head by head, with `prompt` their mean; and what `metrics` say
+    beside the user's own picture. prompt None: a reference.
+    """
+    own = [{"identity": correlation(one, target.expected, target.subject)} for one in pictures]
+    if prompt is not None:
+        apart = distances(pictures, ~target.cells)
+        for values, picture, far in zip(own, pictures, apart, strict=True):
+            values |= {"halo": halo(picture, target), "diversity": float(far)}
+    reference = target.expected if target.reference is None else target.reference
+    mask = target.subject if target.mask is None else target.mask
+    if judge is not None:
+        verdict = judge(np.concatenate([reference[None], pictures]))
+        likeness = verdict.embedding[1:] @ verdict.embedding[0]
+        heads = {} if prompt is None else {head: each[1:] for head, each in follows(verdict, prompt).items()}
+        for k, values in enumerate(own):
+            values["likeness"] = float(likeness[k])
+            values |= {head: float(each[k]) for head, each in heads.items()}
+            if heads:
+                values["prompt"] = float(np.mean([each[k] for each in heads.values()]))
+    for metric in metrics:
+        for name, found in metric(pictures, reference, mask, prompt).items():
+            for values, value in zip(own, found, strict=True):
+                values[name] = float(value)
+    return own
+
+
+def _size(keywords: Mapping[str, Any]) -> dict[str, Any]:
+    return {key: keywords[key] for key in ("height", "width") if key in keywords}
+
+
+def _baselines(
+    pipe: Pipeline, case: Case, judge: Judge | None, metrics: Sequence[Metric], common: Mapping[str, Any]
+) -> list[Score]:
+    """What the autoencoder leaves of the reference, and another instance of its caption, both where it was."""
+    subject = Subject(case.subject.image, case.subject.mask)
+    references = pipe.references([subject], **_size(common))
+    target, array = moved(references, subject), references.images[-1]
+    height, width = array.shape[:2]
+    found = [(CEILING, pipe.decode(pipe.encode_image(array[None]), height, width)[0])]
+    if case.another is not None:
+        found.append((ANOTHER, images.read_image(case.another).resize((width, height), Image.Resampling.LANCZOS)))
+    values = [measure(_arrays([picture]), target, None, judge, metrics)[0] for _, picture in found]
+    return [Score(label, case.name, "", 0, value) for (label, _), value in zip(found, values, strict=True)]
+
+
+def _arrays(pictures: Sequence[Image.Image]) -> np.ndarray:
+    """Pictures -> (S, H, W, 3) in [-1, 1]."""
+    return np.stack([np.asarray(picture, np.float32) / 127.5 - 1 for picture in pictures])

@@ -1,0 +1,139 @@
+"""Full-size networks without allocation: the tensors and shapes of the reference's own classes, in every layout."""
+
+import json
+import math
+import time
+
+import pytest
+import torch
+from diffusers import AutoencoderKL, FluxTransformer2DModel
+from diffusers.loaders.single_file_utils import (
+    convert_flux_transformer_checkpoint_to_diffusers,
+    convert_ldm_vae_checkpoint,
+)
+from transformers import CLIPTextConfig, CLIPTextModel, T5EncoderModel
+from transformers import T5Config as TorchT5Config
+
+from jaxpa.checkpoint.keys import COMPONENTS, canonical, leaves
+from jaxpa.checkpoint.parts import infer_autoencoder, infer_transformer
+from jaxpa.checkpoint.report import format_info, info
+from jaxpa.config import AutoencoderConfig, flux_dev, flux_schnell
+
+VAE = {
+    "in_channels": 3,
+    "out_channels": 3,
+    "latent_channels": 16,
+    "block_out_channels": (128, 256, 512, 512),
+    "layers_per_block": 2,
+    "down_block_types": ("DownEncoderBlock2D",) * 4,
+    "up_block_types": ("UpDecoderBlock2D",) * 4,
+    "use_quant_conv": False,
+    "use_post_quant_conv": False,
+}
+
+
+def reference(name: str, guidance: bool = True) -> torch.nn.Module:
+    """The class that FLUX.1's folders name, at full size, without memory."""
+    with torch.device("meta"):
+        if name == "transformer":
+            return FluxTransformer2DModel(guidance_embeds=guidance)
+        if name == "vae":
+            return AutoencoderKL(**VAE)
+        if name == "text_encoder":
+            return CLIPTextModel(CLIPTextConfig(vocab_size=49408, hidden_size=768, intermediate_size=3072,
+                                                num_hidden_layers=12, num_attention_heads=12))  # fmt: skip
+        return T5EncoderModel(TorchT5Config(vocab_size=32128, d_model=4096, d_kv=64, d_ff=10240, num_layers=24,
+                                            num_heads=64, feed_forward_proj="gated-gelu"))  # fmt: skip
+
+
+def shapes(name: str, config, layout) -> dict[str, tuple[int, ...]]:
+    return {key: all_[0] for leaf in leaves(name, config, layout) for key, all_ in leaf.expected().items()}
+
+
+def torch_shapes(name: str, state: dict[str, torch.Tensor]) -> dict[str, tuple[int, ...]]:
+    return {key: tuple(state[actual].shape) for key, actual in canonical(name, list(state)).items()}
+
+
+@pytest.mark.parametrize(("name", "guidance"), [("transformer", True), ("transformer", False), ("vae", True),
+                                                ("text_encoder", True), ("text_encoder_2", True)])  # fmt: skip
+def test_same_tensors_as_the_reference(name, guidance):
+    config = getattr(flux_dev() if guidance else flux_schnell(), name)
+    model = reference(name, guidance)
+    assert shapes(name, config, "diffusers") == torch_shapes(name, model.state_dict())
+    parameters = sum(leaf.size for leaf in leaves(name, config, "diffusers"))
+    assert parameters == sum(p.numel() for p in model.parameters())
+    if name == "transformer" and guidance:
+        assert parameters == 11_901_408_320
+
+
+def test_original_transformer_names():
+    """diffusers' own converter takes every original name that our table gives, and finds all that it needs."""
+    config = flux_dev().transformer
+    names = shapes("transformer", config, "bfl")
+    state = {key: torch.empty(shape, device="meta") for key, shape in names.items()}
+    converted = convert_flux_transformer_checkpoint_to_diffusers(state)
+    assert not state  # the converter takes what it uses
+    assert {k: tuple(v.shape) for k, v in converted.items()} == shapes("transformer", config, "diffusers")
+    assert infer_transformer(names, None) == config
+    assert infer_transformer(shapes("transformer", flux_schnell().transformer, "bfl"), None).guidance_embeds is False
+
+
+def test_original_autoencoder_names(goldens):
+    """A small original file has exactly the names that its configuration gives; diffusers converts large ones."""
+    small = {key: tensor.shape for key, tensor in goldens.load("bfl/ae-tiny.safetensors").items()}
+    hint = goldens.json("flux-dev-tiny/vae/config.json")
+    assert shapes("vae", infer_autoencoder(small, hint), "bfl").keys() == small.keys()
+    config = AutoencoderConfig()
+    names = shapes("vae", config, "bfl")
+    # With the original's 1x1 convolutions in the attention:
+    pointwise = [key for key, shape in names.items() if ".attn_1." in key and len(shape) == 2]
+    stored = names | {key: (*names[key], 1, 1) for key in pointwise}
+    converted = convert_ldm_vae_checkpoint({k: torch.empty(s, device="meta") for k, s in stored.items()}, VAE)
+    assert {k: tuple(v.shape) for k, v in converted.items()} == shapes("vae", config, "diffusers")
+    assert infer_autoencoder(stored, None) == config
+    assert all(stored[key] in all_ for leaf in leaves("vae", config, "bfl") for key, all_ in leaf.expected().items())
+
+
+def sparse(path, names: dict[str, tuple[int, ...]], dtype: str = "BF16", metadata: dict | None = None) -> None:
+    """A safetensors file with a true header, and a hole where the numbers would be."""
+    header, start = {"__metadata__": metadata or {}}, 0
+    for key, shape in names.items():
+        end = start + 2 * math.prod(shape)
+        header[key] = {"dtype": dtype, "shape": list(shape), "data_offsets": [start, end]}
+        start = end
+    raw = json.dumps(header).encode()
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with path.open("wb") as stream:
+        stream.write(len(raw).to_bytes(8, "little") + raw)
+        stream.truncate(8 + len(raw) + start)
+
+
+def test_info_on_full_size(tmp_path, goldens):
+    """A whole FLUX.1-dev, described from its headers in about a second."""
+    tiny = goldens.path / "flux-dev-tiny"
+    for name in COMPONENTS:
+        sparse(tmp_path / name / "model.safetensors", shapes(name, getattr(flux_dev(), name), "diffusers"))
+        content = json.loads((tiny / name / "config.json").read_text())
+        kept = {key: content[key] for key in ("_class_name", "architectures") if key in content}
+        (tmp_path / name / "config.json").write_text(json.dumps(kept))  # all the rest at FLUX.1's defaults
+    for name in ("tokenizer", "tokenizer_2", "scheduler"):
+        (tmp_path / name).symlink_to(tiny / name)
+    start = time.perf_counter()
+    content = info(tmp_path)
+    assert time.perf_counter() - start < 5  # about 1 alone; the machine is shared
+    assert content["loads"], format_info(content)
+    assert content["components"]["transformer"]["parameters"] == 11_901_408_320
+    assert content["bytes"] == 2 * content["parameters"] > 33e9
+    assert "11,901,408,320" in format_info(content)
+
+
+def test_info_on_a_full_size_single_file(tmp_path):
+    names = {f"model.diffusion_model.{k}": s for k, s in shapes("transformer", flux_dev().transformer, "bfl").items()}
+    del names["model.diffusion_model.txt_in.bias"]
+    sparse(tmp_path / "flux1-dev.safetensors", names)
+    content = info(tmp_path / "flux1-dev.safetensors")
+    part = content["components"]["transformer"]
+    assert part["missing"] == ["model.diffusion_model.txt_in.bias"]
+    assert part["parameters"] == 11_901_408_320
+    assert not content["loads"]
+    assert content["absent"] == ["vae", "text_encoder", "tokenizer", "text_encoder_2", "tokenizer_2"]

@@ -1,0 +1,176 @@
+"""The commands as a user types them: files, JSON, and one line for everything that is wrong."""
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from jaxpa.cli.console import group_subjects, parse_subject
+from jaxpa.media.images import read_metadata
+
+
+def test_generate(run, tmp_path):
+    out = tmp_path / "star.png"
+    status, line, _ = run("generate", "--prompt", "a red star", "--steps", 2, "--num-images", 2, "--out", out, "--json")
+    assert status == 0
+    content = json.loads(line)
+    assert content["files"] == [str(tmp_path / "star-0.png"), str(tmp_path / "star-1.png")]
+    assert read_metadata(content["files"][1])["seed"] == 1
+    assert {"compile_seconds", "seconds", "programs"} <= content.keys()
+
+
+def test_personalize_a_photograph(run, tmp_path, pictures):
+    out = tmp_path / "cat.webp"
+    status, _, err = run(
+        "personalize", "--subject", pictures / "chelsea.jpg", "--mask", pictures / "chelsea-mask.png",
+        "--at", "0.4,0.5", "--flip", "--prompt", "a cat on a beach", "--steps", 2, "--tau", "80%", "--out", out,
+    )  # fmt: skip
+    assert status == 0, err
+    assert Image.open(out).size == (96, 96)
+    assert (tmp_path / "cat-figure.png").exists()
+    assert "compiling" in err
+
+
+def test_sweeps_are_named(run, tmp_path, pictures):
+    argv = ["--subject", pictures / "car.png", "--mask", pictures / "car-mask.png", "--prompt", "a car", "--steps", 2]
+    argv += ["--tau", "0.9", "50%", "--place", "0.3,0.5", "--place", "0.4,0.7", "--out", tmp_path / "x.png"]
+    status, line, err = run("personalize", *argv, "--no-figure", "--json")
+    assert status == 0, err
+    names = ["x-tau0.9-place1.png", "x-tau0.9-place2.png", "x-tau50%-place1.png", "x-tau50%-place2.png"]
+    assert sorted(path.name for path in tmp_path.iterdir()) == sorted(names)
+    # Two images. Above 0.9 lies one step of two, above 50% too, each with a row more; the inversion takes two.
+    assert json.loads(line)["sample_forwards"] == 2 * (2 * 2 + 1) + 2
+
+
+def test_edits(run, tmp_path, pictures):
+    car = ["--image", pictures / "car.png", "--prompt", "a car", "--steps", 2]
+    rest = {"inpaint": ["--mask", pictures / "car-mask.png", "--grow", 8], "outpaint": ["--pad", "0,100,0,0"]}
+    for name in ("inpaint", "outpaint", "invert"):
+        status, line, err = run(name, *car, *rest.get(name, []), "--out", tmp_path / f"{name}.png", "--json")
+        assert status == 0, err
+        assert json.loads(line)["files"] == [str(tmp_path / f"{name}.png")]
+        assert (tmp_path / f"{name}-figure.png").exists()
+    status, _, err = run("outpaint", *car, "--pad", "1,2", "--out", tmp_path / "x.png")
+    assert (status, err.count("\n")) == (2, 1)
+
+
+def test_plan_and_bench(run):
+    status, line, _ = run("plan", "--json", "--preset", "official", "--num-images", 2)
+    content = json.loads(line)
+    assert status == 0
+    assert content["sample_forwards"] == 28 * 2 + content["steps_above_tau"][0]
+    assert run("bench", "--steps", 1, "--repeats", 1)[0] == 0
+
+
+def test_the_grammar_of_subjects():
+    argv = [
+        "personalize",
+        "--subject",
+        "a.png",
+        "--mask",
+        "m.png",
+        "--at",
+        "0.1,0.2",
+        "--flip",
+        "--subject=b.png",
+        "--tau",
+        "0.5",
+        "--mask",
+        "x",
+    ]
+    assert group_subjects(argv) == [
+        "personalize", "--subject", "a.png", "mask=m.png", "at=0.1,0.2", "flip=", "--subject", "b.png", "--tau", "0.5",
+        "--mask", "x",
+    ]  # fmt: skip
+    subject = parse_subject(["a.png", "mask=m.png", "at=0.1,0.2,0.5,0.6", "flip="])
+    assert (subject.image, subject.mask, subject.at, subject.flip) == ("a.png", "m.png", (0.1, 0.2, 0.5, 0.6), True)
+
+
+@pytest.fixture(scope="module")
+def bad(tmp_path_factory, pictures):
+    """A folder of files that are wrong."""
+    folder = tmp_path_factory.mktemp("bad")
+    Image.fromarray(np.zeros((40, 40), np.uint8)).save(folder / "empty.png")
+    Image.fromarray(np.full((40, 10), 255, np.uint8)).save(folder / "tall.png")
+    (folder / "broken.png").write_bytes((pictures / "car.png").read_bytes()[:500])
+    (folder / "text.png").write_text("no picture")
+    return folder
+
+
+CAR = ["--subject", "{p}/car.png", "--mask", "{p}/car-mask.png"]
+BAD = {
+    "missing picture": ([*CAR[:1], "{b}/none.png", *CAR[2:]], "none.png"),
+    "unreadable picture": (["--subject", "{b}/text.png", *CAR[2:]], "text.png"),
+    "truncated picture": (["--subject", "{b}/broken.png", *CAR[2:]], "broken.png"),
+    "no mask": (CAR[:2], "has no mask"),
+    "empty mask": ([*CAR[:2], "--mask", "{b}/empty.png"], "empty"),
+    "another aspect": ([*CAR[:2], "--mask", "{b}/tall.png"], "10 x 40"),
+    "off the canvas": ([*CAR, "--at", "3,3"], "off the canvas"),
+    "a box off the canvas": ([*CAR, "--at", "2,2,3,3"], "off the canvas"),
+    "an empty box": ([*CAR, "--at", "0.5,0.5,0.2,0.9"], "is empty"),
+    "boxes for a layout": ([*CAR, "--place", "0.5,0.5", "--place", "0,0,1,1"], "several places"),
+    "no place": ([*CAR, "--at", "left"], "--at 'left'"),
+    "tau": ([*CAR, "--tau", "1.5"], "--tau '1.5'"),
+    "tau in per cent": ([*CAR, "--tau", "120%"], "--tau '120%'"),
+    "no steps": ([*CAR, "--steps", "0"], "--steps"),
+    "a size": ([*CAR, "--height", "103"], "nearest valid size is 96 x 104"),
+    "no images": ([*CAR, "--num-images", "0"], "--num-images"),
+    "a model": ([*CAR, "--model", "maxi"], "maxi"),
+    "output folder": ([*CAR, "--out", "{b}/none/x.png"], "none"),
+    "output format": ([*CAR, "--out", "{b}/x.gif"], ".gif"),
+    "gamma": ([*CAR, "--gamma", "2"], "gamma"),
+    "eta": ([*CAR, "--eta", "-1"], "eta"),
+    "a seed": ([*CAR, "--seed", "-3"], "seed"),
+    "no subject": ([], "nothing to personalise"),
+}
+
+
+@pytest.mark.parametrize("name", BAD)
+def test_bad_input_is_one_line(name, bad, pictures, run, tmp_path):
+    words, said = BAD[name]
+    argv = [word.format(b=bad, p=pictures) for word in words]
+    before = sorted(bad.iterdir())
+    out = [] if "--out" in argv else ["--out", tmp_path / "x.png"]
+    status, line, err = run("personalize", "--prompt", "a car", *out, *argv)
+    assert status == 2
+    assert said in err
+    assert err.count("\n") == 1 or name == "a model", err
+    assert line == ""
+    assert not list(tmp_path.iterdir())
+    assert sorted(bad.iterdir()) == before
+
+
+def test_info_and_convert(run, tmp_path):
+    assert run("convert", "mini", tmp_path / "mine")[0] == 0
+    status, out, _ = run("info", tmp_path / "mine", "--json")
+    assert status == 0
+    assert json.loads(out)["layout"] == "jaxpa"
+    next((tmp_path / "mine" / "vae").glob("*.safetensors")).write_bytes(b"")
+    assert run("info", tmp_path / "mine")[0] == 1
+
+
+def test_a_generation_without_torch(tmp_path, pictures):
+    """In a process where torch cannot be imported, from the command to the file."""
+    code = (
+        "import sys; from importlib.machinery import PathFinder; find = PathFinder.find_spec\n"
+        "hide = lambda name, *rest: None if name.partition('.')[0] == 'torch' else find(name, *rest)\n"
+        "PathFinder.find_spec = staticmethod(hide)\n"
+        "from jaxpa.cli.main import main; status = main(sys.argv[1:])\n"
+        "sys.exit(status or int('torch' in sys.modules))"
+    )
+    argv = ["personalize", "--subject", pictures / "car.png", "--mask", pictures / "car-mask.png",
+            "--prompt", "a " + 40 * "very " + "red car", "--steps", "1", "--out", tmp_path / "car.png"]  # fmt: skip
+    done = subprocess.run(
+        [sys.executable, "-c", code, *map(str, argv)], capture_output=True, text=True, cwd=Path(__file__).parents[2],
+        env={**os.environ, "XDG_CACHE_HOME": str(tmp_path / "cache"), "PYTHONPATH": "."},
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr
+    assert (tmp_path / "car.png").exists()
+    assert "warning: prompt" in done.stderr
+    assert "is longer than" in done.stderr
+    assert "Traceback" not in done.stderr

@@ -1,0 +1,95 @@
+"""A small random FLUX pipeline on disk, and ways to damage it."""
+
+import json
+from pathlib import Path
+
+import jax
+import numpy as np
+import pytest
+from safetensors.numpy import load_file, save_file
+
+from jaxpa.checkpoint.keys import COMPONENTS, leaves
+from jaxpa.checkpoint.load import load_component
+from jaxpa.config import AutoencoderConfig, CLIPConfig, FluxConfig, T5Config, TransformerConfig
+from jaxpa.errors import CheckpointError
+
+CONFIG = FluxConfig(
+    transformer=TransformerConfig(in_channels=16, num_layers=2, num_single_layers=2, num_attention_heads=2,
+                                  attention_head_dim=8, joint_attention_dim=12, pooled_projection_dim=8,
+                                  axes_dims_rope=(4, 2, 2)),
+    vae=AutoencoderConfig(latent_channels=4, block_out_channels=(4, 8), layers_per_block=1, norm_num_groups=2),
+    text_encoder=CLIPConfig(vocab_size=30, hidden_size=8, intermediate_size=16, num_hidden_layers=2,
+                            num_attention_heads=2, max_position_embeddings=12),
+    text_encoder_2=T5Config(vocab_size=40, d_model=12, d_kv=4, d_ff=20, num_layers=2, num_heads=2),
+)  # fmt: skip
+FILES = {"transformer": "diffusion_pytorch_model.safetensors", "vae": "diffusion_pytorch_model.safetensors",
+         "text_encoder": "model.safetensors", "text_encoder_2": "model.safetensors"}  # fmt: skip
+SHARDS = [f"diffusion_pytorch_model-0000{i}-of-00002.safetensors" for i in (1, 2)]
+
+
+def numbers(name: str, dtype=np.float32) -> dict[str, np.ndarray]:
+    """Random tensors under diffusers' names."""
+    rng = np.random.default_rng(0)
+    config = getattr(CONFIG, name)
+    shapes = {k: s[0] for leaf in leaves(name, config, "diffusers") for k, s in leaf.expected().items()}
+    return {key: rng.standard_normal(shape).astype(dtype) for key, shape in shapes.items()}
+
+
+def make(root: Path) -> Path:
+    """A small pipeline in diffusers' layout."""
+    for name, component in COMPONENTS.items():
+        (root / name).mkdir(parents=True)
+        save_file(numbers(name), root / name / FILES[name])
+        values = dict(vars(getattr(CONFIG, name)))
+        kind = "architectures" if name.startswith("text") else "_class_name"
+        values[kind] = [component.class_names[0]] if kind == "architectures" else component.class_names[0]
+        if name == "text_encoder_2":
+            values["feed_forward_proj"] = "gated-gelu"
+        (root / name / "config.json").write_text(json.dumps(values))
+    for name, file in (("tokenizer", "vocab.json"), ("tokenizer_2", "tokenizer.json")):
+        (root / name).mkdir()
+        (root / name / file).write_text("{}")
+    (root / "scheduler").mkdir()
+    (root / "scheduler" / "scheduler_config.json").write_text(json.dumps({"shift": 3.0, "base_shift": 0.25}))
+    (root / "model_index.json").write_text(json.dumps({"_class_name": "FluxPipeline"}))
+    return root
+
+
+def rewrite(path, change):
+    tensors = load_file(path)
+    save_file(change(tensors) or tensors, path)
+
+
+def same(a, b) -> bool:
+    (xs, tree), (ys, other) = jax.tree_util.tree_flatten(a), jax.tree_util.tree_flatten(b)
+    return tree == other and all(x.dtype == y.dtype and np.array_equal(x, y) for x, y in zip(xs, ys, strict=True))
+
+
+def shard(folder):
+    """Split the transformer into two shards with an index."""
+    path = folder / "transformer" / FILES["transformer"]
+    tensors = load_file(path)
+    path.unlink()
+    names = sorted(tensors)
+    halves = names[: len(names) // 2], names[len(names) // 2 :]
+    for file, keys in zip(SHARDS, halves, strict=True):
+        save_file({key: tensors[key] for key in keys}, folder / "transformer" / file)
+    index = {"weight_map": {key: file for file, keys in zip(SHARDS, halves, strict=True) for key in keys}}
+    (folder / "transformer" / f"{FILES['transformer']}.index.json").write_text(json.dumps(index))
+    return halves
+
+
+def release(name: str, folder) -> Path:
+    """A single file of random numbers under the original names."""
+    plan = leaves(name, getattr(CONFIG, name), "bfl")
+    path = folder.parent / f"{name}.safetensors"
+    save_file({k: np.ones(s[0], np.float32) for leaf in plan for k, s in leaf.expected().items()}, path)
+    return path
+
+
+def fails(path, *words, load=load_component) -> CheckpointError:
+    with pytest.raises(CheckpointError) as caught:
+        load(path)
+    for word in words:
+        assert word in str(caught.value), f"{word!r} is not in:\n{caught.value}"
+    return caught.value
