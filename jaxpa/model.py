@@ -21,7 +21,7 @@ from jaxpa.encoders import text
 from jaxpa.encoders.text import TextEmbedding, Tokenizers
 from jaxpa.errors import JaxpaError
 from jaxpa.media import images
-from jaxpa.media.subjects import Picture
+from jaxpa.media.images import Picture
 from jaxpa.sampling import ClassifierFree, Velocity
 from jaxpa.schedule import flow_times
 from jaxpa.tokens import PATCH, grid_positions, patchify, unpatchify

@@ -25,9 +25,10 @@ from jaxpa.encoders.text import TextEmbedding, Tokenizers
 from jaxpa.errors import JaxpaError
 from jaxpa.inversion import ForwardTimes
 from jaxpa.media import images
-from jaxpa.media.edits import Edit, pad_picture, prepare_edit
+from jaxpa.media.edits import MaskedPicture, pad_picture, prepare_edit
+from jaxpa.media.images import Picture
 from jaxpa.media.masks import canvas_size
-from jaxpa.media.subjects import Picture, Place, References, Subject, has_mask, read_references
+from jaxpa.media.subjects import Place, References, Subject, has_mask, read_references
 from jaxpa.model import Model, seeds_of
 from jaxpa.personalize import (
     PRESETS,
@@ -190,7 +191,7 @@ class Pipeline(Model):
         tau = self.preset(preset).outpaint_tau if tau is None else tau
         return self.edit(prompt, edit, feather, preset=preset, tau=tau, **arguments)
 
-    def edit(self, prompt: str, edit: Edit, feather: float = 0.0, **arguments: Any) -> list[Image.Image]:
+    def edit(self, prompt: str, edit: MaskedPicture, feather: float = 0.0, **arguments: Any) -> list[Image.Image]:
         """Pictures of a prompt in which the kept part of an edit stays; see `inpaint`."""
         arguments = {"shuffle": 0.0, "outline": 0, "margin": 0} | arguments
         made = self.personalize(prompt, edit.references(self.cell), **arguments)

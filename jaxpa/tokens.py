@@ -5,11 +5,14 @@ a placement and a rotary position live. Everything is index arithmetic on arrays
 new data for the same compiled program.
 """
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
+
+from jaxpa.box import Box
 
 PATCH = 2  # latent cells along a side of a token
 
@@ -41,7 +44,7 @@ def grid_positions(h: int, w: int) -> jax.Array:
 def coverage(mask: jax.Array, h: int, w: int) -> jax.Array:
     """The share of each token's pixels that a pixel mask covers: (H, W) in [0, 1] -> (h * w,) float32.
 
-    H and W must be multiples of h and w (`images.token_mask` sees to that).
+    H and W must be multiples of h and w; `media.masks.token_mask` takes masks of any size.
     """
     rows, cols = mask.shape
     if rows % h or cols % w:
@@ -77,44 +80,56 @@ def restrict(where: Placement, mask: jax.Array) -> Placement:
     return Placement(jnp.where(target, where.source, cell).astype(jnp.int32), target)
 
 
-def bounding_box(mask: jax.Array, h: int, w: int) -> jax.Array:
-    """The smallest box around the masked cells: mask (N,) bool -> (top, left, bottom, right) float32, in tokens.
+def _check_mask(mask: jax.Array, h: int, w: int) -> None:
+    if jnp.shape(mask) != (h * w,):
+        raise ValueError(f"mask has the shape {jnp.shape(mask)}: a grid of {h} x {w} tokens wants ({h * w},)")
 
-    Cell (r, c) covers [r, r + 1) x [c, c + 1). An empty mask has the empty box (0, 0, 0, 0).
+
+def bounding_box(mask: jax.Array, h: int, w: int) -> Box:
+    """The smallest box around the masked cells: mask (N,) bool -> a box of float32 scalars, in tokens.
+
+    Cell (r, c) covers [c, c + 1) x [r, r + 1). An empty mask has the empty box (0, 0, 0, 0). ValueError: a mask that
+    is not of the grid.
     """
+    _check_mask(mask, h, w)
     cells = jnp.asarray(mask).reshape(h, w)
 
     def ends(line: jax.Array) -> tuple[jax.Array, jax.Array]:
         return jnp.argmax(line), len(line) - jnp.argmax(line[::-1])
 
     (top, bottom), (left, right) = ends(cells.any(1)), ends(cells.any(0))
-    return jnp.where(cells.any(), jnp.stack([top, left, bottom, right]), 0).astype(jnp.float32)
+    sides = (jnp.where(cells.any(), side, 0).astype(jnp.float32) for side in (left, top, right, bottom))
+    return Box(*sides)  # type: ignore[arg-type]
 
 
 TIE = 1e-3  # cells; a centre that falls on the border of two cells takes the lower right one, however it is rounded
 
 
 def place(
-    mask: jax.Array, h: int, w: int, source_box: jax.Array, target_box: jax.Array, flip: jax.Array | bool = False
+    mask: jax.Array, h: int, w: int, source_box: Box, target_box: Box, flip: jax.Array | bool = False
 ) -> Placement:
     """Map a box of the reference onto a box of the canvas: mask (N,) bool -> the placement on the same grid.
 
-    Boxes are (top, left, bottom, right) in tokens, float, of any aspect. A canvas cell whose centre lies in
-    `target_box` ([top, bottom) x [left, right)) takes the reference cell in which its centre falls when `target_box`
-    is stretched to `source_box`, left and right exchanged where `flip`; it is kept where that cell is in the mask.
-    What lies off the grid on either side is dropped. Boxes and `flip` may be traced.
+    Boxes count in tokens, of any aspect. A canvas cell whose centre lies in `target_box` takes the reference cell in
+    which its centre falls when `target_box` is stretched to `source_box`, left and right exchanged where `flip`; it is
+    kept where that cell is in the mask. What lies off the grid on either side is dropped. Boxes and `flip` may be
+    traced, and a box may be an array (4,). ValueError: a mask that is not of the grid.
     """
-    source_box, target_box = (jnp.asarray(box, jnp.float32) for box in (source_box, target_box))
-    row, row_inside = _stretch(h, source_box[0::2], target_box[0::2], False)
-    col, col_inside = _stretch(w, source_box[1::2], target_box[1::2], flip)
+    _check_mask(mask, h, w)
+    source_box, target_box = Box(*source_box), Box(*target_box)
+    row, row_inside = _stretch(h, source_box[1::2], target_box[1::2], False)
+    col, col_inside = _stretch(w, source_box[0::2], target_box[0::2], flip)
     cell = jnp.arange(h * w).reshape(h, w)
     source = jnp.where(row_inside[:, None] & col_inside, row[:, None] * w + col, cell).reshape(-1)
     target = (row_inside[:, None] & col_inside).reshape(-1) & jnp.asarray(mask)[source]
     return Placement(jnp.where(target, source, cell.reshape(-1)).astype(jnp.int32), target)
 
 
-def _stretch(n: int, source: jax.Array, target: jax.Array, flip: jax.Array | bool) -> tuple[jax.Array, jax.Array]:
+def _stretch(
+    n: int, source: Sequence[float] | jax.Array, target: Sequence[float] | jax.Array, flip: jax.Array | bool
+) -> tuple[jax.Array, jax.Array]:
     """One axis of `place`: intervals (start, stop) -> each canvas cell's reference cell and whether it has one."""
+    source, target = (jnp.asarray(interval, jnp.float32) for interval in (source, target))
     centre = jnp.arange(n) + 0.5
     along = jnp.where(flip, target[1] - centre, centre - target[0])
     # Multiplied before it is divided: whole numbers then stay exact.
@@ -128,10 +143,10 @@ def _stretch(n: int, source: jax.Array, target: jax.Array, flip: jax.Array | boo
 def shift(mask: jax.Array, h: int, w: int, rows: jax.Array | int, cols: jax.Array | int) -> Placement:
     """Move a token mask by whole cells: mask (N,) bool -> the placement on the same grid.
 
-    Cells that leave the grid are dropped on both sides. `rows` and `cols` may be traced.
+    Cells that leave the grid are dropped on both sides. `rows` and `cols` may be traced. ValueError: as `place`.
     """
-    canvas = jnp.array([0, 0, h, w])
-    return place(mask, h, w, canvas, canvas + jnp.stack([rows, cols, rows, cols]))
+    canvas = Box(0, 0, w, h)
+    return place(mask, h, w, canvas, canvas.moved(cols, rows))  # type: ignore[arg-type]
 
 
 def pair(mask: jax.Array, target: jax.Array) -> Placement:

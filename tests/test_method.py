@@ -29,6 +29,7 @@ from toys import (  # noqa: F401
 )
 
 from jaxpa import inversion, personalize, tokens
+from jaxpa.box import Box
 from jaxpa.config import ScheduleConfig
 from jaxpa.personalize import PRESETS, Phase, Task, move_noise, reference_context, replacement_source
 from jaxpa.schedule import Steps, flow_times
@@ -214,7 +215,7 @@ def test_context_positions(where):
 
 def test_context_of_an_enlarged_subject():
     """A token that is put on several cells stands at the first of them."""
-    placed = tokens.place(MASKS[0], H, W, jnp.array([0, 0, 2, 2]), jnp.array([0, 1, 4, 5]))
+    placed = tokens.place(MASKS[0], H, W, Box(0, 0, 2, 2), Box(1, 0, 5, 4))
     placement = Placement(placed.source[None], placed.target[None])
     got = CONTEXT(MASKS[:1], placement, 1, (H, W), "target", 4)
     np.testing.assert_array_equal(got.positions[1], [[0, 1], [0, 3], [2, 1], [2, 3]])

@@ -12,6 +12,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from jaxpa import schedule, tokens
+from jaxpa.box import Box
 from jaxpa.config import ScheduleConfig
 
 GRIDS = [(6, 8), (7, 5)]  # few: every other number of a test is data for a program that is compiled once a grid
@@ -55,9 +56,9 @@ def edges(side: int):
 
 @st.composite
 def boxes(draw, grid) -> np.ndarray:
-    """(top, left, bottom, right) in whole or quarter tokens, over the grid's edges too."""
+    """(left, top, right, bottom) in whole or quarter tokens, over the grid's edges too."""
     (top, bottom), (left, right) = draw(edges(grid[0])), draw(edges(grid[1]))
-    box = np.array([top, left, bottom, right], np.float64)
+    box = np.array([left, top, right, bottom], np.float64)
     if draw(st.booleans()):
         box += np.array(draw(st.lists(st.sampled_from([-0.25, 0.0, 0.25]), min_size=4, max_size=4)))
     return box
@@ -78,7 +79,7 @@ def place_by_loop(mask, grid, source_box, target_box, flip):
 
     for r in range(h):
         for c in range(w):
-            row, col = stretch(r, 0, False), stretch(c, 1, flip)
+            row, col = stretch(r, 1, False), stretch(c, 0, flip)
             if 0 <= row < h and 0 <= col < w and mask[row * w + col]:
                 out[0][r * w + c], out[1][r * w + c] = row * w + col, True
     return out
@@ -107,7 +108,7 @@ def test_translation(drawn, rows, cols):
                 want[0][r * w + c], want[1][r * w + c] = (r - rows) * w + c - cols, True
     same(moved, want)
     box = np.asarray(BOX[grid](mask))
-    same(PLACE[grid](mask, source_box=box, target_box=box + np.array([rows, cols, rows, cols])), want)
+    same(PLACE[grid](mask, source_box=box, target_box=box + np.array([cols, rows, cols, rows])), want)
     if want[1].sum() == mask.sum():
         same(tokens.pair(jnp.asarray(mask), moved.target), want)
 
@@ -125,7 +126,7 @@ def test_flip_is_an_involution(data):
     back = PLACE[grid](np.asarray(there.target), source_box=source, target_box=source, flip=True)
     np.testing.assert_array_equal(np.asarray(back.target), mask)
     np.testing.assert_array_equal(np.asarray(there.source)[np.asarray(back.source)][mask], np.arange(h * w)[mask])
-    left, right = int(source[1]), int(source[3])
+    left, right = int(source[0]), int(source[2])
     np.testing.assert_array_equal(
         np.asarray(there.target).reshape(h, w)[:, left:right], mask.reshape(h, w)[:, left:right][:, ::-1]
     )
@@ -135,7 +136,7 @@ def test_place_scales():
     """To twice the width and half the height: every second row, every column twice; ties take the lower right."""
     h, w = 6, 8
     full = np.ones(h * w, bool)
-    boxes = {"source_box": np.array([0.0, 0, 4, 2]), "target_box": np.array([1.0, 2, 3, 6])}
+    boxes = {"source_box": Box(0.0, 0, 2, 4), "target_box": Box(2.0, 1, 6, 3)}
     got, mirrored = PLACE[h, w](full, **boxes), PLACE[h, w](full, **boxes, flip=True)
     for one, other in zip(got, mirrored, strict=True):
         one, other = (np.asarray(x).reshape(h, w)[1:3, 2:6] for x in (one, other))
@@ -151,8 +152,22 @@ def test_place_scales():
 def test_bounding_box(drawn):
     grid, mask = drawn
     rows, cols = mask.reshape(grid).nonzero()
-    want = [rows.min(), cols.min(), rows.max() + 1, cols.max() + 1] if mask.any() else [0, 0, 0, 0]
-    np.testing.assert_array_equal(BOX[grid](mask), want)
+    want = Box(cols.min(), rows.min(), cols.max() + 1, rows.max() + 1) if mask.any() else Box(0, 0, 0, 0)
+    got = BOX[grid](mask)
+    assert isinstance(got, Box)
+    np.testing.assert_array_equal(got, want)
+
+
+def test_a_mask_of_another_grid_is_refused():
+    """Twenty cells too short: indices past its end would be clamped to its last cell in silence."""
+    short, box = np.ones(144 - 20, bool), Box(0, 0, 12, 12)
+    for refused in (
+        lambda: tokens.bounding_box(short, 12, 12),
+        lambda: tokens.place(short, 12, 12, box, box),
+        lambda: tokens.shift(short, 12, 12, 1, 1),
+    ):
+        with pytest.raises(ValueError, match=r"mask has the shape \(124,\): a grid of 12 x 12 tokens wants \(144,\)"):
+            refused()
 
 
 def test_nearest_is_the_centre_pixel():
@@ -260,7 +275,7 @@ def test_many_at_once():
     h, w = 6, 8
     rng = np.random.default_rng(3)
     mask = rng.random((4, h * w)) < 0.5
-    box = np.array([[0, 0, 4, 4], [1, 2, 5, 8], [0, 0, 6, 8], [-1, 3, 3, 7]], np.float32)
+    box = np.array([[0, 0, 4, 4], [2, 1, 8, 5], [0, 0, 8, 6], [3, -1, 7, 3]], np.float32)
     flip, strength = np.array([True, False, True, False]), np.array([0.0, 0.4, 0.8, 1.0], np.float32)
     keys = jax.random.split(jax.random.key(5), 4)
 

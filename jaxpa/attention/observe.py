@@ -21,7 +21,7 @@ from jaxpa.attention.maps import Quadrants
 from jaxpa.errors import JaxpaError
 from jaxpa.inversion import ForwardTimes, forward_times
 from jaxpa.media import images
-from jaxpa.media.subjects import Picture
+from jaxpa.media.images import Picture
 from jaxpa.model import Model, seeds_of
 from jaxpa.tokens import Routing
 from jaxpa.transformer import FluxVelocity, Observer

@@ -24,7 +24,8 @@ from jaxpa.errors import JaxpaError
 from jaxpa.evaluation.metrics import Metric
 from jaxpa.evaluation.scores import Score
 from jaxpa.media import images
-from jaxpa.media.subjects import Picture, References, Subject, has_mask, read_mask_of, read_subject
+from jaxpa.media.images import Picture
+from jaxpa.media.subjects import References, Subject, has_mask, read_mask_of, read_subject
 from jaxpa.pipeline import Pipeline
 
 # Metrics of arrays -------------------------------------------------------------------------------------------

@@ -30,7 +30,7 @@ CLIP, DINO, DREAMSIM = "openai/clip-vit-base-patch32", "facebook/dino-vits16", "
 WHITE = 1.0
 
 Metric = Callable[[np.ndarray, np.ndarray, np.ndarray, str | None], Mapping[str, np.ndarray]]
-Sets = Mapping[str, Sequence[images.Source]]
+Sets = Mapping[str, Sequence[images.Picture]]
 Forward = Callable[[Any], Any]  # a batch as a processor makes it -> (B, E), both of torch
 
 
@@ -146,7 +146,7 @@ def fid(real: str | Path, device: str | None = None, feature: Any = 2048) -> Cal
     except OSError as error:
         raise JaxpaError(f"Inception's weights cannot be fetched ({_line(error)})") from error
 
-    def see(label: str, pictures: Sequence[images.Source], real: bool) -> None:
+    def see(label: str, pictures: Sequence[images.Picture], real: bool) -> None:
         if len(pictures) < 2:
             raise JaxpaError(f"{label} holds {len(pictures)} pictures: a Fréchet distance needs two")
         for picture in pictures:  # one at a time: their sizes differ, and the network scales

@@ -13,7 +13,7 @@ from jaxpa.tokens import Placement
 
 
 @dataclass(frozen=True)
-class Edit:
+class MaskedPicture:
     """A picture (H, W, 3) in [-1, 1] on its canvas, and the part that may change: (H, W) in {0, 1}."""
 
     picture: np.ndarray
@@ -47,17 +47,19 @@ class Edit:
 KEPT = 1 - 1e-6  # the share of a token's pixels that must be kept for the token to be
 
 
-def prepare_edit(picture: Image.Image, change: np.ndarray | None, canvas: tuple[int, int], caption: str = "") -> Edit:
+def prepare_edit(
+    picture: Image.Image, change: np.ndarray | None, canvas: tuple[int, int], caption: str = ""
+) -> MaskedPicture:
     """A picture and the mask of what may change (None: nothing), cut to the canvas' (height, width)."""
     box = images.crop_box(picture.size, *canvas)
     if change is None:
-        return Edit(images.to_array(picture, *canvas, box), np.zeros(canvas, np.float32), caption)
+        return MaskedPicture(images.to_array(picture, *canvas, box), np.zeros(canvas, np.float32), caption)
     hard = images.resize_mask(change, *canvas, box=box, size=picture.size) >= 0.5
     if not hard.any():
         raise JaxpaError("the mask leaves nothing to draw on this canvas: make it larger")
     if hard.all():
         raise JaxpaError("the mask leaves nothing of the picture: use `generate`, or a smaller mask")
-    return Edit(images.to_array(picture, *canvas, box), hard.astype(np.float32), caption)
+    return MaskedPicture(images.to_array(picture, *canvas, box), hard.astype(np.float32), caption)
 
 
 def pad_picture(picture: Image.Image, pad: Sequence[int]) -> tuple[Image.Image, np.ndarray]:

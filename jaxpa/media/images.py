@@ -13,10 +13,10 @@ from typing import Any, TypeAlias
 import numpy as np
 from PIL import ExifTags, Image, ImageOps, PngImagePlugin, UnidentifiedImageError
 
+from jaxpa.box import Box
 from jaxpa.errors import JaxpaError
 from jaxpa.media.figures import over_white, overlay, sheet
 from jaxpa.media.masks import (
-    Box,
     box_mask,
     crop_box,
     feather,
@@ -33,7 +33,7 @@ __all__ = [
     "read_mask", "read_metadata", "resize_mask", "save_image", "sheet", "shrink", "to_array", "to_image", "token_mask",
 ]  # fmt: skip
 
-Source: TypeAlias = str | os.PathLike[str] | Image.Image | np.ndarray
+Picture: TypeAlias = str | os.PathLike[str] | Image.Image | np.ndarray
 
 FORMATS = {".png": "PNG", ".jpg": "JPEG", ".jpeg": "JPEG", ".webp": "WEBP"}
 COLOUR_MODES = ("1", "L", "LA", "P", "PA", "RGB", "RGBA")
@@ -45,7 +45,7 @@ ASPECT_TOLERANCE = 0.02
 # Reading --------------------------------------------------------------------------------------------------
 
 
-def _name(source: Source, what: str) -> str:
+def _name(source: Picture, what: str) -> str:
     named = os.fspath(source) if isinstance(source, str | os.PathLike) else getattr(source, "filename", "")
     return str(named or f"the {what}")
 
@@ -60,7 +60,7 @@ def _upright(image: Image.Image) -> Image.Image:
     return image if image.mode in COLOUR_MODES or image.mode[0] in "IF" else image.convert("RGB")
 
 
-def _open(source: Source, what: str) -> Image.Image:
+def _open(source: Picture, what: str) -> Image.Image:
     """The picture in its own mode, upright and decoded in full."""
     name = _name(source, what)
     if isinstance(source, np.ndarray):
@@ -95,7 +95,7 @@ def _alpha(image: Image.Image) -> np.ndarray | None:
     return None if alpha.min() == alpha.max() else unit(alpha)
 
 
-def read_image(source: Source) -> Image.Image:
+def read_image(source: Picture) -> Image.Image:
     """A file, a Pillow image, or a (H, W, 3 | 4) uint8 array -> RGB, upright, what is transparent over white.
 
     JaxpaError: a file that is missing, not a picture, or damaged; an array of another kind.
@@ -107,7 +107,7 @@ def read_image(source: Source) -> Image.Image:
     return over_white(image)
 
 
-def read_mask(source: Source, size: tuple[int, int] | None = None) -> np.ndarray:
+def read_mask(source: Picture, size: tuple[int, int] | None = None) -> np.ndarray:
     """A mask picture of any mode, or an array, -> (H, W) float32 in [0, 1] at its own resolution.
 
     An alpha channel counts where it is not the same everywhere, else brightness. Arrays are (H, W) of bool, integers
@@ -138,7 +138,7 @@ def read_mask(source: Source, size: tuple[int, int] | None = None) -> np.ndarray
     return mask
 
 
-def alpha_mask(source: Source) -> np.ndarray | None:
+def alpha_mask(source: Picture) -> np.ndarray | None:
     """The picture's own transparency as a mask, (H, W) float32; None where it has none or a constant one."""
     if isinstance(source, np.ndarray) and source.ndim == 2:
         return None

@@ -1,21 +1,19 @@
 """Masks of pixels: drawn, grown, moved between resolutions, and brought to the grid of tokens.
 
 A mask is float32 (H, W) in [0, 1], 1 where the subject is, at whatever resolution it was made: it belongs to its
-picture by aspect alone, and `token_mask` is the one way from pixels to tokens. A box is (left, top, right, bottom) in
-pixels unless it is said to be in fractions.
+picture by aspect alone, and `token_mask` is the one way from pixels to tokens. Boxes count in
+pixels unless they are said to count in fractions.
 """
 
 import math
 from collections.abc import Sequence
-from typing import TypeAlias
 
 import numpy as np
 from PIL import Image
 from scipy import ndimage
 
+from jaxpa.box import Box
 from jaxpa.errors import JaxpaError
-
-Box: TypeAlias = tuple[float, float, float, float]
 
 RANGES = (1, 2**8 - 1, 2**16 - 1, 2**31 - 1, 2**32 - 1)  # what 32-bit numbers and floats may count up to
 SCANLINES = 16  # in every row of a polygon's pixels
@@ -130,9 +128,7 @@ def canvas_size(size: tuple[int, int], side: int, cell: int) -> tuple[int, int]:
     return height, width
 
 
-def crop_box(
-    size: tuple[int, int], height: int, width: int, focus: np.ndarray | None = None
-) -> tuple[int, int, int, int]:
+def crop_box(size: tuple[int, int], height: int, width: int, focus: np.ndarray | None = None) -> Box:
     """The largest box of aspect width : height inside a picture of `size` (W, H), in its pixels.
 
     Centred; or, with a mask as `focus` (any resolution), where it shows the most of it, as near as can be to centred
@@ -146,7 +142,7 @@ def crop_box(
     seen = None if focus is None else unit(focus) > 0.5
     if seen is not None and seen.any():
         start = [_best_start(seen.sum(axis), size[axis], box[axis]) for axis in (0, 1)]
-    return start[0], start[1], start[0] + box[0], start[1] + box[1]
+    return Box(start[0], start[1], start[0] + box[0], start[1] + box[1])
 
 
 def _best_start(profile: np.ndarray, full: int, length: int) -> int:
@@ -165,13 +161,12 @@ def _in_mask(mask: np.ndarray, box: Box | None, size: tuple[int, int] | None) ->
     """A box in pixels of a picture of `size` (None: the mask's own) -> in pixels of the mask."""
     height, width = mask.shape
     if box is None:
-        return 0, 0, width, height
-    full = size or (width, height)
+        return Box(0, 0, width, height)
+    box, full = Box(*box), size or (width, height)
     slack = 1e-6  # a box may have been scaled, and rounded on the way
     if not (0 <= box[0] < box[2] <= full[0] + slack and 0 <= box[1] < box[3] <= full[1] + slack):
         raise ValueError(f"the box {box} is not inside {full[0]} x {full[1]} pixels: name the `size` it counts in")
-    x, y = width / full[0], height / full[1]
-    return box[0] * x, box[1] * y, min(box[2] * x, width), min(box[3] * y, height)
+    return box.scaled(width / full[0], height / full[1]).within(Box(0, 0, width, height))
 
 
 def _average(values: np.ndarray, start: float, stop: float, count: int) -> np.ndarray:

@@ -9,17 +9,17 @@ import numpy as np
 from PIL import Image
 
 from jaxpa import tokens
+from jaxpa.box import Box
 from jaxpa.errors import JaxpaError
 from jaxpa.media import images
+from jaxpa.media.images import Picture
 from jaxpa.tokens import Placement
 
 _bounding_box = jax.jit(tokens.bounding_box, static_argnums=(1, 2))
 _shift = jax.jit(tokens.shift, static_argnums=(1, 2))
 _restrict = jax.jit(tokens.restrict)
 
-Picture = images.Source
 Centre = tuple[float, float]
-Box = tuple[float, float, float, float]
 Place = Centre | Box
 
 
@@ -153,10 +153,10 @@ def put(mask: np.ndarray, grid: tuple[int, int], at: Place | None, name: str) ->
     A box has been seen to before. Raises JaxpaError if no masked token lands on the canvas.
     """
     h, w = grid
-    box = np.asarray(_bounding_box(mask, h, w))  # top, left, bottom, right, in tokens
     rows, cols = np.zeros(2, np.int32)
     if at is not None and len(at) == 2:
-        rows, cols = np.round(np.array([at[1] * h, at[0] * w]) - (box[:2] + box[2:]) / 2).astype(np.int32)
+        x, y = Box(*map(float, _bounding_box(mask, h, w))).centre
+        rows, cols = np.round(np.array([at[1] * h - y, at[0] * w - x])).astype(np.int32)
     where = _shift(np.ones(h * w, bool), h, w, rows, cols)
     if not np.asarray(_restrict(where, mask).target).any():
         raise _off_canvas(name, at)

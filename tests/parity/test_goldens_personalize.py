@@ -81,7 +81,8 @@ def test_inputs(goldens, schedule_config):
     close(times[:-1], inputs["timesteps"], 1e-6)
     np.testing.assert_array_equal(grid_positions(h, w), inputs["img_ids"][:, 1:])
     mask, target = (inputs[key].reshape(-1) > 0 for key in ("mask", "shift_mask"))
-    rows, cols = (bounding_box(target, h, w) - bounding_box(mask, h, w))[:2].astype(int)
+    here, there = bounding_box(mask, h, w), bounding_box(target, h, w)
+    rows, cols = int(there.top - here.top), int(there.left - here.left)
     for got, want in zip(shift(jnp.asarray(mask), h, w, rows, cols), pair(mask, target), strict=True):
         np.testing.assert_array_equal(got, want)
 
