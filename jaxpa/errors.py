@@ -1,6 +1,7 @@
 """The errors that are the user's to solve: what was wrong, with which file or value, and what to do."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Iterable, Sequence
+from difflib import get_close_matches
 
 
 class JaxpaError(Exception):
@@ -19,3 +20,16 @@ class CheckpointError(JaxpaError):
             lines.append(f"  ... and {len(problems) - shown} more: `jaxpa info` lists them all")
         super().__init__("\n".join(lines))
         self.problems = tuple(problems)
+
+
+def check_choice(
+    name: str, value: object, options: Iterable[str], error: Callable[[str], Exception] = ValueError
+) -> str:
+    """`value`, where it is one of the options; else raises `error`, naming the nearest of them."""
+    options = list(options)
+    if isinstance(value, str) and value in options:
+        return value
+    listed = ", ".join(map(repr, options))
+    near = get_close_matches(str(value).lower(), options, 1, 0.5)
+    hint = f": did you mean {near[0]!r}?" if near else ""
+    raise error(f"{name} must be one of {listed}, not {value!r}{hint}")

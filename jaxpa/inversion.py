@@ -5,14 +5,15 @@ straight line needs no model; an ODE inversion follows the model's own flow back
 mixes the two by gamma on the way to noise and by eta on the way back.
 """
 
-from dataclasses import dataclass
-from typing import Literal
+from dataclasses import dataclass, field, replace
+from typing import Any, Literal
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 
-from jaxpa.sampling import Velocity
+from jaxpa.loops import Loop, Run, trajectory
+from jaxpa.sampling import Velocity, at, prepare, sampling_run
 
 
 def straight_line(x0: jax.Array, noise: jax.Array, times: jax.Array) -> jax.Array:
@@ -55,34 +56,78 @@ def official_forward_times(times: jax.Array | np.ndarray) -> ForwardTimes:
     return ForwardTimes(asked, times[:-1] - times[1:], asked)
 
 
+@jax.tree_util.register_dataclass
+@dataclass(frozen=True, eq=False)
+class _Inversion:
+    """What an inversion reads; see `invert`."""
+
+    velocity: Any
+    noise: jax.Array
+    forward: ForwardTimes
+    gamma: jax.Array | float
+    sweeps: int = field(metadata={"static": True})
+
+
+def _enter(data: _Inversion, y: jax.Array) -> tuple[_Inversion, jax.Array]:
+    return replace(data, velocity=prepare(data.velocity, data.forward.model)), y
+
+
+def _body(data: _Inversion, k: jax.Array, y: jax.Array) -> jax.Array:
+    """Step k: y (R, N, C) -> (R, N, C)."""
+    velocity, t, width = at(data.velocity, k), data.forward.model[k], data.forward.width[k]
+    towards = (data.noise - y) / (1 - data.forward.control[k])
+
+    def arrive(end: jax.Array) -> jax.Array:
+        u = velocity(end, jnp.broadcast_to(t, y.shape[:1]))
+        return y + width * (u + data.gamma * (towards - u))
+
+    if not data.sweeps:
+        return arrive(y)
+    return jax.lax.fori_loop(0, data.sweeps + 1, lambda _, end: arrive(end), y)
+
+
+def inversion_run(
+    velocity: Velocity,
+    x0: jax.Array,
+    noise: jax.Array,
+    forward: ForwardTimes,
+    gamma: jax.Array | float = 0.0,
+    sweeps: int = 0,
+) -> Run:
+    """The description of `invert`, for `loops.stepped`: its results are the states after each step."""
+    data = _Inversion(velocity, noise, forward, gamma, sweeps)
+    return Run(data, jnp.asarray(x0), (Loop(_enter, _body, 0, forward.model.shape[0]),))
+
+
 def invert(
-    velocity: Velocity, x0: jax.Array, noise: jax.Array, forward: ForwardTimes, gamma: jax.Array | float
+    velocity: Velocity,
+    x0: jax.Array,
+    noise: jax.Array,
+    forward: ForwardTimes,
+    gamma: jax.Array | float = 0.0,
+    sweeps: int = 0,
 ) -> jax.Array:
     """The controlled forward ODE: Y += width * [u + gamma ((noise - Y) / (1 - control) - u)], u the model's velocity.
 
     x0, noise (R, N, C) -> every state from data to noise, (S + 1, R, N, C); reversed, it is a path. gamma = 0 is the
     plain ODE inversion; with gamma = 1 the model cancels and `closed_form` gives the same without asking it.
+
+    sweeps: how often each step is repeated with the model asked where the step arrived. With `forward_times` and
+    gamma = 0 this is fixed-point iteration: it converges to the state from which an Euler step of the sampler leads
+    exactly back to Y, at one evaluation a sweep.
+
     Source: Rout et al. 2024, Eq. 8; `official_forward_times` for the official code's variant of t and the widths.
     """
-
-    steps = jnp.arange(forward.model.shape[0])
-
-    def body(y: jax.Array, i: jax.Array) -> tuple[jax.Array, jax.Array]:
-        y = forward_step(velocity, y, noise, forward, gamma, i)
-        return y, y
-
-    _, states = jax.lax.scan(body, x0, steps)
-    return jnp.concatenate([x0[None], states])
+    return trajectory(inversion_run(velocity, x0, noise, forward, gamma, sweeps))
 
 
-def forward_step(
-    velocity: Velocity, y: jax.Array, noise: jax.Array, forward: ForwardTimes, gamma: jax.Array | float, i: jax.Array
-) -> jax.Array:
-    """Step i of `invert`: y (R, N, C) -> (R, N, C)."""
-    t, width = forward.model[i], forward.width[i]
-    u = velocity(y, jnp.broadcast_to(t, y.shape[:1]))
-    towards = (noise - y) / (1 - forward.control[i])
-    return y + width * (u + gamma * (towards - u))
+def follow_back(velocity: Velocity, x0: jax.Array, times: jax.Array, solver: str = "euler") -> jax.Array:
+    """The model's own flow from data to noise by any solver: x0 (R, N, C), times (S + 1,) -> path (S + 1, R, N, C).
+
+    The solver walks the schedule backwards, from t = 0, so its error has the solver's order; unlike `invert`, it does
+    not undo the sampler's own steps.
+    """
+    return trajectory(sampling_run(velocity, x0, times[::-1], solver=solver))[::-1]
 
 
 def closed_form(x0: jax.Array, noise: jax.Array, forward: ForwardTimes) -> jax.Array:

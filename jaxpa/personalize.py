@@ -8,7 +8,7 @@ subject comes from, where it goes, and until when, is data: index arrays and a n
     level "token"  the sampler's own tokens between steps; no reference row at all
 """
 
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from functools import partial
 from typing import Any, Literal, NamedTuple
 
@@ -18,8 +18,10 @@ import numpy as np
 
 from jaxpa.errors import JaxpaError
 from jaxpa.inversion import reference_step
-from jaxpa.sampling import Velocity, euler_step, step
+from jaxpa.loops import Loop, Run, fused
+from jaxpa.sampling import at, bound, euler_step, prepare
 from jaxpa.schedule import Steps, steps_above
+from jaxpa.solvers import Flow, solver_of
 from jaxpa.tokens import (
     Placement,
     Routing,
@@ -157,11 +159,12 @@ def _target_positions(placement: Placement, images: int, cells: jax.Array) -> ja
 class Phase(NamedTuple):
     """One of the two stretches of a sampling: before tau, after tau.
 
-    velocity  of the R + G rows [references; images] where the references ride along, else of the G images
-    routing   of those R + G rows; None: the images go alone, unchanged
+    conditions  what `bind(model)` makes the velocity of, or a velocity itself; for the R + G rows
+                [references; images] where the references ride along, else for the G images
+    routing     of those R + G rows; None: the images go alone, unchanged
     """
 
-    velocity: Velocity
+    conditions: Any
     routing: Routing | None = None
 
 
@@ -173,8 +176,10 @@ class Task:
     path     (S + 1, R, N, C), the references at every flow time (`inversion`)
     eta      (S,), how firmly they are held on it
     times    (S + 1,), the schedule; tau () the flow time of the gate
-    early    while t > tau: replacement, and context if it is not gated. At level "token" its velocity has G rows.
+    early    while t > tau: replacement, and context if it is not gated. At level "token" its conditions have G rows.
     late     after tau: context, or nothing
+    model    the network, once for both phases; None where their conditions are velocities
+    solver   a name of `solvers.SOLVERS`
     """
 
     path: jax.Array
@@ -183,19 +188,93 @@ class Task:
     tau: jax.Array
     early: Phase
     late: Phase
+    model: Any = None
     level: Level = field(default="layer", metadata={"static": True})
-
-    @property
-    def references(self) -> int:
-        return self.path.shape[1]
+    solver: str = field(default="euler", metadata={"static": True})
 
 
-State = tuple[jax.Array, jax.Array]  # reference rows (R, N, C), images (G, N, C)
+class State(NamedTuple):
+    """What a sampling carries: reference rows (R, N, C), images (G, N, C), and the solver's memory."""
+
+    references: jax.Array
+    images: jax.Array
+    memory: Any
 
 
-def start(task: Task, x: jax.Array) -> State:
-    """References at the start of their path, images at their noise."""
-    return task.path[0], x
+@jax.tree_util.register_dataclass
+@dataclass(frozen=True, eq=False)
+class _Stretch:
+    """What the steps on one side of tau read.
+
+    together: "rows", references and images are one batch; "tokens", the images read their tokens through the
+    replacement (level "token"); "apart", the images go alone.
+    """
+
+    velocity: Any
+    routing: Routing | None
+    path: jax.Array
+    eta: jax.Array
+    times: jax.Array
+    together: Literal["rows", "tokens", "apart"] = field(metadata={"static": True})
+    solver: str = field(metadata={"static": True})
+
+    def rows(self, state: State) -> jax.Array:
+        """What the solver steps: the images, after the references where they ride along."""
+        return jnp.concatenate([state.references, state.images]) if self.together == "rows" else state.images
+
+    def replaced(self, x: jax.Array, i: jax.Array) -> jax.Array:
+        """Images (G, N, C) at times[i], with the references' tokens at level "token"."""
+        if self.together != "tokens":
+            return x
+        assert self.routing is not None
+        references = self.path.shape[1]
+        return gather(jnp.concatenate([self.path[i], x]), self.routing.source)[references:]
+
+    def ask(self, x: jax.Array, i: jax.Array) -> jax.Array:
+        """The velocity of rows at times[i]."""
+        routing = self.routing if self.together == "rows" else None
+        return at(self.velocity, i)(self.replaced(x, i), jnp.broadcast_to(self.times[i], x.shape[:1]), routing)
+
+    def move(self, x: jax.Array, v: jax.Array, i: jax.Array) -> jax.Array:
+        """Rows from times[i] to times[i + 1]."""
+        if self.together != "rows":
+            return euler_step(self.replaced(x, i), v, self.times[i], self.times[i + 1])
+        r = self.path.shape[1]
+        held = reference_step(x[:r], v[:r], self.path, self.times, self.eta, i)
+        return jnp.concatenate([held, euler_step(x[r:], v[r:], self.times[i], self.times[i + 1])])
+
+    def step(self, i: jax.Array, state: State) -> State:
+        """All rows from times[i] to times[i + 1]."""
+        flow = Flow(self.ask, self.move, self.times)
+        x, memory = solver_of(self.solver).step(flow, self.rows(state), state.memory, i)
+        if self.together == "rows":
+            r = self.path.shape[1]
+            return State(x[:r], x[r:], memory)
+        # References that take no part stand on their path as long as they are needed.
+        return State(self.path[i + 1] if self.together == "tokens" else state.references, x, memory)
+
+
+def _enter(phase: Phase, together: Any, task: Task, state: State) -> tuple[_Stretch, State]:
+    """A stretch and its first state. The solver starts anew: its memory is of another flow, and of other rows."""
+    velocity = prepare(bound(phase.conditions, task.model), task.times)
+    stretch = _Stretch(velocity, phase.routing, task.path, task.eta, task.times, together, task.solver)
+    return stretch, state._replace(memory=solver_of(task.solver).init(stretch.rows(state)))
+
+
+def _enter_early(task: Task, state: State) -> tuple[_Stretch, State]:
+    return _enter(task.early, "rows" if task.level == "layer" else "tokens", task, state)
+
+
+def _enter_late(task: Task, state: State) -> tuple[_Stretch, State]:
+    return _enter(task.late, "apart" if task.late.routing is None else "rows", task, state)
+
+
+def _body(stretch: _Stretch, i: jax.Array, state: State) -> State:
+    return stretch.step(i, state)
+
+
+def _images(state: State) -> jax.Array:
+    return state.images
 
 
 def gate(task: Task) -> jax.Array:
@@ -203,41 +282,24 @@ def gate(task: Task) -> jax.Array:
     return steps_above(task.times, task.tau)
 
 
-def _ride(task: Task, i: jax.Array, state: State, phase: Phase) -> State:
-    """One step of all rows together."""
-    references, x = state
-    rows = jnp.concatenate([references, x])
-    v = phase.velocity(rows, jnp.broadcast_to(task.times[i], rows.shape[:1]), phase.routing)
-    r = task.references
-    moved = reference_step(references, v[:r], task.path, task.times, task.eta, i)
-    return moved, euler_step(x, v[r:], task.times[i], task.times[i + 1])
-
-
-def early_step(task: Task, i: jax.Array, state: State) -> State:
-    """A step with t > tau."""
-    if task.level == "layer":
-        return _ride(task, i, state, task.early)
-    assert task.early.routing is not None
-    x = gather(jnp.concatenate([task.path[i], state[1]]), task.early.routing.source)[task.references :]
-    return task.path[i + 1], step(task.early.velocity, x, task.times, i)
-
-
-def late_step(task: Task, i: jax.Array, state: State) -> State:
-    """A step with t <= tau."""
-    if task.late.routing is not None:
-        return _ride(task, i, state, task.late)
-    return state[0], step(task.late.velocity, state[1], task.times, i)
+def task_run(task: Task, x: jax.Array, above: int | None = None) -> Run:
+    """The description of `sample`, for `loops.stepped`: its results are the images after each step."""
+    split, steps = gate(task) if above is None else above, task.times.shape[0] - 1
+    loops = Loop(_enter_early, _body, 0, split), Loop(_enter_late, _body, split, steps)
+    return Run(task, State(task.path[0], jnp.asarray(x), ()), loops, _images)
 
 
 def sample(task: Task, x: jax.Array, above: int | None = None) -> jax.Array:
     """The whole method in one compiled program: noise x (G, N, C) -> tokens (G, N, C).
 
+    A step is replaced as a whole or not at all: the gate looks at the time at which it starts, and every velocity that
+    its solver asks for, the one at its end too, is then one with the references. The flow is so a smooth one on either
+    side of tau, where a solver of second order is of second order, and a multistep solver starts anew at tau.
+
     above: the number of steps above tau, where it is known while tracing; None: taken from the task, so that one
     program serves every tau. `jax.grad` cannot go backwards through a loop of unknown length: it needs `above`.
     """
-    split, steps = gate(task) if above is None else above, task.times.shape[0] - 1
-    state = jax.lax.fori_loop(0, split, lambda i, s: early_step(task, i, s), start(task, x))
-    return jax.lax.fori_loop(split, steps, lambda i, s: late_step(task, i, s), state)[1]
+    return fused(task_run(task, x, above))
 
 
 def move_noise(noise: jax.Array, inverted: jax.Array, source: jax.Array) -> jax.Array:
@@ -246,11 +308,6 @@ def move_noise(noise: jax.Array, inverted: jax.Array, source: jax.Array) -> jax.
     noise (G, N, C), inverted (R, N, C), source (R + G, N) of `replacement_source` -> (G, N, C).
     """
     return gather(jnp.concatenate([inverted, noise]), source)[inverted.shape[0] :]
-
-
-def with_tau(preset: Preset, tau: float | Steps | None) -> Preset:
-    """The preset with another tau."""
-    return preset if tau is None else replace(preset, tau=tau)
 
 
 # From references and switches to the index arrays of a task, each in one compiled function -----------------------

@@ -24,6 +24,7 @@ from jaxpa.devices.sharding import rules
 from jaxpa.encoders.text import TextEmbedding, Tokenizers
 from jaxpa.errors import JaxpaError
 from jaxpa.inversion import ForwardTimes
+from jaxpa.loops import Run, stepped
 from jaxpa.media import images
 from jaxpa.media.edits import MaskedPicture, pad_picture, prepare_edit
 from jaxpa.media.images import Picture
@@ -43,16 +44,14 @@ from jaxpa.personalize import (
     token_guidance,
 )
 from jaxpa.sampling import Velocity
-from jaxpa.schedule import Steps, steps_above, tau_time
+from jaxpa.schedule import Steps, tau_time
 
 OnStep = Callable[[str, int, int], None]
 """Hears (stage, steps done, steps in all) after every step. Where there is one, the host steps the loop."""
 
-_sample, _step = jax.jit(sampling.sample), jax.jit(sampling.step)
-_invert, _forward_step = jax.jit(inversion.invert), jax.jit(inversion.forward_step)
+_sample, _invert = jax.jit(sampling.sample), jax.jit(inversion.invert)
 _closed_form = jax.jit(inversion.closed_form)
 _personalize = jax.jit(personalize.sample)
-_early, _late = jax.jit(personalize.early_step), jax.jit(personalize.late_step)
 _line = jax.jit(inversion.straight_line)
 
 
@@ -157,8 +156,10 @@ class Pipeline(Model):
             before = Phase(self.guided(prompts, grid, guidance, negative, 0, inside, scale), early)
         after = Phase(self.guided(rows, grid, guidance, negative, r) if late else alone, late)
         eta = jnp.asarray(inversion.control(len(times) - 1, preset.eta))
-        tasks = [Task(path, eta, jnp.asarray(times), jnp.float32(tau), before, after, preset.level) for tau in gates]
-        return jnp.concatenate([_personalize(t, x) if on_step is None else _stepped(t, x, on_step) for t in tasks])
+        tasks = [
+            Task(path, eta, jnp.asarray(times), jnp.float32(tau), before, after, level=preset.level) for tau in gates
+        ]
+        return jnp.concatenate([_personalized(task, x, on_step) for task in tasks])
 
     # Editing -------------------------------------------------------------------------------------------------
 
@@ -280,36 +281,39 @@ class Pipeline(Model):
 REFERENCE_SEED = 1 << 31  # the first reference's noise; images usually count from 0
 
 
+def _watched(run: Run, stage: str, on_step: OnStep) -> Any:
+    """The result of a run that the host steps, telling `on_step` of each step."""
+    result = run.result(run.state)
+    for progress in stepped(run):
+        on_step(stage, progress.step, progress.steps)
+        result = progress.result
+    return result
+
+
 def _sampled(velocity: Velocity, x: jax.Array, times: np.ndarray, on_step: OnStep | None) -> jax.Array:
     """`sampling.sample`, stepped by the host where someone listens."""
     if on_step is None:
         return _sample(velocity, x, times)
-    for i in range(len(times) - 1):
-        x = jax.block_until_ready(_step(velocity, x, times, i))
-        on_step("sample", i + 1, len(times) - 1)
-    return x
+    return _watched(sampling.sampling_run(velocity, x, jnp.asarray(times)), "sample", on_step)
 
 
-def _stepped(task: Task, x: jax.Array, on_step: OnStep) -> jax.Array:
-    """`personalize.sample`, stepped by the host."""
-    steps = len(task.times) - 1
-    split, state = int(steps_above(task.times, task.tau)), personalize.start(task, x)
-    for i in range(steps):
-        state = jax.block_until_ready((_early if i < split else _late)(task, i, state))
-        on_step("sample", i + 1, steps)
-    return state[1]
+def _personalized(task: Task, x: jax.Array, on_step: OnStep | None) -> jax.Array:
+    """`personalize.sample`, likewise."""
+    if on_step is None:
+        return _personalize(task, x)
+    return _watched(personalize.task_run(task, x), "sample", on_step)
 
 
 def _inverted(
     velocity: Velocity, x0: jax.Array, noise: jax.Array, forward: ForwardTimes, gamma: float, on_step: OnStep | None
 ) -> jax.Array:
-    """`inversion.invert`, stepped by the host where someone listens."""
+    """`inversion.invert`, likewise."""
     if on_step is None:
         return _invert(velocity, x0, noise, forward, gamma)
-    states, steps = [x0], len(forward.model)
-    for i in range(steps):
-        states.append(jax.block_until_ready(_forward_step(velocity, states[-1], noise, forward, gamma, i)))
-        on_step("invert", i + 1, steps)
+    states = [x0]
+    for progress in stepped(inversion.inversion_run(velocity, x0, noise, forward, gamma)):
+        on_step("invert", progress.step, progress.steps)
+        states.append(progress.result)
     return jnp.stack(states)
 
 

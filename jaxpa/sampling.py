@@ -4,13 +4,14 @@ A velocity is any `velocity(x (B, N, C), t (B,)) -> (B, N, C)`; the flow runs fr
 one Euler step is x += (t_next - t) * velocity. Everything is a pure function of arrays: no scheduler, no state.
 """
 
-from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any, Protocol
 
 import jax
 import jax.numpy as jnp
 
+from jaxpa.loops import Loop, Run, fused
+from jaxpa.solvers import Flow, solver_of
 from jaxpa.tokens import Routing
 
 
@@ -18,6 +19,21 @@ class Velocity(Protocol):
     """What the samplers ask of a model. `routing` is passed only where a method replaces features inside it."""
 
     def __call__(self, x: jax.Array, t: jax.Array, routing: Routing | None = None) -> jax.Array: ...
+
+
+def prepare(velocity: Any, times: jax.Array) -> Any:
+    """The velocity, ready for the times (S + 1,) of a schedule: before a loop, what need not be inside."""
+    return velocity.prepare(times) if hasattr(velocity, "prepare") else velocity
+
+
+def at(velocity: Any, i: jax.Array | int) -> Any:
+    """Of a prepared velocity, that at times[i]; a plain function is the same at all of them."""
+    return velocity.at(i) if hasattr(velocity, "at") else velocity
+
+
+def bound(conditions: Any, model: Any) -> Any:
+    """The velocity of a model under conditions; what has no `bind` is a velocity already."""
+    return conditions.bind(model) if hasattr(conditions, "bind") else conditions
 
 
 @jax.tree_util.register_dataclass
@@ -41,6 +57,12 @@ class ClassifierFree:
         positive, negative = out[r : r + b], out[r + b :]
         return jnp.concatenate([out[:r], negative + self.scale * (positive - negative)])
 
+    def prepare(self, times: jax.Array) -> "ClassifierFree":
+        return replace(self, velocity=prepare(self.velocity, times))
+
+    def at(self, i: jax.Array | int) -> "ClassifierFree":
+        return replace(self, velocity=at(self.velocity, i))
+
 
 def euler_step(x: jax.Array, v: jax.Array, t: jax.Array, t_next: jax.Array) -> jax.Array:
     """x at the next flow time: x + (t_next - t) v."""
@@ -53,30 +75,75 @@ def step(velocity: Velocity, x: jax.Array, times: jax.Array, i: jax.Array) -> ja
     return euler_step(x, velocity(x, t), times[i], times[i + 1])
 
 
+@jax.tree_util.register_dataclass
+@dataclass(frozen=True, eq=False)
+class _Sampling:
+    """What a sampling reads: the velocity, the times (S + 1,) and the solver's name."""
+
+    velocity: Any
+    times: jax.Array
+    solver: str = field(metadata={"static": True})
+
+
+State = tuple[jax.Array, Any]  # x and the solver's memory
+
+
+def _enter(data: _Sampling, state: State) -> tuple[_Sampling, State]:
+    return replace(data, velocity=prepare(data.velocity, data.times)), state
+
+
+def _body(data: _Sampling, i: jax.Array, state: State) -> State:
+    times = data.times
+
+    def ask(x: jax.Array, j: jax.Array) -> jax.Array:
+        return at(data.velocity, j)(x, jnp.broadcast_to(times[j], x.shape[:1]))
+
+    def move(x: jax.Array, v: jax.Array, j: jax.Array) -> jax.Array:
+        return euler_step(x, v, times[j], times[j + 1])
+
+    return solver_of(data.solver).step(Flow(ask, move, times), *state, i)
+
+
+def _x(state: State) -> jax.Array:
+    return state[0]
+
+
+def sampling_run(
+    velocity: Velocity,
+    x: jax.Array,
+    times: jax.Array,
+    start: jax.Array | int = 0,
+    stop: jax.Array | int | None = None,
+    solver: str = "euler",
+) -> Run:
+    """The description of `sample`, for `loops.stepped`. With rising times it follows the flow from data to noise."""
+    stop = times.shape[0] - 1 if stop is None else stop
+    state = jnp.asarray(x), solver_of(solver).init(x)
+    return Run(_Sampling(velocity, times, solver), state, (Loop(_enter, _body, start, stop),), _x)
+
+
 def sample(
     velocity: Velocity,
     x: jax.Array,
     times: jax.Array,
     start: jax.Array | int = 0,
     stop: jax.Array | int | None = None,
+    solver: str = "euler",
 ) -> jax.Array:
     """All steps in one compiled loop: x (B, N, C) at times[start] -> tokens at times[stop] (default: the last).
 
-    The bounds may be traced, so one program serves every split of a schedule.
+    The bounds may be traced, so that one program serves every split of a schedule. solver: a name of `SOLVERS`; raises
+    ValueError for another.
     """
-    stop = times.shape[0] - 1 if stop is None else stop
-    return jax.lax.fori_loop(start, stop, lambda i, x: step(velocity, x, times, i), x)
+    return fused(sampling_run(velocity, x, times, start, stop, solver))
 
 
-def host_loop(
-    body: Callable[[jax.Array, Any], Any], state: Any, start: int, stop: int, on_step: Callable[[int], None]
-) -> Any:
-    """`fori_loop` on the host: the same body, already jitted, with a callback after every step (a progress bar)."""
-    for i in range(start, stop):
-        state = body(jnp.int32(i), state)
-        jax.block_until_ready(state)
-        on_step(i)
-    return state
+def clean_estimate(before: jax.Array, after: jax.Array, t: jax.Array, t_next: jax.Array) -> jax.Array:
+    """What a step takes for the picture: where its straight line from `before` at t to `after` at t_next meets t = 0.
+
+    This needs no model. With an Euler step it is x - t v.
+    """
+    return after - t_next * (after - before) / (t_next - t)
 
 
 def initial_noise(seeds: jax.Array, shape: tuple[int, ...]) -> jax.Array:

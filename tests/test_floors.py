@@ -17,7 +17,7 @@ ROOT = Path(__file__).parent.parent
 PACKAGE = ROOT / "jaxpa"
 FLOORS = (
     "box config errors",
-    "tokens rope schedule",
+    "tokens rope schedule loops solvers",
     "layers",
     "transformer sampling encoders",
     "inversion",
@@ -41,7 +41,7 @@ ROOMS = {  # modules in the order in which they build on each other
 }
 METHOD = {"sampling", "inversion", "personalize"}
 NETWORKS = {"layers", "transformer", "encoders"}  # the method knows none
-PURE = {"box", "tokens", "rope", "schedule", *METHOD}
+PURE = {"box", "tokens", "rope", "schedule", "loops", "solvers", *METHOD}
 ARRAYS = {"jax", "numpy"}  # all that these may import from outside
 WITH_JAX = {"numpy", "scipy", "ml_dtypes"}  # packages that come with jax
 MODULES = {"pillow": "PIL"}  # packages that are imported by another name

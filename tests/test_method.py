@@ -9,8 +9,6 @@ import pytest
 from toys import (  # noqa: F401
     ASK,
     CONTEXT,
-    EARLY,
-    LATE,
     MASKS,
     OFFSETS,
     SAMPLE,
@@ -19,13 +17,16 @@ from toys import (  # noqa: F401
     H,
     Linear,
     N,
+    ToyConditions,
     W,
     close,
     make_task,
     put,
     quick_compiles,
     some,
+    states,
     toy,
+    velocity_of,
 )
 
 from jaxpa import inversion, personalize, tokens
@@ -90,7 +91,8 @@ def test_nothing_recompiles():
         box, target = (jnp.asarray(np.sort(rng.random((2, 2)) * 5, 0).reshape(4), jnp.float32) for _ in range(2))
         early, late = prepare(mask, box, target, jnp.asarray(k == 1), jax.random.key(k), jnp.float32(k / 2))
         task = make_task(seed=k, tau=0.3 * k, concat="zero", eta=1 - 0.2 * k)
-        task = replace(task, early=Phase(toy(2, k), early), late=Phase(toy(2, k), late))
+        task = replace(task, model=toy(2, k).weight, early=Phase(ToyConditions(toy(2, k).shift), early),
+                       late=Phase(ToyConditions(toy(2, k).shift), late))  # fmt: skip
         outputs.append(sample(task, some(k + 9, 1, N, C)))
     assert prepare._cache_size() == 1
     assert sample._cache_size() == 1
@@ -109,28 +111,24 @@ def test_fused_is_stepped(level, concat):
         task = make_task(2, 2, tau=tau, level=level, concat=concat, eta=0.7)
         above = int(personalize.gate(task))
         assert above == int((np.asarray(task.times[:-1]) > tau).sum())
-        state = personalize.start(task, x)
-        for i in range(6):
-            state = (EARLY if i < above else LATE)(task, jnp.int32(i), state)
-        close(SAMPLE(task, x), state[1], 1e-5)
+        after = states(task, x)
+        assert len(after) == 6
+        close(SAMPLE(task, x), after[-1].images, 1e-5)
 
 
 def test_reference_rows():
     """With eta 1 they follow their path, with 0 the model, in between a mixture of the two."""
     task = make_task(2, 1, tau=0.0)
-    states = {}
-    for eta in (0.0, 0.25, 1.0):
-        state, states[eta] = personalize.start(task, some(3, 1, N, C)), []
-        held = replace(task, eta=jnp.full(6, eta))
-        for i in range(6):
-            state = EARLY(held, jnp.int32(i), state)
-            states[eta].append(state[0])
-    close(jnp.stack(states[1.0]), task.path[1:], 1e-5)
+    walked = {
+        eta: [state.references for state in states(replace(task, eta=jnp.full(6, eta)), some(3, 1, N, C))]
+        for eta in (0.0, 0.25, 1.0)
+    }
+    close(jnp.stack(walked[1.0]), task.path[1:], 1e-5)
     x, t, t_next = task.path[0], task.times[0], task.times[1]
     rows = jnp.concatenate([x, some(3, 1, N, C)])
-    free = x + (t_next - t) * ASK(task.early.velocity, rows, t, task.early.routing)[:2]
-    close(states[0.0][0], free, 1e-5)
-    close(states[0.25][0], 0.25 * task.path[1] + 0.75 * free, 1e-5)
+    free = x + (t_next - t) * ASK(velocity_of(task, task.early), rows, t, task.early.routing)[:2]
+    close(walked[0.0][0], free, 1e-5)
+    close(walked[0.25][0], 0.25 * task.path[1] + 0.75 * free, 1e-5)
 
 
 def test_token_level_is_the_loop():
@@ -160,10 +158,10 @@ def test_token_level_then_context():
     moved = np.asarray(early.routing.source)[1] % N
     for i in range(above):
         x = jnp.where(rows[:, None], task.path[i, 0][moved], x)
-        x = x + (task.times[i + 1] - task.times[i]) * ASK(early.velocity, x, task.times[i], None)
+        x = x + (task.times[i + 1] - task.times[i]) * ASK(velocity_of(task, early), x, task.times[i], None)
     state = (task.path[above], x)
     for i in range(above, 6):
-        v = ASK(late.velocity, jnp.concatenate(state), task.times[i], late.routing)
+        v = ASK(velocity_of(task, late), jnp.concatenate(state), task.times[i], late.routing)
         held = inversion.reference_step(state[0], v[:1], task.path, task.times, task.eta, jnp.int32(i))
         state = held, state[1] + (task.times[i + 1] - task.times[i]) * v[1:]
     got = SAMPLE(task, some(5, 1, N, C))
@@ -250,5 +248,3 @@ def test_presets():
         "layer",
     )
     assert (paper.tau, paper.concat) == (Steps(0.8), "zero")
-    assert personalize.with_tau(paper, 0.3) == replace(paper, tau=0.3)
-    assert personalize.with_tau(paper, None) is paper

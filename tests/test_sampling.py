@@ -14,7 +14,7 @@ from jaxpa.config import ScheduleConfig, TransformerConfig
 from jaxpa.devices.timing import Clock
 from jaxpa.inversion import straight_line
 from jaxpa.personalize import Phase, Task
-from jaxpa.sampling import ClassifierFree, host_loop, initial_noise, sample, step
+from jaxpa.sampling import ClassifierFree, initial_noise, sample
 from jaxpa.schedule import flow_times
 from jaxpa.tokens import Placement, Routing, grid_positions, identity_source, pair
 from jaxpa.transformer import Flux, FluxVelocity
@@ -92,15 +92,6 @@ def test_bounds_split_a_schedule():
             np.testing.assert_array_equal(split(split(NOISE, times, 0, cut), times, cut, 11), whole)
         np.testing.assert_array_equal(split(NOISE, times, 5, 5), NOISE)
     assert more.programs == 0
-
-
-def test_host_loop_is_the_fused_loop():
-    times, seen = schedule(9), []
-    body = jax.jit(lambda i, x: step(gaussian(), x, times, i))
-    out = host_loop(body, jnp.asarray(NOISE), 2, 9, seen.append)
-    assert seen == list(range(2, 9))
-    close(out, split(NOISE, times, 2, 9), 1e-6)
-    assert host_loop(body, "state", 4, 4, seen.append) == "state"
 
 
 def test_samplers_under_transforms():

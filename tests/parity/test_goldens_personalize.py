@@ -14,7 +14,8 @@ from jaxpa.checkpoint.load import load_component
 from jaxpa.config import ScheduleConfig
 from jaxpa.encoders.autoencoder import Autoencoder
 from jaxpa.inversion import closed_form, control, invert, official_forward_times, straight_line
-from jaxpa.personalize import Phase, Task, early_step, late_step, reference_context, replacement_source, start
+from jaxpa.loops import stepped
+from jaxpa.personalize import Phase, Task, reference_context, replacement_source, task_run
 from jaxpa.schedule import flow_times
 from jaxpa.tokens import (
     Placement,
@@ -196,11 +197,6 @@ def test_one_forward(model, goldens):
             close(trace[int(number)], g[key], FORWARD)
 
 
-@pytest.fixture(scope="module")
-def steps():
-    return jax.jit(early_step), jax.jit(late_step)
-
-
 def make_task(inputs, velocity, routing: tuple[Routing, Routing], tau: float, eta, inverted: str) -> Task:
     times = jnp.asarray(inputs["sigmas"])
     path = straight_line(jnp.asarray(inputs["image_latents"]), jnp.asarray(inputs[inverted]), times)
@@ -208,20 +204,16 @@ def make_task(inputs, velocity, routing: tuple[Routing, Routing], tau: float, et
     return Task(path, jnp.asarray(eta), times, jnp.float32(tau), early, late)
 
 
-def run_task(steps, task: Task, x: np.ndarray) -> np.ndarray:
+def run_task(task: Task, x: np.ndarray) -> np.ndarray:
     """All rows after every step: (S, R + G, N, C)."""
-    state, out = start(task, jnp.asarray(x)), []
-    above = int((task.times[:-1] > task.tau).sum())
-    for i in range(task.times.shape[0] - 1):
-        state = steps[0 if i < above else 1](task, jnp.int32(i), state)
-        out.append(jnp.concatenate(state))
-    return np.asarray(jnp.stack(out))
+    states = [progress.state for progress in stepped(task_run(task, x))]
+    return np.stack([np.concatenate([state.references, state.images]) for state in states])
 
 
 def check_velocity(task: Task, x: np.ndarray, after: np.ndarray, want: np.ndarray) -> None:
     """What the model answered at every step, from the states that the steps went through."""
     before = [np.concatenate([task.path[0], x]), *after[:-1]]
-    ask = jax.jit(lambda phase, x, t: phase.velocity(x, jnp.broadcast_to(t, x.shape[:1]), phase.routing))
+    ask = jax.jit(lambda phase, x, t: phase.conditions(x, jnp.broadcast_to(t, x.shape[:1]), phase.routing))
     for i, rows in enumerate(before):
         phase = task.early if task.times[i] > task.tau else task.late
         close(ask(phase, rows, task.times[i]), want[i], FORWARD)
@@ -251,7 +243,7 @@ def cases(goldens) -> list[tuple[str, dict]]:
     return found
 
 
-def test_sampling(model, vae, goldens, steps):
+def test_sampling(model, vae, goldens):
     """Both rows of every run with one reference, after every step; velocities and the picture where they are stored."""
     g, inputs = goldens.load("pa_single.safetensors"), goldens.load("pa_inputs.safetensors")
     runs = cases(goldens)
@@ -262,7 +254,7 @@ def test_sampling(model, vae, goldens, steps):
         routing = routings(inputs["mask"][None], target[None], s["variant"])
         eta = control(len(inputs["timesteps"]), s["eta"], s["start"], s["stop"], s["decay"])
         task = make_task(inputs, bind(model, inputs, s["guidance"]), routing, s["tau"], eta, s["inverted"])
-        out = run_task(steps, task, inputs["new_noise"])
+        out = run_task(task, inputs["new_noise"])
         worst[name] = np.abs(out - g[f"{name}/step_latents"]).max()
         if f"{name}/noise_pred" in g:
             check_velocity(task, inputs["new_noise"], out, g[f"{name}/noise_pred"])
@@ -272,7 +264,7 @@ def test_sampling(model, vae, goldens, steps):
     assert max(worst.values()) < SAMPLING, worst
 
 
-def test_several_references(model, goldens, steps):
+def test_several_references(model, goldens):
     """All rows of every run with two references, on targets apart and overlapping, after every step."""
     g, single = goldens.load("pa_multi.safetensors"), goldens.load("pa_inputs.safetensors")
     inputs = {**single, **g}  # schedule and positions are those of the runs with one
@@ -286,7 +278,7 @@ def test_several_references(model, goldens, steps):
         held = control(len(inputs["timesteps"]), float(eta))
         routing = routings(g["masks"], targets, variant, padding=True)
         task = make_task(inputs, velocity, routing, float(tau), held, "inverted_latents")
-        out = run_task(steps, task, g["new_noise"])
+        out = run_task(task, g["new_noise"])
         worst[name] = np.abs(out - g[f"{name}/step_latents"]).max()
     assert max(worst.values()) < SAMPLING, worst
 

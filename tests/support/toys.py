@@ -9,7 +9,9 @@ import pytest
 
 from jaxpa import inversion, personalize, tokens
 from jaxpa.config import ScheduleConfig
+from jaxpa.loops import stepped
 from jaxpa.personalize import Phase, Task, reference_context, replacement_source
+from jaxpa.sampling import bound
 from jaxpa.schedule import flow_times
 from jaxpa.tokens import Placement, Routing, identity_source
 
@@ -57,6 +59,17 @@ class Toy:
 
 @jax.tree_util.register_dataclass
 @dataclass(frozen=True)
+class ToyConditions:
+    """What a row of `Toy` is told, without its weights."""
+
+    shift: jax.Array
+
+    def bind(self, model: jax.Array) -> Toy:
+        return Toy(model, self.shift)
+
+
+@jax.tree_util.register_dataclass
+@dataclass(frozen=True)
 class Linear:
     """v = slope * (source tokens): each token by itself, so that everything has a closed form."""
 
@@ -93,11 +106,13 @@ def put(masks: np.ndarray, offsets: np.ndarray) -> Placement:
 
 def make_task(
     references: int = 1, images: int = 1, tau: float = 0.6, level="layer", concat=None, size: int = N,
-    velocity=toy, eta: float = 1.0, seed: int = 0, steps: int = 6,
+    velocity=toy, eta: float = 1.0, seed: int = 0, steps: int = 6, solver: str = "euler",
 ) -> Task:  # fmt: skip
     """A task on toy velocities: [references; images], each with a condition of its own. MASKS move by OFFSETS."""
     masks, placement = MASKS[:references], put(MASKS[:references], OFFSETS[:references])
-    times, rows = times_of(steps), velocity(references + images)
+    times, rows, model = times_of(steps), velocity(references + images), None
+    if isinstance(rows, Toy):
+        rows, model = ToyConditions(rows.shift), rows.weight
     alone = jax.tree.map(lambda a: a[references:] if a.ndim == 3 else a, rows)
     path = inversion.straight_line(some(seed + 1, references, N, C), some(seed + 2, references, N, C), times)
     late = None
@@ -107,11 +122,20 @@ def make_task(
     early = Phase(rows if level == "layer" else alone, Routing(SOURCE(placement, images)))
     held = jnp.asarray(inversion.control(steps, eta))
     after = Phase(alone if late is None else rows, late)
-    return Task(jnp.asarray(path), held, jnp.asarray(times), jnp.float32(tau), early, after, level)
+    return Task(jnp.asarray(path), held, jnp.asarray(times), jnp.float32(tau), early, after, model, level, solver)
+
+
+def velocity_of(task: Task, phase: Phase):
+    """The velocity of one of a task's phases."""
+    return bound(phase.conditions, task.model)
+
+
+def states(task: Task, x) -> list[personalize.State]:
+    """The state after every step, stepped by the host."""
+    return [progress.state for progress in stepped(personalize.task_run(task, x))]
 
 
 SAMPLE = jax.jit(personalize.sample)
-EARLY, LATE = jax.jit(personalize.early_step), jax.jit(personalize.late_step)
 ASK = jax.jit(lambda velocity, x, t, routing: velocity(x, jnp.broadcast_to(t, x.shape[:1]), routing))
 CONTEXT = jax.jit(reference_context, static_argnums=(2, 3, 4, 5))
 SOURCE = jax.jit(replacement_source, static_argnums=1)
