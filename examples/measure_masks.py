@@ -50,7 +50,7 @@ def found(pipe: jaxpa.Pipeline, batch: Batch, captions: list[str], threshold: fl
 
 def truth(batch: Batch, grid: tuple[int, int]) -> np.ndarray:
     """The tokens of which the true mask covers half or more: (B, N) bool."""
-    return np.stack([token_mask(mask, *grid) for mask in batch.masks])
+    return np.stack([token_mask(mask, *grid, 0.5) for mask in batch.masks])
 
 
 def otsu(soft: np.ndarray) -> float:

@@ -7,12 +7,13 @@ from typing import NamedTuple, TypeAlias
 
 import numpy as np
 from PIL import Image, ImageDraw, ImageFont
+from PIL.Image import Resampling
 from scipy import ndimage
 
 Font: TypeAlias = ImageFont.FreeTypeFont | ImageFont.ImageFont
 
 MAGENTA = (230, 15, 130)  # a colour that few subjects have
-LEAST = 768  # pixels along the longer side of an overlay, so that thin lines have room
+LEAST, MOST = 768, 1536  # pixels along the longer side of an overlay: room for thin lines, at a bounded cost
 CRISP = 64  # up to this side a picture is a map of cells, whose edges stay sharp when it is enlarged
 MAX_LINES = 3  # of a caption
 INK, GREY, FRAME = (28, 28, 30), (105, 105, 112), (214, 214, 218)
@@ -27,12 +28,13 @@ def overlay(
 ) -> Image.Image:
     """A token mask (h * w,) bool over its picture -> RGB: its cells tinted and outlined, the grid in faint lines.
 
-    A small picture is enlarged to about `LEAST` pixels first.
+    A small picture is enlarged to about `LEAST` pixels first, and a large one is reduced to `MOST`.
     """
     ink = np.asarray(colour, np.float32)
-    factor = max(1, round(LEAST / max(image.size)))
-    width, height = image.width * factor, image.height * factor
-    pixels = np.asarray(over_white(image).resize((width, height), Image.Resampling.LANCZOS), np.float32)
+    longer = max(image.size)
+    factor = min(max(1, round(LEAST / longer)), MOST / longer)
+    width, height = (max(1, round(side * factor)) for side in image.size)
+    pixels = np.asarray(_resized(image, (width, height)), np.float32)
     row, col = np.arange(height) * h // height, np.arange(width) * w // width  # the cell of each pixel
     region = np.asarray(tokens, bool).reshape(h, w)[row][:, col]
     pixels = np.where(region[..., None], 0.72 * pixels + 0.28 * ink, 0.7 * pixels + 0.3 * 255)
@@ -62,12 +64,18 @@ def _eroded(region: np.ndarray, by: int, beyond: bool) -> np.ndarray:
     return ndimage.minimum_filter(region, 2 * by + 1, mode="constant", cval=float(beyond))
 
 
+def _resized(image: Image.Image, size: tuple[int, int], how: Image.Resampling = Resampling.LANCZOS) -> Image.Image:
+    """RGB at another size. Grey is resized as grey: a large mask in RGB would take four times the memory."""
+    plain = image.mode == "L" and not image.has_transparency_data
+    return (image if plain else over_white(image)).resize(size, how).convert("RGB")
+
+
 def over_white(image: Image.Image) -> Image.Image:
     """Any mode of eight bits -> RGB, what is transparent over white."""
     if image.has_transparency_data:
         image = image.convert("RGBA")
         image = Image.alpha_composite(Image.new("RGBA", image.size, "white"), image)
-    return image.convert("RGB")
+    return image if image.mode == "RGB" else image.convert("RGB")
 
 
 # Contact sheets ---------------------------------------------------------------------------------------------
@@ -116,7 +124,7 @@ def _fit(image: Image.Image, height: int) -> Image.Image:
     scale = min(height / image.height, 3 * height / image.width)
     size = max(1, round(image.width * scale)), max(1, round(image.height * scale))
     crisp = max(image.size) <= CRISP
-    return over_white(image).resize(size, Image.Resampling.NEAREST if crisp else Image.Resampling.LANCZOS)
+    return _resized(image, size, Resampling.NEAREST if crisp else Resampling.LANCZOS)
 
 
 def _strip(row: Sequence[tuple[str, Image.Image]], columns: Sequence[int], style: Style) -> Image.Image:

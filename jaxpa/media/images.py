@@ -4,39 +4,39 @@ A picture is an RGB `Image`; a mask is as in `masks`, whose functions are to be 
 Whatever can be wrong with a user's file ends in a JaxpaError of one line.
 """
 
+import errno
 import json
 import os
 import secrets
+import stat
+import threading
 from pathlib import Path
 from typing import Any, TypeAlias
 
 import numpy as np
-from PIL import ExifTags, Image, ImageOps, PngImagePlugin, UnidentifiedImageError
+from PIL import ExifTags, Image, ImageFile, ImageOps, PngImagePlugin, UnidentifiedImageError
 
 from jaxpa.box import Box
 from jaxpa.errors import JaxpaError
 from jaxpa.media.figures import over_white, overlay, sheet
-from jaxpa.media.masks import (
-    box_mask,
-    crop_box,
-    feather,
-    grow,
-    polygon_mask,
-    resize_mask,
-    shrink,
-    token_mask,
-    unit,
-)
+from jaxpa.media.masks import box_mask, crop_box, feather, grow, polygon_mask, resize_mask, shrink, token_mask, unit
 
 __all__ = [
-    "alpha_mask", "box_mask", "check_output", "crop_box", "feather", "grow", "overlay", "polygon_mask", "read_image",
-    "read_mask", "read_metadata", "resize_mask", "save_image", "sheet", "shrink", "to_array", "to_image", "token_mask",
+    "alpha_mask", "box_mask", "check_output", "crop_box", "feather", "grow", "overlay", "polygon_mask", "read_cutout",
+    "read_image", "read_mask", "read_metadata", "resize_mask", "save_image", "sheet", "shrink", "to_array", "to_image",
+    "token_mask",
 ]  # fmt: skip
 
 Picture: TypeAlias = str | os.PathLike[str] | Image.Image | np.ndarray
+"""What a caller may hand over: a file, a Pillow image of any mode, or a (H, W, 3 | 4) uint8 array."""
 
-FORMATS = {".png": "PNG", ".jpg": "JPEG", ".jpeg": "JPEG", ".webp": "WEBP"}
+# Pillow reads more, but some of it through other programs (EPS through Ghostscript).
+READ_FORMATS = ("PNG", "JPEG", "WEBP", "BMP", "TIFF", "GIF", "PPM", "JPEG2000")
+FORMATS = {".png": "PNG", ".jpg": "JPEG", ".jpeg": "JPEG", ".webp": "WEBP"}  # that are written
+MAX_PIXELS = 200_000_000  # of a file, unless the environment says otherwise:
+LIMIT = "JAXPA_MAX_PIXELS"
 COLOUR_MODES = ("1", "L", "LA", "P", "PA", "RGB", "RGBA")
+PREMULTIPLIED = {"La": "LA", "RGBa": "RGBA"}
 KEY = "jaxpa"  # names the metadata inside a file
 ASCII = b"ASCII\0\0\0"  # EXIF's mark for the character set of a user comment
 ASPECT_TOLERANCE = 0.02
@@ -45,41 +45,82 @@ ASPECT_TOLERANCE = 0.02
 # Reading --------------------------------------------------------------------------------------------------
 
 
-def _name(source: Picture, what: str) -> str:
-    named = os.fspath(source) if isinstance(source, str | os.PathLike) else getattr(source, "filename", "")
-    return str(named or f"the {what}")
+def name_of(picture: Picture, what: str = "picture") -> str:
+    """What messages call a picture: its file, in characters that a terminal may be sent, or "the picture"."""
+    file = os.fsdecode(picture) if isinstance(picture, str | os.PathLike) else getattr(picture, "filename", "")
+    text = "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in str(file))
+    return text or f"the {what}"
 
 
 def _line(error: Exception) -> str:
     return " ".join(str(error).split())
 
 
+def max_pixels() -> int:
+    """The pixels that a picture's file may have: `MAX_PIXELS`, or what the environment variable `LIMIT` says."""
+    text = os.environ.get(LIMIT, "").replace("_", "")
+    if text and not (text.isascii() and text.isdigit() and int(text)):
+        raise JaxpaError(f"{LIMIT}={text!r} must be a number of pixels, such as {MAX_PIXELS}")
+    return int(text) if text else MAX_PIXELS
+
+
+_pillow = threading.Lock()
+
+
+def _identified(path: str | os.PathLike[str]) -> ImageFile.ImageFile:
+    """A file's header, read by the formats that are read here. Pillow's own limit of pixels gives way to ours."""
+    if not stat.S_ISREG(os.stat(path).st_mode):  # a pipe would be waited for, a device read without end
+        raise IsADirectoryError if os.path.isdir(path) else OSError(errno.EINVAL, "not a regular file")
+    with _pillow:
+        Image.MAX_IMAGE_PIXELS, before = None, Image.MAX_IMAGE_PIXELS
+        try:
+            return Image.open(path, formats=READ_FORMATS)
+        finally:
+            Image.MAX_IMAGE_PIXELS = before
+
+
 def _upright(image: Image.Image) -> Image.Image:
     """Decode the first frame and turn it as its EXIF says; modes that nothing here knows become RGB."""
-    image = ImageOps.exif_transpose(image)
+    if image.getexif().get(ExifTags.Base.Orientation, 1) != 1:
+        image = ImageOps.exif_transpose(image)
+    image.load()
+    if image.mode in PREMULTIPLIED:
+        return image.convert(PREMULTIPLIED[image.mode])
     return image if image.mode in COLOUR_MODES or image.mode[0] in "IF" else image.convert("RGB")
 
 
-def _open(source: Picture, what: str) -> Image.Image:
+def _check_pixels(image: Image.Image) -> None:
+    if image.width * image.height > (limit := max_pixels()):
+        raise Image.DecompressionBombError(
+            f"{image.width} x {image.height} pixels are more than {limit:,}: scale it down, or raise {LIMIT}"
+        )
+
+
+def _open(picture: Picture, what: str) -> Image.Image:
     """The picture in its own mode, upright and decoded in full."""
-    name = _name(source, what)
-    if isinstance(source, np.ndarray):
-        if source.dtype != np.uint8 or source.ndim != 3 or source.shape[2] not in (3, 4) or not source.size:
-            raise JaxpaError(f"{name} is an array {source.shape} of {source.dtype}: give (H, W, 3) or (H, W, 4) uint8")
-        return Image.fromarray(source)
+    name = name_of(picture, what)
+    if isinstance(picture, np.ndarray):
+        if picture.dtype != np.uint8 or picture.ndim != 3 or picture.shape[2] not in (3, 4) or not picture.size:
+            raise JaxpaError(f"{name} is an array {picture.shape} of {picture.dtype}: give (H, W, 3 or 4) uint8")
+        return Image.fromarray(picture)
+    if not isinstance(picture, str | os.PathLike | Image.Image):
+        raise JaxpaError(f"{name} is of the type {type(picture).__name__}: give a path, an image or an array")
     try:
-        if isinstance(source, Image.Image):
-            return _upright(source)
-        with Image.open(source) as image:
+        if isinstance(picture, Image.Image):
+            return _upright(picture)
+        with _identified(picture) as image:
+            _check_pixels(image)
             return _upright(image)
+    except JaxpaError:
+        raise
     except FileNotFoundError:
         problem = f"no such file: check the path of the {what}"
     except IsADirectoryError:
         problem = f"a folder: name the file of the {what}"
     except UnidentifiedImageError:
-        problem = "not a picture of a known format: save it as PNG, JPEG or WebP"
-    except Image.DecompressionBombError:
-        problem = f"more than {2 * (Image.MAX_IMAGE_PIXELS or 0):,} pixels: scale it down"
+        problem = f"not a picture of a known format: save it as PNG, JPEG or WebP ({', '.join(READ_FORMATS)} are read)"
+    except Image.DecompressionBombError as error:
+        problem = _line(error)
     except Exception as error:  # Pillow's decoders raise whatever they stumble over
         problem = f"cut short or damaged ({_line(error)}): save or download it again"
         if isinstance(error, OSError) and error.strerror:
@@ -95,19 +136,29 @@ def _alpha(image: Image.Image) -> np.ndarray | None:
     return None if alpha.min() == alpha.max() else unit(alpha)
 
 
-def read_image(source: Picture) -> Image.Image:
-    """A file, a Pillow image, or a (H, W, 3 | 4) uint8 array -> RGB, upright, what is transparent over white.
-
-    JaxpaError: a file that is missing, not a picture, or damaged; an array of another kind.
-    """
-    image = _open(source, "picture")
+def _rgb(image: Image.Image, name: str) -> Image.Image:
+    """An opened picture -> RGB, what is transparent over white."""
     if image.mode[0] in "IF":  # 16 and 32 bits, which Pillow's own conversion would clip
-        grey = unit(np.asarray(image), _name(source, "picture"))
+        grey = unit(np.asarray(image), name)
         image = Image.fromarray(np.rint(grey * 255).astype(np.uint8))
     return over_white(image)
 
 
-def read_mask(source: Picture, size: tuple[int, int] | None = None) -> np.ndarray:
+def read_image(picture: Picture) -> Image.Image:
+    """A file, a Pillow image, or a (H, W, 3 | 4) uint8 array -> RGB, upright, what is transparent over white.
+
+    JaxpaError: a file that is missing, damaged, no picture, or larger than `max_pixels`; an array of another kind.
+    """
+    return _rgb(_open(picture, "picture"), name_of(picture))
+
+
+def read_cutout(picture: Picture) -> tuple[Image.Image, np.ndarray | None]:
+    """`read_image` and `alpha_mask` of a picture that is opened once. JaxpaError: as `read_image`."""
+    image = _open(picture, "picture")
+    return _rgb(image, name_of(picture)), _alpha(image)
+
+
+def read_mask(picture: Picture, size: tuple[int, int] | None = None) -> np.ndarray:
     """A mask picture of any mode, or an array, -> (H, W) float32 in [0, 1] at its own resolution.
 
     An alpha channel counts where it is not the same everywhere, else brightness. Arrays are (H, W) of bool, integers
@@ -115,16 +166,15 @@ def read_mask(source: Picture, size: tuple[int, int] | None = None) -> np.ndarra
 
     JaxpaError: as `read_image`; an aspect more than 2% off that of `size`; nothing above 0.5.
     """
-    name = _name(source, "mask")
-    if isinstance(source, np.ndarray) and (source.ndim == 2 or source.shape[2:] == (1,)):
-        mask = unit(source.reshape(source.shape[:2]), name)
+    name = name_of(picture, "mask")
+    if isinstance(picture, np.ndarray) and (picture.ndim == 2 or picture.shape[2:] == (1,)):
+        mask = unit(picture.reshape(picture.shape[:2]), name)
     else:
-        image = _open(source, "mask")
-        alpha = _alpha(image)
-        if alpha is None:
+        image = _open(picture, "mask")
+        mask = _alpha(image)
+        if mask is None:
             plain = image.mode in ("1", "L") or image.mode[0] in "IF"
-            alpha = unit(np.asarray(image if plain else image.convert("RGB").convert("L")), name)
-        mask = alpha
+            mask = unit(np.asarray(image if plain else image.convert("RGB").convert("L")), name)
     height, width = mask.shape
     if size and abs(width * size[1] / (height * size[0]) - 1) > ASPECT_TOLERANCE:
         raise JaxpaError(
@@ -138,11 +188,9 @@ def read_mask(source: Picture, size: tuple[int, int] | None = None) -> np.ndarra
     return mask
 
 
-def alpha_mask(source: Picture) -> np.ndarray | None:
+def alpha_mask(picture: Picture) -> np.ndarray | None:
     """The picture's own transparency as a mask, (H, W) float32; None where it has none or a constant one."""
-    if isinstance(source, np.ndarray) and source.ndim == 2:
-        return None
-    return _alpha(_open(source, "picture"))
+    return _alpha(_open(picture, "picture"))
 
 
 # Between pictures and arrays --------------------------------------------------------------------------------

@@ -34,6 +34,21 @@ def test_overlay_tints_the_cells_of_the_mask() -> None:
     assert {full.getpixel(at) for at in ((0, 0), (1001, 0), (0, 665), (500, 665))} == {figures.MAGENTA}
 
 
+def test_large_pictures_give_figures_of_bounded_size() -> None:
+    chosen = np.arange(16) % 3 == 0
+    large = Image.fromarray(np.random.default_rng(0).integers(0, 256, (12, 16, 3), np.uint8)).resize((3200, 2400))
+    drawn = images.overlay(large, chosen, 4, 4)
+    assert drawn.size == (figures.MOST, figures.MOST * 3 // 4)
+    # What is drawn is the picture reduced first.
+    small = images.overlay(large.resize(drawn.size, Image.Resampling.LANCZOS), chosen, 4, 4)
+    np.testing.assert_array_equal(np.asarray(drawn), np.asarray(small))
+    grey = large.convert("L")
+    assert images.sheet([[("", grey)]]).size == images.sheet([[("", grey.convert("RGB"))]]).size
+    np.testing.assert_array_equal(
+        np.asarray(images.sheet([[("", grey)]])), np.asarray(images.sheet([[("", grey.convert("RGB"))]]))
+    )
+
+
 def test_sheet() -> None:
     red, wide = Image.new("RGB", (96, 96), (255, 0, 0)), Image.new("RGBA", (300, 100), (0, 0, 255, 255))
     drawn = images.sheet([[("reference", red), ("", red)], [], [("x " * 500, wide)]])

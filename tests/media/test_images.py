@@ -3,8 +3,10 @@
 import json
 import os
 import stat
+import struct
 import subprocess
 import sys
+import zlib
 from pathlib import Path
 
 import jax.numpy as jnp
@@ -108,9 +110,76 @@ def test_unreadable_pictures(tmp_path: Path) -> None:
 
 def test_a_picture_of_too_many_pixels(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     Image.fromarray(noise()).save(tmp_path / "a.png")
-    monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", 100)
-    with pytest.raises(JaxpaError, match=r"a\.png: more than 200 pixels: scale it down"):
+    monkeypatch.setattr(images, "MAX_PIXELS", 599)
+    with pytest.raises(JaxpaError, match=r"a\.png: 30 x 20 pixels are more than 599: .* raise JAXPA_MAX_PIXELS"):
         images.read_image(tmp_path / "a.png")
+    monkeypatch.setenv("JAXPA_MAX_PIXELS", "600")
+    assert images.read_image(tmp_path / "a.png").size == (30, 20)
+    monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", 100)  # Pillow's own limit does not count, and stays as it was
+    assert images.read_image(tmp_path / "a.png").size == (30, 20)
+    assert Image.MAX_IMAGE_PIXELS == 100
+    for bad in ("many", "-1", "0", "1e9"):
+        monkeypatch.setenv("JAXPA_MAX_PIXELS", bad)
+        with pytest.raises(JaxpaError, match=r"JAXPA_MAX_PIXELS='.*' must be a number of pixels"):
+            images.read_image(tmp_path / "a.png")
+
+
+def test_a_bomb_is_refused_before_it_is_decoded(tmp_path: Path) -> None:
+    """A header of 60,000 x 60,000 pixels in a few bytes: 10 GiB if it were believed."""
+    chunk = b"IHDR" + struct.pack(">IIBBBBB", 60_000, 60_000, 8, 2, 0, 0, 0)
+    header = b"\x89PNG\r\n\x1a\n" + struct.pack(">I", 13) + chunk + struct.pack(">I", zlib.crc32(chunk))
+    data = b"IDAT" + zlib.compress(b"\0" * 1000)
+    (tmp_path / "a.png").write_bytes(
+        header + struct.pack(">I", len(data) - 4) + data + struct.pack(">I", zlib.crc32(data))
+    )
+    with pytest.raises(JaxpaError, match="60000 x 60000 pixels are more than 200,000,000"):
+        images.read_image(tmp_path / "a.png")
+
+
+# What Pillow hands to Ghostscript, whatever the file is called.
+EPS = b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 9 9\n%%EndComments\nshowpage\n%%EOF\n"
+
+
+def test_only_named_formats_are_read(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "a.png").write_bytes(EPS)
+    assert Image.open(tmp_path / "a.png").format == "EPS"
+    monkeypatch.setattr(subprocess, "check_call", lambda *_, **__: pytest.fail("another program was started"))
+    with pytest.raises(JaxpaError, match=r"not a picture of a known format: .*PNG, JPEG, WEBP.* are read"):
+        images.read_image(tmp_path / "a.png")
+    picture = Image.fromarray(noise())
+    for form in images.READ_FORMATS:
+        lossless = {"JPEG2000": {"irreversible": False}, "WEBP": {"lossless": True}}.get(form, {})
+        picture.save(tmp_path / "a", form, **lossless)
+        got = images.read_image(tmp_path / "a")
+        assert got.size == picture.size
+        if form not in ("JPEG", "GIF"):
+            np.testing.assert_array_equal(np.asarray(got), np.asarray(picture))
+
+
+@pytest.mark.skipif(not hasattr(os, "mkfifo"), reason="there are no pipes in the file system")
+def test_only_regular_files_are_read(tmp_path: Path) -> None:
+    os.mkfifo(tmp_path / "pipe.png")  # opening it would wait for a writer
+    for path in (tmp_path / "pipe.png", Path("/dev/zero")):
+        for read in (images.read_image, images.read_mask, images.alpha_mask, images.read_cutout, images.read_metadata):
+            with pytest.raises(JaxpaError, match="cannot be read"):
+                read(path)
+
+
+def test_names_reach_the_terminal_as_text(tmp_path: Path) -> None:
+    for name in (
+        "\x1b[31mred.png",
+        "new\nline.png",
+        "a\u202eb.png",
+        os.fsdecode(b"bytes\xff.png"),
+        "nul\0.png",
+        "x" * 9999,
+    ):
+        with pytest.raises(JaxpaError) as error:
+            images.read_image(tmp_path / name)
+        assert message(error).isprintable()
+    for wrong in (None, 5, ["a.png"]):
+        with pytest.raises(JaxpaError, match="is of the type"):
+            images.read_image(wrong)  # type: ignore[arg-type]
 
 
 @pytest.mark.parametrize("array", [np.zeros((4, 4, 3)), np.zeros((4, 4, 2), np.uint8), np.zeros((0, 4, 3), np.uint8)])
