@@ -2,6 +2,7 @@
 
 from collections.abc import Callable, Iterable, Sequence
 from difflib import get_close_matches
+from typing import Any
 
 
 class JaxpaError(Exception):
@@ -23,13 +24,13 @@ class CheckpointError(JaxpaError):
 
 
 def check_choice(
-    name: str, value: object, options: Iterable[str], error: Callable[[str], Exception] = ValueError
-) -> str:
+    name: str, value: Any, options: Iterable[str | None], error: Callable[[str], Exception] = ValueError
+) -> Any:
     """`value`, where it is one of the options; else raises `error`, naming the nearest of them."""
     options = list(options)
-    if isinstance(value, str) and value in options:
+    if (value is None or isinstance(value, str)) and value in options:
         return value
     listed = ", ".join(map(repr, options))
-    near = get_close_matches(str(value).lower(), options, 1, 0.5)
+    near = get_close_matches(str(value).lower(), [each for each in options if each], 1, 0.5)
     hint = f": did you mean {near[0]!r}?" if near else ""
     raise error(f"{name} must be one of {listed}, not {value!r}{hint}")

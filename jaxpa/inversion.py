@@ -12,14 +12,23 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from jaxpa import checks
+from jaxpa.errors import check_choice
 from jaxpa.loops import Loop, Run, trajectory
 from jaxpa.sampling import Velocity, at, prepare, sampling_run
 
 
 def straight_line(x0: jax.Array, noise: jax.Array, times: jax.Array) -> jax.Array:
     """x_t = (1 - t) x0 + t noise: x0, noise (R, N, C), times (S + 1,) -> path (S + 1, R, N, C)."""
+    _check_ends(x0, noise)
+    checks.flow_times("times", times, rising=None)
     t = times[:, None, None, None]
     return (1 - t) * x0 + t * noise
+
+
+def _check_ends(x0: jax.Array, noise: jax.Array) -> None:
+    checks.array("x0", x0, ("R", "N", "C"))
+    checks.array("noise", noise, x0.shape)
 
 
 @jax.tree_util.register_dataclass
@@ -43,6 +52,8 @@ def forward_times(times: jax.Array | np.ndarray, ask: Literal["end", "start"] = 
     ask: where each step asks the model. "end", its noisier end, repeats the times of the sampler, whose way it
     undoes; "start" is the explicit Euler step of Rout et al. 2024, whose first question is at t = 0.
     """
+    check_choice("ask", ask, ("end", "start"))
+    checks.flow_times("times", times)
     backwards = jnp.asarray(times)[::-1]
     start, end = backwards[:-1], backwards[1:]
     return ForwardTimes(end if ask == "end" else start, end - start, start)
@@ -50,6 +61,7 @@ def forward_times(times: jax.Array | np.ndarray, ask: Literal["end", "start"] = 
 
 def official_forward_times(times: jax.Array | np.ndarray) -> ForwardTimes:
     """The official code's times: i / (S + 1) for model and controller, the schedule's widths in sampling order."""
+    checks.flow_times("times", times)
     times = jnp.asarray(times)
     steps = times.shape[0] - 1
     asked = jnp.arange(steps, dtype=jnp.float32) / (steps + 1)
@@ -95,6 +107,12 @@ def inversion_run(
     sweeps: int = 0,
 ) -> Run:
     """The description of `invert`, for `loops.stepped`: its results are the states after each step."""
+    _check_ends(x0, noise)
+    checks.array("forward.model", forward.model, ("S",))
+    for name in ("width", "control"):
+        checks.array(f"forward.{name}", getattr(forward, name), forward.model.shape)
+    checks.number("gamma", gamma, 0, 1)
+    checks.whole("sweeps", sweeps, 0)
     data = _Inversion(velocity, noise, forward, gamma, sweeps)
     return Run(data, jnp.asarray(x0), (Loop(_enter, _body, 0, forward.model.shape[0]),))
 
@@ -127,11 +145,13 @@ def follow_back(velocity: Velocity, x0: jax.Array, times: jax.Array, solver: str
     The solver walks the schedule backwards, from t = 0, so its error has the solver's order; unlike `invert`, it does
     not undo the sampler's own steps.
     """
+    checks.flow_times("times", times)
     return trajectory(sampling_run(velocity, x0, times[::-1], solver=solver))[::-1]
 
 
 def closed_form(x0: jax.Array, noise: jax.Array, forward: ForwardTimes) -> jax.Array:
     """What `invert` ends at with gamma = 1: noise + f (x0 - noise), f = prod(1 - width / (1 - control))."""
+    _check_ends(x0, noise)
     factor = jnp.prod(1 - forward.width / (1 - forward.control))
     return noise + factor * (x0 - noise)
 
@@ -143,6 +163,9 @@ def control(
 
     `decay_power` p multiplies it by (1 - i / S)^p. The official code's rule and its names.
     """
+    checks.whole("steps", steps, 1)
+    for name, value in (("eta", eta), ("start", start), ("stop", stop)):
+        checks.number(name, value, 0, 1)
     i = np.arange(steps)
     inside = (i >= int(start * steps)) & (i < min(int(stop * steps), steps))
     fade = 1.0 if decay_power is None else (1 - i / steps) ** decay_power

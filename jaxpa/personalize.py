@@ -10,17 +10,21 @@ subject comes from, where it goes, and until when, is data: index arrays and a n
 
 from dataclasses import dataclass, field
 from functools import partial
-from typing import Any, Literal, NamedTuple
+from typing import Any, Literal, NamedTuple, get_args
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 
-from jaxpa.errors import JaxpaError
+from jaxpa import checks
+from jaxpa.errors import check_choice
 from jaxpa.inversion import reference_step
 from jaxpa.loops import Loop, Run, fused
+from jaxpa.presets import PRESETS as PRESETS
+from jaxpa.presets import Level, Positions
+from jaxpa.presets import Preset as Preset
 from jaxpa.sampling import at, bound, euler_step, prepare
-from jaxpa.schedule import Steps, steps_above
+from jaxpa.schedule import steps_above
 from jaxpa.solvers import Flow, solver_of
 from jaxpa.tokens import (
     Placement,
@@ -35,60 +39,6 @@ from jaxpa.tokens import (
     shuffle_windows,
 )
 
-Level = Literal["layer", "token"]
-Positions = Literal["zero", "target", "original", "shifted"]
-
-
-EDIT = Steps(0.1)  # Section 3.4: what is kept is held for 90% of the steps
-
-
-@dataclass(frozen=True)
-class Preset:
-    """The method's switches. Each is independent of the others; `PRESETS` names the settings of the sources."""
-
-    tau: float | Steps
-    level: Level = "layer"
-    path: Literal["line", "ode", "rf"] = "line"
-    """The reference's way: a straight line to noise, the model's own flow backwards, or RF inversion by `gamma`."""
-    start: Literal["independent", "moved"] = "independent"
-    """Noise of the target region: the image's own, or the reference's inverted noise, moved with its tokens."""
-    concat: Positions | None = None
-    """Positions of the reference tokens that are attended to after tau; None: they are not."""
-    guidance_inside: float | None = None
-    """Guidance of replaced tokens while t > tau; None: as outside. Where the checkpoint embeds its guidance, this is
-    what the reference's features are made with."""
-    gamma: float = 1.0
-    """Of RF inversion, from 0 (the model's own flow) to 1 (straight to the noise)."""
-    eta: float = 1.0
-    """How firmly the reference is held on its path, from 0 (the model's own flow) to 1."""
-    shuffle: float = 0.0
-    """Share of the subject's tokens that change places within windows of 3 x 3 (Section 3.4)."""
-    outline: int = 0
-    """Side in tokens, odd, of the square that dilates or erodes the subject's mask at random (Section 3.4); 0: none."""
-    coverage: float = 0.5
-    """A token belongs to a subject if its mask covers at least this share of the token."""
-    margin: int = 0
-    """Cells by which the region of moved start noise reaches beyond the subject."""
-    inpaint_tau: float | Steps = EDIT
-    outpaint_tau: float | Steps = EDIT
-
-    def __post_init__(self) -> None:
-        if self.outline < 0 or self.outline % 2 == 0 < self.outline:
-            raise JaxpaError(f"outline must be an odd number of tokens, or 0, not {self.outline}")
-        for name in ("gamma", "eta", "shuffle"):
-            if not 0 <= getattr(self, name) <= 1:
-                raise JaxpaError(f"{name} must lie in [0, 1], not {getattr(self, name)}")
-
-
-PRESETS = {
-    # The notebooks of the official repository: 28 steps, gamma 1, eta 1, no concatenation.
-    "official": Preset(tau=0.6, path="rf", inpaint_tau=0.45, outpaint_tau=0.7),
-    # Sections 3.4 and 4.1: tau at 80% of the steps, perturbation, then the reference at position zero.
-    "paper": Preset(tau=Steps(0.8), concat="zero", shuffle=1.0, outline=5),
-    # A small grid needs more: the true flow of the reference, and its noise under the subject.
-    "mini": Preset(tau=0.5, path="ode", start="moved", guidance_inside=1.0, coverage=0.1, margin=1),
-}
-
 
 def replacement_source(placement: Placement, images: int) -> jax.Array:
     """Where each token of [R references; G images] takes its features from: (R + G, N) int32.
@@ -96,6 +46,7 @@ def replacement_source(placement: Placement, images: int) -> jax.Array:
     placement.source and .target are (R, N), the same for all images, or (G, R, N). Where targets overlap the later
     reference wins. Reference rows are never touched.
     """
+    _check_placement(placement)
     references, n = placement.source.shape[-2:]
     source, target = (jnp.broadcast_to(a, (images, references, n)) for a in placement)
     index = identity_source(references + images, n)
@@ -103,6 +54,12 @@ def replacement_source(placement: Placement, images: int) -> jax.Array:
     for j in range(references):
         rows = jnp.where(target[:, j], j * n + source[:, j], rows)
     return jnp.concatenate([index[:references], rows]).astype(jnp.int32)
+
+
+def _check_placement(placement: Placement) -> None:
+    checks.array("placement.source", placement.source, ("...", "R", "N"), int)
+    checks.array("placement.target", placement.target, placement.source.shape, bool)
+    checks.within("placement.source", placement.source, 0, placement.source.shape[-1] - 1)
 
 
 class Context(NamedTuple):
@@ -121,6 +78,9 @@ def reference_context(
     masks (R, N) bool; `where` gives their rotary positions: (0, 0) as in the paper, those of the cells that they are
     put on, their own, or their own moved by the grid's width (Section 3.2 compares the last three).
     """
+    check_choice("where", where, get_args(Positions))
+    checks.array("masks", masks, ("R", grid[0] * grid[1]), bool)
+    _check_placement(placement)
     references, n = masks.shape
     batch = references + images
     picked = jnp.nonzero(masks.reshape(-1), size=size, fill_value=0)[0]  # (K,) into R * N
@@ -282,8 +242,31 @@ def gate(task: Task) -> jax.Array:
     return steps_above(task.times, task.tau)
 
 
+def _check(task: Task, x: jax.Array) -> None:
+    """Shapes and, where they are known, values of a task. Raises ValueError."""
+    check_choice("level", task.level, get_args(Level))
+    solver_of(task.solver)
+    checks.flow_times("times", task.times)
+    steps = task.times.shape[0] - 1
+    checks.array("path", task.path, (steps + 1, "R", "N", "C"))
+    references, n, channels = task.path.shape[1:]
+    checks.array("x", x, ("G", n, channels))
+    checks.array("eta", task.eta, (steps,))
+    checks.within("eta", task.eta, 0, 1)
+    checks.number("tau", task.tau, 0, 1)
+    rows = references + x.shape[0]
+    for name, phase in (("early", task.early), ("late", task.late)):
+        if phase.routing is not None and phase.routing.source is not None:
+            checks.indices(f"{name}.routing.source", phase.routing.source, (rows, n), rows * n)
+
+
 def task_run(task: Task, x: jax.Array, above: int | None = None) -> Run:
-    """The description of `sample`, for `loops.stepped`: its results are the images after each step."""
+    """The description of `sample`, for `loops.stepped`: its results are the images after each step.
+
+    Raises ValueError for arrays that do not fit each other, times that do not fall, a tau outside [0, 1], indices out
+    of range, and words that are none.
+    """
+    _check(task, x)
     split, steps = gate(task) if above is None else above, task.times.shape[0] - 1
     loops = Loop(_enter_early, _body, 0, split), Loop(_enter_late, _body, split, steps)
     return Run(task, State(task.path[0], jnp.asarray(x), ()), loops, _images)

@@ -49,7 +49,7 @@ from jaxpa.schedule import Steps, tau_time
 OnStep = Callable[[str, int, int], None]
 """Hears (stage, steps done, steps in all) after every step. Where there is one, the host steps the loop."""
 
-_sample, _invert = jax.jit(sampling.sample), jax.jit(inversion.invert)
+_sample, _invert = jax.jit(sampling.sample), jax.jit(inversion.invert, static_argnums=5)
 _closed_form = jax.jit(inversion.closed_form)
 _personalize = jax.jit(personalize.sample)
 _line = jax.jit(inversion.straight_line)
@@ -233,7 +233,7 @@ class Pipeline(Model):
         velocity = self.guided(self.encode_text(references.captions), references.grid, 1.0, None)
         if preset.path == "rf":
             return _line(x0, _inverted(velocity, x0, noise, official, preset.gamma, on_step)[-1], times)
-        return _inverted(velocity, x0, noise, inversion.forward_times(times), 0.0, on_step)[::-1]
+        return _inverted(velocity, x0, noise, inversion.forward_times(times), 0.0, on_step, preset.sweeps)[::-1]
 
     # Looking inside ------------------------------------------------------------------------------------------
 
@@ -305,13 +305,19 @@ def _personalized(task: Task, x: jax.Array, on_step: OnStep | None) -> jax.Array
 
 
 def _inverted(
-    velocity: Velocity, x0: jax.Array, noise: jax.Array, forward: ForwardTimes, gamma: float, on_step: OnStep | None
+    velocity: Velocity,
+    x0: jax.Array,
+    noise: jax.Array,
+    forward: ForwardTimes,
+    gamma: float,
+    on_step: OnStep | None,
+    sweeps: int = 0,
 ) -> jax.Array:
     """`inversion.invert`, likewise."""
     if on_step is None:
-        return _invert(velocity, x0, noise, forward, gamma)
+        return _invert(velocity, x0, noise, forward, gamma, sweeps)
     states = [x0]
-    for progress in stepped(inversion.inversion_run(velocity, x0, noise, forward, gamma)):
+    for progress in stepped(inversion.inversion_run(velocity, x0, noise, forward, gamma, sweeps)):
         on_step("invert", progress.step, progress.steps)
         states.append(progress.result)
     return jnp.stack(states)

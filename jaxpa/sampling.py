@@ -10,6 +10,7 @@ from typing import Any, Protocol
 import jax
 import jax.numpy as jnp
 
+from jaxpa import checks
 from jaxpa.loops import Loop, Run, fused
 from jaxpa.solvers import Flow, solver_of
 from jaxpa.tokens import Routing
@@ -116,8 +117,16 @@ def sampling_run(
     stop: jax.Array | int | None = None,
     solver: str = "euler",
 ) -> Run:
-    """The description of `sample`, for `loops.stepped`. With rising times it follows the flow from data to noise."""
-    stop = times.shape[0] - 1 if stop is None else stop
+    """The description of `sample`, for `loops.stepped`. With rising times it follows the flow from data to noise.
+
+    Raises ValueError for wrong shapes, times or bounds, or a solver that `SOLVERS` does not name.
+    """
+    checks.array("x", x, ("B", "N", "C"))
+    checks.flow_times("times", times, rising=None)
+    steps = times.shape[0] - 1
+    stop = steps if stop is None else stop
+    checks.number("stop", stop, 0, steps)
+    checks.number("start", start, 0, stop if checks.known(stop) else steps)
     state = jnp.asarray(x), solver_of(solver).init(x)
     return Run(_Sampling(velocity, times, solver), state, (Loop(_enter, _body, start, stop),), _x)
 
@@ -132,9 +141,10 @@ def sample(
 ) -> jax.Array:
     """All steps in one compiled loop: x (B, N, C) at times[start] -> tokens at times[stop] (default: the last).
 
-    The bounds may be traced, so that one program serves every split of a schedule. solver: a name of `SOLVERS`; raises
-    ValueError for another.
+    The bounds may be traced, so that one program serves every split of a schedule. solver: a name of `SOLVERS`.
+    Raises ValueError for what `sampling_run` refuses, and for rising times.
     """
+    checks.flow_times("times", times)
     return fused(sampling_run(velocity, x, times, start, stop, solver))
 
 
@@ -151,4 +161,5 @@ def initial_noise(seeds: jax.Array, shape: tuple[int, ...]) -> jax.Array:
 
     An image's noise is a function of its own seed: neither its place in a batch nor the batch's size matters.
     """
+    checks.array("seeds", seeds, ("B",), int)
     return jax.vmap(lambda seed: jax.random.normal(jax.random.key(seed), shape, jnp.float32))(seeds)

@@ -23,6 +23,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from jaxpa import checks
 from jaxpa.config import ScheduleConfig
 
 
@@ -35,10 +36,10 @@ def log_shift(tokens: int, config: ScheduleConfig) -> float:
 def flow_times(steps: int, tokens: int, config: ScheduleConfig) -> np.ndarray:
     """The S + 1 flow times of a schedule, from 1 down to 0: (S + 1,) float32.
 
-    Raises ValueError for fewer than one step.
+    Raises ValueError for fewer than one step or token.
     """
-    if steps < 1:
-        raise ValueError(f"steps must be at least 1, not {steps}")
+    checks.whole("steps", steps, 1)
+    checks.whole("tokens", tokens, 1)
     u = 1.0 - np.arange(steps + 1, dtype=np.float64) / steps
     factor = math.exp(log_shift(tokens, config)) if config.use_dynamic_shifting else config.shift
     return (factor * u / (1.0 + (factor - 1.0) * u)).astype(np.float32)
@@ -48,28 +49,32 @@ def flow_times(steps: int, tokens: int, config: ScheduleConfig) -> np.ndarray:
 class Steps:
     """tau as a share of the steps: Steps(0.8) replaces in the first 20% of them, rounded to the nearest step.
 
-    The paper counts tau this way ("tau = 80% of the steps"); a plain float is flow time.
+    The paper counts tau this way ("tau = 80% of the steps"); a plain number is a flow time.
     """
 
     share: float
 
 
 def tau_time(tau: float | Steps, times: np.ndarray) -> float:
-    """tau in flow time: a float is one already; `Steps(s)` leaves the first (1 - s) S steps above it.
+    """tau in flow time: a number is one already; `Steps(s)` leaves the first (1 - s) S steps above it.
 
     Raises ValueError for a value outside [0, 1].
     """
     value = tau.share if isinstance(tau, Steps) else tau
-    if not 0.0 <= value <= 1.0:
-        raise ValueError(f"tau must lie in [0, 1], not {value}")
+    checks.number("tau", value, 0.0, 1.0)
     if not isinstance(tau, Steps):
         return float(tau)
     steps = len(times) - 1
-    above = math.floor((1.0 - value) * steps + 0.5 + 1e-9)  # to the nearest; a half counts as replaced
+    above = math.floor((1.0 - float(value)) * steps + 0.5 + 1e-9)  # to the nearest; a half counts as replaced
     # Half way between the last replaced step and the first free one, so that rounding cannot move the gate.
     return float((times[above - 1] + times[above]) / 2) if above else 1.0
 
 
 def steps_above(times: jax.Array, tau: jax.Array | float) -> jax.Array:
-    """How many steps start at a flow time above tau, strictly (the official gate): () int32."""
+    """How many steps start at a flow time above tau, strictly (the official gate): () int32.
+
+    Raises ValueError for flow times that do not fall, or a tau outside [0, 1].
+    """
+    checks.flow_times("times", times)
+    checks.number("tau", tau, 0.0, 1.0)
     return jnp.sum(times[:-1] > tau).astype(jnp.int32)

@@ -16,11 +16,11 @@ import pytest
 ROOT = Path(__file__).parent.parent
 PACKAGE = ROOT / "jaxpa"
 FLOORS = (
-    "box config errors",
+    "box config errors checks",
     "tokens rope schedule loops solvers",
     "layers",
     "transformer sampling encoders",
-    "inversion",
+    "inversion presets",
     "personalize checkpoint media",
     "model",
     "attention devices",
@@ -39,10 +39,10 @@ ROOMS = {  # modules in the order in which they build on each other
     "evaluation": "metrics scores evaluate",
     "cli": "console options tools mask pictures batch main",
 }
-METHOD = {"sampling", "inversion", "personalize"}
+METHOD = {"sampling", "inversion", "presets", "personalize"}
 NETWORKS = {"layers", "transformer", "encoders"}  # the method knows none
-PURE = {"box", "tokens", "rope", "schedule", "loops", "solvers", *METHOD}
-ARRAYS = {"jax", "numpy"}  # all that these may import from outside
+PURE = {"box", "tokens", "rope", "schedule", "loops", "solvers", "checks", *METHOD}
+ARRAYS = {"jax", "numpy", "chex"}  # all that these may import from outside
 WITH_JAX = {"numpy", "scipy", "ml_dtypes"}  # packages that come with jax
 MODULES = {"pillow": "PIL"}  # packages that are imported by another name
 LONGEST = 400  # lines

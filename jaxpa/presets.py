@@ -1,0 +1,85 @@
+"""The method's switches, and the settings of its sources."""
+
+from dataclasses import dataclass
+from typing import Literal, get_args
+
+from jaxpa import checks
+from jaxpa.errors import JaxpaError, check_choice
+from jaxpa.schedule import Steps
+
+Level = Literal["layer", "token"]
+Positions = Literal["zero", "target", "original", "shifted"]
+Path = Literal["line", "ode", "rf"]
+Start = Literal["independent", "moved"]
+
+# Every switch that is a word, and the words that it knows.
+_WORDS: dict[str, tuple[str | None, ...]] = {
+    "level": get_args(Level),
+    "path": get_args(Path),
+    "start": get_args(Start),
+    "concat": (None, *get_args(Positions)),
+}
+
+
+EDIT = Steps(0.1)  # Section 3.4: what is kept is held for 90% of the steps
+
+
+@dataclass(frozen=True)
+class Preset:
+    """The method's switches. Each is independent of the others; `PRESETS` names the settings of the sources."""
+
+    tau: float | Steps
+    level: Level = "layer"
+    path: Path = "line"
+    """The reference's way: a straight line to noise, the model's own flow backwards, or RF inversion by `gamma`."""
+    start: Start = "independent"
+    """Noise of the target region: the image's own, or the reference's inverted noise, moved with its tokens."""
+    concat: Positions | None = None
+    """Positions of the reference tokens that are attended to after tau; None: they are not."""
+    guidance_inside: float | None = None
+    """Guidance of replaced tokens while t > tau; None: as outside. Where the checkpoint embeds its guidance, this is
+    what the reference's features are made with."""
+    gamma: float = 1.0
+    """Of RF inversion, from 0 (the model's own flow) to 1 (straight to the noise)."""
+    eta: float = 1.0
+    """How firmly the reference is held on its path, from 0 (the model's own flow) to 1."""
+    shuffle: float = 0.0
+    """Share of the subject's tokens that change places within windows of 3 x 3 (Section 3.4)."""
+    outline: int = 0
+    """Side in tokens, odd, of the square that dilates or erodes the subject's mask at random (Section 3.4); 0: none."""
+    coverage: float = 0.5
+    """A token belongs to a subject if its mask covers at least this share of the token."""
+    sweeps: int = 0
+    """How often each step of an ODE inversion is repeated to undo the sampler's step (`inversion.invert`)."""
+    margin: int = 0
+    """Cells by which the region of moved start noise reaches beyond the subject."""
+    inpaint_tau: float | Steps = EDIT
+    outpaint_tau: float | Steps = EDIT
+
+    def __post_init__(self) -> None:
+        for name, words in _WORDS.items():
+            check_choice(name, getattr(self, name), words, JaxpaError)
+        if self.outline < 0 or self.outline % 2 == 0 < self.outline:
+            raise JaxpaError(f"outline must be an odd number of tokens, or 0, not {self.outline}")
+        try:
+            for name in ("tau", "inpaint_tau", "outpaint_tau"):
+                value = getattr(self, name)
+                checks.number(name, value.share if isinstance(value, Steps) else value, 0, 1)
+            for name in ("gamma", "eta", "shuffle", "coverage"):
+                checks.number(name, getattr(self, name), 0, 1)
+            if self.guidance_inside is not None:
+                checks.number("guidance_inside", self.guidance_inside, 0)
+            for name in ("margin", "sweeps"):
+                checks.whole(name, getattr(self, name), 0)
+        except ValueError as error:
+            raise JaxpaError(str(error)) from None
+
+
+PRESETS = {
+    # The notebooks of the official repository: 28 steps, gamma 1, eta 1, no concatenation.
+    "official": Preset(tau=0.6, path="rf", inpaint_tau=0.45, outpaint_tau=0.7),
+    # Sections 3.4 and 4.1: tau at 80% of the steps, perturbation, then the reference at position zero.
+    "paper": Preset(tau=Steps(0.8), concat="zero", shuffle=1.0, outline=5),
+    # A small grid needs more: the true flow of the reference, and its noise under the subject.
+    "mini": Preset(tau=0.5, path="ode", start="moved", guidance_inside=1.0, coverage=0.1, margin=1),
+}
