@@ -1,5 +1,7 @@
 """The errors that are the user's to solve: what was wrong, with which file or value, and what to do."""
 
+import math
+import operator
 from collections.abc import Callable, Iterable, Sequence
 from difflib import get_close_matches
 from typing import Any
@@ -23,6 +25,35 @@ class CheckpointError(JaxpaError):
         self.problems = tuple(problems)
 
 
+# Values that a user gives: what is right passes, what is wrong is named ----------------------------------------
+
+
+def whole(name: str, value: Any, least: int = 0, most: int | None = None) -> int:
+    """A whole number of any integer type (NumPy's and JAX's scalars too) as an int. Raises JaxpaError for another."""
+    try:
+        number = None if isinstance(value, bool) else operator.index(value)
+    except TypeError:
+        number = None
+    if number is None or number < least or (most is not None and number > most):
+        limits = f"{least} or more" if most is None else f"{least} to {most}"
+        raise JaxpaError(f"{name} must be a whole number, {limits}, not {value!r}")
+    return number
+
+
+def real(name: str, value: Any, least: float = -math.inf, most: float = math.inf) -> float:
+    """A finite number of any real type as a float. Raises JaxpaError for another, or one out of range."""
+    try:
+        number = math.nan if isinstance(value, str | bytes | bool) else float(value)
+    except (TypeError, ValueError):
+        number = math.nan
+    if not (math.isfinite(number) and least <= number <= most):
+        limits = (
+            "" if least == -math.inf else f", {least:g} or more" if most == math.inf else f" in [{least:g}, {most:g}]"
+        )
+        raise JaxpaError(f"{name} must be a finite number{limits}, not {value!r}")
+    return number
+
+
 def check_choice(
     name: str, value: Any, options: Iterable[str | None], error: Callable[[str], Exception] = ValueError
 ) -> Any:
@@ -31,6 +62,10 @@ def check_choice(
     if (value is None or isinstance(value, str)) and value in options:
         return value
     listed = ", ".join(map(repr, options))
-    near = get_close_matches(str(value).lower(), [each for each in options if each], 1, 0.5)
-    hint = f": did you mean {near[0]!r}?" if near else ""
-    raise error(f"{name} must be one of {listed}, not {value!r}{hint}")
+    raise error(f"{name} must be one of {listed}, not {value!r}{did_you_mean(value, options)}")
+
+
+def did_you_mean(word: object, known: Iterable[str | None]) -> str:
+    """`: did you mean 'layer'?` where a known word is near, else nothing."""
+    near = get_close_matches(str(word).lower(), [each for each in known if each], 1, 0.5)
+    return f": did you mean {near[0]!r}?" if near else ""

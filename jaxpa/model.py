@@ -22,14 +22,10 @@ from jaxpa.encoders.text import TextEmbedding, Tokenizers
 from jaxpa.errors import JaxpaError
 from jaxpa.media import images
 from jaxpa.media.images import Picture
+from jaxpa.request.spec import Spec
 from jaxpa.sampling import ClassifierFree, Velocity
-from jaxpa.schedule import flow_times
-from jaxpa.tokens import PATCH, grid_positions, patchify, unpatchify
+from jaxpa.tokens import grid_positions, patchify, unpatchify
 from jaxpa.transformer import FluxVelocity
-
-MAX_PIXELS = 2048 * 2048
-MAX_STEPS = 1000
-MAX_SEED = 2**32 - 1
 
 _encode = jax.jit(lambda vae, x: patchify(vae.encode_latents(x)).astype(jnp.float32))
 _decode = jax.jit(lambda vae, x, h, w: vae.decode_latents(unpatchify(x, h, w)), static_argnums=(2, 3))
@@ -45,6 +41,11 @@ class Model:
     tokenizers: Tokenizers
 
     @property
+    def spec(self) -> Spec:
+        """Sizes, schedule and settings, as the headers gave them."""
+        return Spec(self.parts.config, self.parts.settings)
+
+    @property
     def settings(self) -> Settings:
         return self.parts.settings
 
@@ -55,41 +56,36 @@ class Model:
 
     @property
     def embeds_guidance(self) -> bool:
-        return self.parts.config.transformer.guidance_embeds
+        return self.spec.embeds_guidance
 
     @property
     def cell(self) -> int:
         """Pixels along a side of a token."""
-        return PATCH * self.parts.config.vae.downscale
+        return self.spec.cell
 
     def grid(self, height: int | None = None, width: int | None = None) -> tuple[int, int]:
-        """The canvas in tokens (h, w). Raises JaxpaError for a size that is no multiple of a token's."""
-        size = self.settings.size
-        height, width = size if height is None else height, size if width is None else width
-        near = [max(1, round(side / self.cell)) * self.cell for side in (height, width)]
-        if [height, width] != near:
-            raise JaxpaError(
-                f"{width} x {height} pixels cannot be cut into tokens of {self.cell} x {self.cell}: "
-                f"the nearest valid size is {near[1]} x {near[0]}"
-            )
-        if height * width > MAX_PIXELS:
-            raise JaxpaError(f"{width} x {height} pixels are out of range: at most {MAX_PIXELS // 2**20} megapixels")
-        return height // self.cell, width // self.cell
+        """The canvas in tokens (h, w); see `Spec.grid`."""
+        return self.spec.grid(height, width)
 
     def times(self, steps: int | None, grid: tuple[int, int]) -> np.ndarray:
-        """The flow times of a schedule, (S + 1,). Raises JaxpaError for a number of steps out of range."""
-        steps = self.settings.steps if steps is None else steps
-        if not 1 <= steps <= MAX_STEPS:
-            raise JaxpaError(f"steps must be 1 to {MAX_STEPS}, not {steps}")
-        return flow_times(steps, grid[0] * grid[1], self.parts.config.scheduler)
+        """The flow times of a schedule, (S + 1,); see `Spec.times`."""
+        return self.spec.times(steps, grid)
 
     def noise(self, seeds: np.ndarray, grid: tuple[int, int]) -> jax.Array:
         """Start noise, each image from its own seed: seeds (B,) -> (B, N, C)."""
         return _noise(seeds, (grid[0] * grid[1], self.parts.config.transformer.in_channels))
 
-    def encode_text(self, prompts: Sequence[str]) -> TextEmbedding:
-        """Prompts -> .txt (B, M, Dt), .vec (B, Dv). Warns of what an encoder does not read of a prompt."""
-        clip_ids, t5_ids, _ = self.tokenizers.tokenize(list(prompts), self.settings.max_length)
+    def encode_text(self, prompts: str | Sequence[str]) -> TextEmbedding:
+        """Prompts (a string is one) -> .txt (B, M, Dt), .vec (B, Dv).
+
+        Warns of what an encoder does not read of a prompt. Raises JaxpaError for what is not text.
+        """
+        prompts = [prompts] if isinstance(prompts, str) else list(prompts)
+        if not prompts or (bad := [each for each in prompts if not isinstance(each, str)]):
+            raise JaxpaError(
+                f"a prompt must be a string, not {bad[0]!r}" if prompts else "there is no prompt to encode"
+            )
+        clip_ids, t5_ids, _ = self.tokenizers.tokenize(prompts, self.settings.max_length)
         rows: dict[str, TextEmbedding] = {}  # one at a time: a batch of another size needs no program of its own
         for prompt, t5_row, clip_row in zip(prompts, t5_ids[:, None], clip_ids[:, None], strict=True):
             if prompt not in rows:
@@ -121,7 +117,7 @@ class Model:
         guidance is embedded where the checkpoint learned it; elsewhere, above 1, it is classifier-free and needs
         `negative`, the embedding of what it pushes away from (None: the empty prompt).
         """
-        guidance = self.settings.guidance if guidance is None else guidance
+        guidance = self.spec.guidance(guidance)
         if negative is None:
             negative = self.negative(None, guidance, len(text))
         return self.guided(text, self.grid(height, width), guidance, negative)
@@ -153,11 +149,3 @@ class Model:
                 raise JaxpaError("this checkpoint embeds its guidance: a negative prompt would have no effect")
             return None
         return self.encode_text([prompt or ""] * count) if guidance > 1 else None
-
-
-def seeds_of(seed: int | Sequence[int], count: int) -> np.ndarray:
-    """One seed for each image: `seed`, `seed + 1`, ..., or those that are listed, (B,) uint32."""
-    seeds = [seed + k for k in range(count)] if isinstance(seed, int) else list(seed)
-    if bad := [each for each in seeds if not 0 <= each <= MAX_SEED]:
-        raise JaxpaError(f"a seed must be 0 to {MAX_SEED}, not {bad[0]}")
-    return np.asarray(seeds, np.uint32)

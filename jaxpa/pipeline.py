@@ -6,6 +6,7 @@ pipe.personalize("a red car on a beach", [jaxpa.Subject("car.png", mask="mask.pn
 """
 
 import dataclasses
+import os
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
@@ -18,7 +19,7 @@ from jax.typing import DTypeLike
 from PIL import Image
 
 from jaxpa import inversion, personalize, sampling
-from jaxpa.attention.observe import THRESHOLD, Attention, FoundMask, capture, find_mask
+from jaxpa.attention.observe import THRESHOLD, Attention, FoundMask, Look, Search, capture, find_mask
 from jaxpa.checkpoint.load import load_parts
 from jaxpa.devices.sharding import rules
 from jaxpa.encoders.text import TextEmbedding, Tokenizers
@@ -26,13 +27,11 @@ from jaxpa.errors import JaxpaError
 from jaxpa.inversion import ForwardTimes
 from jaxpa.loops import Run, stepped
 from jaxpa.media import images
-from jaxpa.media.edits import MaskedPicture, pad_picture, prepare_edit
+from jaxpa.media.edits import MaskedPicture, prepare_edit
 from jaxpa.media.images import Picture
-from jaxpa.media.masks import canvas_size
-from jaxpa.media.subjects import Place, References, Subject, has_mask, read_references
-from jaxpa.model import Model, seeds_of
+from jaxpa.media.subjects import References, Subject, has_mask
+from jaxpa.model import Model
 from jaxpa.personalize import (
-    PRESETS,
     Phase,
     Preset,
     Task,
@@ -43,6 +42,9 @@ from jaxpa.personalize import (
     start_noise,
     token_guidance,
 )
+from jaxpa.request.groups import Method, Sampling
+from jaxpa.request.prepare import prepare
+from jaxpa.request.request import Request
 from jaxpa.sampling import Velocity
 from jaxpa.schedule import Steps, tau_time
 
@@ -56,80 +58,115 @@ _line = jax.jit(inversion.straight_line)
 
 
 class Pipeline(Model):
-    """A loaded checkpoint and what can be made with it."""
+    """A loaded checkpoint and what can be made with it.
+
+    Every method is a `Request` in the making: its keywords are the fields of `request.Sampling` (seed, num_images,
+    steps, guidance, height, width, negative_prompt, ...), and where there are references those of `request.Method`
+    (preset, tau, level, path, start, concat, ...). Every method raises JaxpaError for bad input.
+    """
+
+    def make(
+        self, request: Request, prepared: References | MaskedPicture | None = None, on_step: OnStep | None = None
+    ) -> list[Image.Image]:
+        """The pictures of a request: every combination of tau (slowest), seed and place (fastest).
+
+        prepared: what `prepare` has made of the request's pictures (None: it is made here). on_step: hears each step.
+        """
+        request.check(self.spec)
+        prepared = self.prepare(request) if prepared is None else prepared
+        if isinstance(prepared, MaskedPicture):
+            made = self._personalized(request, prepared.references(self.cell), on_step)
+            feather = 0.0 if request.editing is None else request.editing.feather
+            return [prepared.paste(each, feather) for each in made]
+        if prepared is not None:
+            return self._personalized(request, prepared, on_step)
+        return self._generated(request, on_step)
+
+    def prepare(self, request: Request) -> References | MaskedPicture | None:
+        """A request's pictures, masks and places on the canvas; a mask is found by its word. None: it has none."""
+        if request.editing is None and request.subjects:
+            request = dataclasses.replace(request, subjects=tuple(self.with_mask(each) for each in request.subjects))
+        return prepare(request, self.spec)
 
     def generate(
-        self, prompt: str | Sequence[str], *, seed: int | Sequence[int] = 0, num_images: int = 1,
-        steps: int | None = None, guidance: float | None = None, height: int | None = None, width: int | None = None,
-        negative_prompt: str | None = None, on_step: OnStep | None = None,
-    ) -> list[Image.Image]:  # fmt: skip
+        self, prompt: str | Sequence[str] | TextEmbedding, *, on_step: OnStep | None = None, **keywords: Any
+    ) -> list[Image.Image]:
         """Pictures of a prompt, or of one prompt each. Image k has the seed `seed + k`, or seed[k].
 
-        An image depends on its own seed alone, whatever the batch. Raises JaxpaError for bad input.
+        prompt: text, or what `encode_text` made of it. An image depends on its own seed alone, whatever the batch.
         """
-        prompts = [prompt] if isinstance(prompt, str) else list(prompt)
-        seeds = seeds_of(seed, max(num_images, len(prompts)))
-        guidance = self.settings.guidance if guidance is None else guidance
-        grid = self.grid(height, width)
-        times = self.times(steps, grid)
-        text = self.encode_text([prompts[k % len(prompts)] for k in range(len(seeds))])
-        velocity = self.guided(text, grid, guidance, self.negative(negative_prompt, guidance, len(seeds)))
-        x = self.noise(seeds, grid)
-        return self.decode(_sampled(velocity, x, times, on_step), height, width)
+        return self.make(Request.of(prompt, **keywords), on_step=on_step)
+
+    def _generated(self, request: Request, on_step: OnStep | None) -> list[Image.Image]:
+        sampling = request.sampling
+        embedded = None if request.embedding is None else self.read_embedding(request.embedding)
+        count = len(request.prompts) if embedded is None else len(embedded)
+        seeds = np.asarray(sampling.seeds(count), np.uint32)
+        which = np.arange(len(seeds)) % count
+        guidance, grid = self.spec.guidance(sampling.guidance), self.grid(sampling.height, sampling.width)
+        times = self.times(sampling.steps, grid)
+        text = self.encode_text([request.prompts[k] for k in which]) if embedded is None else embedded[which]
+        negative = self.negative(sampling.negative_prompt, guidance, len(seeds))
+        velocity = self.guided(text, grid, guidance, negative)
+        tokens = _sampled(velocity, self.noise(seeds, grid), times, on_step)
+        return self.decode(tokens, sampling.height, sampling.width)
+
+    def read_embedding(self, embedding: str | os.PathLike[str] | TextEmbedding) -> TextEmbedding:
+        """Encoded prompts, or the file that has them, in this checkpoint's widths. Raises JaxpaError for others."""
+        name = "the embedding" if isinstance(embedding, TextEmbedding) else str(embedding)
+        embedding = embedding if isinstance(embedding, TextEmbedding) else TextEmbedding.load(embedding)
+        config = self.parts.config.transformer
+        wanted = config.joint_attention_dim, config.pooled_projection_dim
+        found = embedding.txt.shape[-1], embedding.vec.shape[-1]
+        if found != wanted:
+            raise JaxpaError(f"{name} was made by another checkpoint: its txt and vec are {found} wide, not {wanted}")
+        return embedding
 
     # Personalize Anything ------------------------------------------------------------------------------------
 
     def preset(self, preset: str | Preset | None = None, **switches: Any) -> Preset:
-        """The switches of a call: a named preset (None: the checkpoint's own), those that are given replaced."""
-        name = self.settings.preset if preset is None else preset
-        if isinstance(name, str) and name not in PRESETS:
-            raise JaxpaError(f"there is no preset {name!r}: use one of {', '.join(PRESETS)}")
-        base = PRESETS[name] if isinstance(name, str) else name
-        return dataclasses.replace(base, **{key: value for key, value in switches.items() if value is not None})
+        """A named preset (None: the checkpoint's own), with the switches that are given in place of its own.
 
-    def references(
-        self, subjects: Sequence[Subject], scene: Subject | None = None, *, height: int | None = None,
-        width: int | None = None, at: Sequence[Place | None] | None = None, coverage: float | None = None,
-    ) -> References:  # fmt: skip
-        """Pictures, token masks and placements, as `personalize` takes them. Raises JaxpaError for bad input.
-
-        coverage: as in `Preset` (None: that of the checkpoint's preset).
+        None is a value: concat=None and guidance_inside=None switch off what the preset has.
         """
-        h, w = self.grid(height, width)
-        coverage = self.preset().coverage if coverage is None else coverage
-        subjects = [self.with_mask(subject) for subject in subjects]
-        return read_references(subjects, scene, h * self.cell, w * self.cell, (h, w), at, coverage)
+        tau = switches.pop("tau", None)
+        chosen = Method(preset=preset, **switches).switches(self.settings.preset)  # type: ignore[arg-type]
+        return chosen if tau is None else dataclasses.replace(chosen, tau=tau)
+
+    def references(self, subjects: Sequence[Subject], scene: Subject | None = None, **keywords: Any) -> References:
+        """Pictures, token masks and placements, as `personalize` takes them: height, width, at, coverage, ..."""
+        made = self.prepare(Request.of(subjects=subjects, scene=scene, **_places(keywords)))
+        if not isinstance(made, References):
+            raise JaxpaError("nothing to personalise: give at least one subject, or a scene")
+        return made
 
     def personalize(
-        self, prompt: str, subjects: Sequence[Subject] | References, scene: Subject | None = None, *,
-        tau: float | Steps | Sequence[float | Steps] | None = None, seed: int | Sequence[int] = 0, num_images: int = 1,
-        at: Sequence[Place | None] | None = None, steps: int | None = None, guidance: float | None = None,
-        height: int | None = None, width: int | None = None, negative_prompt: str | None = None,
-        preset: str | Preset | None = None, on_step: OnStep | None = None, **switches: Any,
+        self, prompt: str | TextEmbedding, subjects: Sequence[Subject] | References, scene: Subject | None = None, *,
+        on_step: OnStep | None = None, **keywords: Any,
     ) -> list[Image.Image]:  # fmt: skip
         """Pictures of a prompt with the subjects of references in them (Feng et al. 2025).
 
         tau, seed and at (placements of the last subject) may be lists: the result then has every combination, tau
-        slowest, placement fastest, through one compiled program. preset and the further keywords are the switches of
-        `personalize.Preset`: level, path, start, concat, ... Raises JaxpaError for bad input.
+        slowest, placement fastest, through one compiled program.
         """
-        taus = [tau] if tau is None or isinstance(tau, float | int | Steps) else list(tau)
-        switch = self.preset(preset, **switches)
-        if not isinstance(subjects, References):
-            subjects = self.references(subjects, scene, height=height, width=width, at=at, coverage=switch.coverage)
-        tokens = self.sample_personalized(
-            prompt, subjects, switch, [switch.tau if each is None else each for each in taus],
-            seeds_of(seed, num_images), steps, guidance, negative_prompt, on_step,
-        )  # fmt: skip
-        return self.decode(tokens, *(side * self.cell for side in subjects.grid))
+        keywords = _places(keywords)
+        if isinstance(subjects, References):
+            height, width = (side * self.cell for side in subjects.grid)
+            said = {"height": height, "width": width, **keywords}
+            return self.make(Request.of(prompt, subjects=(PREPARED,), **said), subjects, on_step)
+        request = Request.of(prompt, subjects=subjects, scene=scene, **keywords)
+        return self.make(request.with_references(), on_step=on_step)
 
-    def sample_personalized(
-        self, prompt: str, references: References, preset: Preset, taus: Sequence[float | Steps], seeds: np.ndarray,
-        steps: int | None = None, guidance: float | None = None, negative_prompt: str | None = None,
-        on_step: OnStep | None = None,
-    ) -> jax.Array:  # fmt: skip
+    def _personalized(self, request: Request, references: References, on_step: OnStep | None) -> list[Image.Image]:
+        tokens = self.sample_personalized(request, references, on_step)
+        return self.decode(tokens, *(side * self.cell for side in references.grid))
+
+    def sample_personalized(self, request: Request, references: References, on_step: OnStep | None = None) -> jax.Array:
         """The tokens behind `personalize`, for every tau, seed and placement: (T * S * P, N, C)."""
-        grid, guidance = references.grid, self.settings.guidance if guidance is None else guidance
+        preset, taus = request.switches(self.spec), request.taus(self.spec)
+        seeds = np.asarray(request.sampling.seeds(), np.uint32)
+        steps, negative_prompt = request.sampling.steps, request.sampling.negative_prompt
+        grid, guidance = references.grid, self.spec.guidance(request.sampling.guidance)
         times = self.times(steps, grid)
         gates = [gate_time(tau, times) for tau in taus]
         p = len(references.where.source)
@@ -143,7 +180,7 @@ class Pipeline(Model):
         size = context_size(int(references.masks.sum()), references.masks.size) if preset.concat else 0
         early, late = routings(references.masks, placement, g, grid, preset.concat, size)
 
-        captions, prompts = self.encode_text(references.captions), self.encode_text([prompt] * g)
+        captions, prompts = self.encode_text(references.captions), self._prompts(request, g)
         rows = TextEmbedding.concatenate([captions, prompts])
         negative = self.negative(negative_prompt, guidance, g)
         inside = guidance if preset.guidance_inside is None else preset.guidance_inside
@@ -161,62 +198,59 @@ class Pipeline(Model):
         ]
         return jnp.concatenate([_personalized(task, x, on_step) for task in tasks])
 
+    def _prompts(self, request: Request, count: int) -> TextEmbedding:
+        """The request's one prompt in so many rows."""
+        if request.embedding is None:
+            return self.encode_text(list(request.prompts) * count)
+        embedded = self.read_embedding(request.embedding)
+        if len(embedded) != 1:
+            raise JaxpaError(f"{request.verb} takes one prompt: the embedding has {len(embedded)}")
+        if embedded.txt.shape[1] != self.settings.max_length:
+            raise JaxpaError(
+                f"the embedding has {embedded.txt.shape[1]} text tokens, and captions of references have "
+                f"{self.settings.max_length}: encode the prompt with this checkpoint"
+            )
+        return embedded[np.zeros(count, int)]
+
     # Editing -------------------------------------------------------------------------------------------------
 
     def inpaint(
-        self, image: Picture, mask: Picture, prompt: str, *, caption: str = "", feather: float = 0.0,
-        height: int | None = None, width: int | None = None, preset: str | Preset | None = None,
-        tau: float | Steps | None = None, **arguments: Any,
+        self, image: Picture, mask: Picture, prompt: str | TextEmbedding, *, on_step: OnStep | None = None,
+        **keywords: Any,
     ) -> list[Image.Image]:  # fmt: skip
         """Draw the masked part of a picture anew; the rest comes back exactly (Section 3.4: what is kept replaces).
 
-        mask is white where the picture may change. feather: pixels over which the two are blended at its outline.
-        height, width: of the canvas (None: the picture's aspect at the checkpoint's size). Other keywords as in
-        `personalize`. Raises JaxpaError for bad input.
+        mask is white where the picture may change. Further keywords: those of `request.Editing` (caption, feather,
+        grow); height and width of the canvas (None: the picture's aspect at the checkpoint's size).
         """
-        picture = images.read_image(image)
-        edit = prepare_edit(
-            picture, images.read_mask(mask, picture.size), self.canvas(picture.size, height, width), caption
-        )
-        tau = self.preset(preset).inpaint_tau if tau is None else tau
-        return self.edit(prompt, edit, feather, preset=preset, tau=tau, **arguments)
+        return self.make(Request.of(prompt, image=image, mask=mask, **keywords), on_step=on_step)
 
     def outpaint(
-        self, image: Picture, prompt: str, pad: Sequence[int], *, caption: str = "", feather: float = 0.0,
-        height: int | None = None, width: int | None = None, preset: str | Preset | None = None,
-        tau: float | Steps | None = None, **arguments: Any,
+        self, image: Picture, prompt: str | TextEmbedding, pad: Sequence[int], *, on_step: OnStep | None = None,
+        **keywords: Any,
     ) -> list[Image.Image]:  # fmt: skip
         """Continue a picture beyond its sides: pad (top, right, bottom, left) in its own pixels. Else as `inpaint`."""
-        picture, mask = pad_picture(images.read_image(image), pad)
-        edit = prepare_edit(picture, mask, self.canvas(picture.size, height, width), caption)
-        tau = self.preset(preset).outpaint_tau if tau is None else tau
-        return self.edit(prompt, edit, feather, preset=preset, tau=tau, **arguments)
-
-    def edit(self, prompt: str, edit: MaskedPicture, feather: float = 0.0, **arguments: Any) -> list[Image.Image]:
-        """Pictures of a prompt in which the kept part of an edit stays; see `inpaint`."""
-        arguments = {"shuffle": 0.0, "outline": 0, "margin": 0} | arguments
-        made = self.personalize(prompt, edit.references(self.cell), **arguments)
-        return [edit.paste(each, feather) for each in made]
+        return self.make(Request.of(prompt, image=image, pad=pad, **keywords), on_step=on_step)
 
     def canvas(self, size: tuple[int, int], height: int | None = None, width: int | None = None) -> tuple[int, int]:
         """The canvas (height, width) for a picture of `size` (W, H): its aspect, the checkpoint's area."""
-        if height is None and width is None:
-            height, width = canvas_size(size, self.settings.size, self.cell)
-        h, w = self.grid(height, width)
-        return h * self.cell, w * self.cell
+        return self.spec.canvas(size, height, width)
 
     def reconstruct(
-        self, image: Picture, *, caption: str = "", steps: int | None = None, height: int | None = None,
-        width: int | None = None, on_step: OnStep | None = None,
-    ) -> tuple[Image.Image, jax.Array]:  # fmt: skip
-        """Invert a picture and sample it back: (picture, noise (1, N, C)). What is lost is the inversion's error."""
+        self, image: Picture, *, caption: str = "", on_step: OnStep | None = None, **keywords: Any
+    ) -> tuple[Image.Image, jax.Array]:
+        """Invert a picture and sample it back: (picture, noise (1, N, C)). What is lost is the inversion's error.
+
+        Further keywords: steps, height and width.
+        """
+        sampling = Sampling(**keywords)
         picture = images.read_image(image)
-        edit = prepare_edit(picture, None, self.canvas(picture.size, height, width), caption)
+        edit = prepare_edit(picture, None, self.canvas(picture.size, sampling.height, sampling.width), caption)
         references = edit.references(self.cell)
-        times = self.times(steps, references.grid)
+        times = self.times(sampling.steps, references.grid)
         noise = self.path(references, self.preset(path="ode"), times, on_step)[0]
-        x, velocity = noise, self.guided(self.encode_text([caption]), references.grid, 1.0, None)
-        return self.decode(_sampled(velocity, x, times, on_step), edit.height, edit.width)[0], noise
+        velocity = self.guided(self.encode_text([caption]), references.grid, 1.0, None)
+        return self.decode(_sampled(velocity, noise, times, on_step), edit.height, edit.width)[0], noise
 
     def path(
         self, references: References, preset: Preset, times: np.ndarray, on_step: OnStep | None = None
@@ -239,44 +273,42 @@ class Pipeline(Model):
 
     def attention(
         self, prompt: str, image: Picture | None = None, *, at: Sequence[int] | None = None,
-        blocks: Sequence[int] | None = None, heads: bool = False, seed: int = 0, steps: int | None = None,
-        guidance: float | None = None, height: int | None = None, width: int | None = None,
+        blocks: Sequence[int] | None = None, heads: bool = False, **keywords: Any,
     ) -> Attention:  # fmt: skip
         """Attention maps (S, L, M + N, M + N) of a generation, or of the inversion of `image` with its caption.
 
         at: which steps of the schedule, 0 the noisiest; blocks: which, double blocks first; None: all (a map of 4608
         tokens is 81 MiB: choose). heads: each apart, (S, L, H, ...), instead of their mean. `.quadrants` takes the
-        maps apart. The run that is looked at is an untouched one. Raises JaxpaError for bad input.
+        maps apart. The run that is looked at is an untouched one. Further keywords: those of `request.Sampling`.
         """
-        size = self.settings.size
-        canvas = (height or size, width or size)
-        if image is not None:
-            canvas = self.canvas(images.read_image(image).size, height, width)
-        return capture(
-            self, prompt, image, at=at, blocks=blocks, heads=heads, seed=seed, steps=steps, guidance=guidance,
-            canvas=canvas,
-        )  # fmt: skip
+        return capture(self, Request.of(prompt, **keywords), image, Look(at, blocks, heads))
 
     def find_mask(
-        self, image: Picture, word: str, caption: str | None = None, *, threshold: float = THRESHOLD,
-        steps: int | None = None, height: int | None = None, width: int | None = None,
-    ) -> FoundMask:  # fmt: skip
+        self, image: Picture, word: str, caption: str | None = None, *, threshold: float = THRESHOLD, **keywords: Any
+    ) -> FoundMask:
         """Where a picture shows what a word names, from attention: `.soft` (h, w), `.tokens` (N,), `.pixels(size)`.
 
         caption: what the picture shows; the word must stand in it (None: "a picture of a" word). threshold: of the
-        map's range. height, width: of the canvas (None: the picture's aspect). Raises JaxpaError for bad input.
+        map's range. Further keywords: steps; height and width of the canvas (None: the picture's aspect).
         """
-        picture = images.read_image(image)
-        canvas = self.canvas(picture.size, height, width)
-        return find_mask(self, picture, word, caption, steps, threshold, canvas)
+        return find_mask(self, image, Search(word, caption, threshold), Sampling(**keywords))
 
     def with_mask(self, subject: Subject) -> Subject:
         """The subject with its mask found by its word, if it has none of its own. Raises JaxpaError without either."""
         if has_mask(subject):
             return subject
         picture = images.read_image(subject.image)
-        return dataclasses.replace(subject, mask=self.find_mask(picture, subject.word).pixels(picture.size))
+        found = self.find_mask(picture, subject.word, subject.caption or None)
+        return dataclasses.replace(subject, mask=found.pixels(picture.size))
 
+
+def _places(keywords: dict[str, Any]) -> dict[str, Any]:
+    """`at`, as Python says it, is the layout of a request."""
+    at = keywords.pop("at", None)
+    return keywords if at is None else {**keywords, "places": at}
+
+
+PREPARED = Subject("references that have been prepared")  # stands for them in a request
 
 REFERENCE_SEED = 1 << 31  # the first reference's noise; images usually count from 0
 

@@ -22,7 +22,9 @@ from jaxpa.errors import JaxpaError
 from jaxpa.inversion import ForwardTimes, forward_times
 from jaxpa.media import images
 from jaxpa.media.images import Picture
-from jaxpa.model import Model, seeds_of
+from jaxpa.model import Model
+from jaxpa.request.groups import Sampling
+from jaxpa.request.request import Request
 from jaxpa.tokens import Routing
 from jaxpa.transformer import FluxVelocity, Observer
 
@@ -85,36 +87,48 @@ def _chosen(numbers: Sequence[int] | None, count: int, what: str) -> tuple[int, 
     return tuple(k % count for k in chosen)
 
 
-def capture(
-    model: Model, prompt: str, image: Picture | None, *, at: Sequence[int] | None, blocks: Sequence[int] | None,
-    heads: bool, seed: int, steps: int | None, guidance: float | None, canvas: tuple[int, int],
-) -> Attention:  # fmt: skip
-    """`Pipeline.attention`, on a canvas of (height, width)."""
-    grid, config = model.grid(*canvas), model.parts.config.transformer
-    times = model.times(steps, grid)
-    wanted = _chosen(at, len(times) - 1, "step")
-    kept = _chosen(blocks, config.num_layers + config.num_single_layers, "block")
-    text = model.encode_text([prompt])
-    guidance = model.settings.guidance if guidance is None else guidance
+@dataclass(frozen=True)
+class Look:
+    """What of a run is looked at: the steps (0 the noisiest) and the blocks (double first); None: all of them.
+
+    heads: each on its own, instead of their mean.
+    """
+
+    steps: Sequence[int] | None = None
+    blocks: Sequence[int] | None = None
+    heads: bool = False
+
+
+def capture(model: Model, request: Request, image: Picture | None, look: Look) -> Attention:
+    """`Pipeline.attention`: of a generation, or of the inversion of `image`."""
+    said, spec = request.sampling, model.spec
+    picture = None if image is None else images.read_image(image)
+    if picture is None:
+        canvas = (said.height or spec.settings.size, said.width or spec.settings.size)
+    else:
+        canvas = spec.canvas(picture.size, said.height, said.width)
+    grid, config = spec.grid(*canvas), spec.config.transformer
+    times = spec.times(said.steps, grid)
+    wanted = _chosen(look.steps, len(times) - 1, "step")
+    kept = _chosen(look.blocks, config.num_layers + config.num_single_layers, "block")
+    text = model.encode_text(request.prompts)
+    guidance = spec.guidance(said.guidance)
     seen: FluxVelocity = model.guided(text, grid, guidance if image is None else 1.0, None)  # type: ignore[assignment]
     # Maps are read in a forward of their own, on the states of an untouched run: looking cannot change what is seen.
-    if image is None:
-        velocity, x = model.guided(text, grid, guidance, model.negative(None, guidance, 1)), _noise(model, seed, grid)
+    if picture is None:
+        velocity = model.guided(text, grid, guidance, model.negative(said.negative_prompt, guidance, 1))
+        x = model.noise(np.asarray(said.seeds(), np.uint32)[:1], grid)
         states = [x := x if i == 0 else _step(velocity, x, times, i - 1) for i in range(len(times))]
     else:
-        x = model.encode_image(images.to_array(images.read_image(image), *canvas)[None])
+        x = model.encode_image(images.to_array(picture, *canvas)[None])
         states = [x] * len(times)
         for i in reversed(range(1, len(times) - 1)):  # step i undoes the sampler's: asked at times[i]
             states[i - 1] = x = _back(seen, x, times, i)
     one = jnp.asarray(kept)
-    maps = [np.asarray(_maps(seen, states[i], jnp.full(1, times[i]), one, heads)) for i in wanted]
-    picture = model.decode(states[-1], *canvas)[0] if image is None else None
+    maps = [np.asarray(_maps(seen, states[i], jnp.full(1, times[i]), one, look.heads)) for i in wanted]
+    picture = model.decode(states[-1], *canvas)[0] if picture is None else None
     flow = tuple(float(times[i]) for i in wanted)
     return Attention(np.stack(maps), wanted, flow, kept, text.txt.shape[1], grid, picture)
-
-
-def _noise(model: Model, seed: int, grid: tuple[int, int]) -> jax.Array:
-    return model.noise(seeds_of(seed, 1), grid)
 
 
 @jax.jit
@@ -195,15 +209,28 @@ def soft_masks(
     return np.asarray(soft).reshape(-1, *grid)
 
 
-def find_mask(
-    model: Model, image: Picture, word: str, caption: str | None, steps: int | None, threshold: float,
-    canvas: tuple[int, int],
-) -> FoundMask:  # fmt: skip
-    """`Pipeline.find_mask`, on a canvas of (height, width)."""
-    if not 0 < threshold < 1:
-        raise JaxpaError(f"the threshold {threshold} must lie between 0 and 1: {THRESHOLD} is usual")
-    if not word.strip():
-        raise JaxpaError("the word is empty: say what the picture shows")
-    array = images.to_array(images.read_image(image), *canvas)
-    caption = default_caption(word) if caption is None else caption
-    return FoundMask(soft_masks(model, array[None], [word], [caption], steps=steps)[0], threshold)
+@dataclass(frozen=True)
+class Search:
+    """What is looked for in a picture: a word, in a caption of it (None: "a picture of a" word).
+
+    threshold: where the map is cut, as a share of its range.
+    """
+
+    word: str
+    caption: str | None = None
+    threshold: float = THRESHOLD
+
+    def __post_init__(self) -> None:
+        if not 0 < self.threshold < 1:
+            raise JaxpaError(f"the threshold {self.threshold} must lie between 0 and 1: {THRESHOLD} is usual")
+        if not self.word.strip():
+            raise JaxpaError("the word is empty: say what the picture shows")
+
+
+def find_mask(model: Model, image: Picture, search: Search, sampling: Sampling) -> FoundMask:
+    """`Pipeline.find_mask`."""
+    picture = images.read_image(image)
+    array = images.to_array(picture, *model.spec.canvas(picture.size, sampling.height, sampling.width))
+    caption = default_caption(search.word) if search.caption is None else search.caption
+    (soft,) = soft_masks(model, array[None], [search.word], [caption], steps=sampling.steps)
+    return FoundMask(soft, search.threshold)

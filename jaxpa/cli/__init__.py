@@ -1,10 +1,16 @@
 """The `jaxpa` command.
 
-main      the list of commands; errors in one line
-pictures  generate, personalize, inpaint, outpaint, invert
-mask      the command that makes masks
-batch     a file of commands
-tools     plan, convert, bench, info
-options   flags that commands share
-console   the grammar of subjects, progress, files, JSON lines
+main         the list of commands; errors in one line
+parse        from words to commands; help
+pictures     generate, personalize, inpaint, outpaint
+invert       a picture to noise and back
+mask         the command that makes masks
+batch        a file of commands
+plan         what a run would cost
+bench        how fast this machine is
+checkpoints  convert, info
+command      what commands share: a checkpoint, from flags to written pictures
+flags        the types of flags, the grammar of subjects
+files        which files are written, numbered, replaced, refused
+console      progress, warnings, JSON lines, the cache of programs
 """

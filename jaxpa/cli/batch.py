@@ -4,26 +4,28 @@ import json
 import shlex
 import sys
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
+from glob import escape
 from pathlib import Path
 from typing import Any, NamedTuple
 
-import tyro
 from tyro.conf import Positional
 
-from jaxpa.cli import console
-from jaxpa.cli.mask import Mask
-from jaxpa.cli.options import Making
-from jaxpa.cli.pictures import Generate, Inpaint, Invert, Outpaint, Personalize
-from jaxpa.errors import JaxpaError
+from jaxpa.cli import console, files
+from jaxpa.cli.command import Making
+from jaxpa.cli.invert import InvertCommand
+from jaxpa.cli.mask import MaskCommand
+from jaxpa.cli.parse import parse_command
+from jaxpa.cli.pictures import GenerateCommand, InpaintCommand, OutpaintCommand, PersonalizeCommand
+from jaxpa.errors import JaxpaError, did_you_mean
 
 JOBS = {
-    "generate": Generate,
-    "personalize": Personalize,
-    "inpaint": Inpaint,
-    "outpaint": Outpaint,
-    "invert": Invert,
-    "mask": Mask,
+    "generate": GenerateCommand,
+    "personalize": PersonalizeCommand,
+    "inpaint": InpaintCommand,
+    "outpaint": OutpaintCommand,
+    "invert": InvertCommand,
+    "mask": MaskCommand,
 }
 
 
@@ -36,7 +38,7 @@ class Job(NamedTuple):
 
 
 @dataclass(kw_only=True)
-class Batch:
+class BatchCommand:
     """Work through a file of commands, one a line, as one types them after `jaxpa`.
 
     The networks load once. Every line is checked first. What is done is written into a journal beside the file
@@ -62,24 +64,36 @@ class Batch:
         own = jobs[index - 1 :: count]
         todo = [job for job in own if tuple(job.words) not in done]
         failed = 0
-        with self.file.with_name(self.file.name + suffix).open("a") as journal:
-            for number, job in enumerate(todo, 1):
-                try:
-                    job.command.check()
-                    content, line = job.command.make()
-                except JaxpaError as error:
-                    print(f"jaxpa: {job.place}: {error}", file=sys.stderr)
-                    failed += 1
-                    continue
-                content = {"job": job.words, **content}
-                journal.write(console.as_line(content) + "\n")
-                journal.flush()
-                console.report(self.json, content, [line.replace("jaxpa: ", f"jaxpa: [{number}/{len(todo)}] ", 1)])
+        journal = self.file.with_name(self.file.name + suffix)
+        for number, job in enumerate(todo, 1):
+            try:
+                content, line = job.command.make(job.command.prepare())
+                append(journal, {"job": job.words, **content})
+            except Exception as error:  # whatever it is, the lines after it are made
+                said = str(error) if isinstance(error, JaxpaError) else f"{type(error).__name__}: {error}"
+                print(f"jaxpa: {job.place}: {said}", file=sys.stderr)
+                failed += 1
+                continue
+            content = {"job": job.words, **content}
+            console.report(self.json, content, [line.replace("jaxpa: ", f"jaxpa: [{number}/{len(todo)}] ", 1)])
         print(
             f"jaxpa: {self.file}: {len(todo) - failed} made, {failed} failed, {len(own) - len(todo)} done before",
             file=sys.stderr,
         )
         return 1 if failed else 0
+
+
+def append(journal: Path, entry: dict[str, Any]) -> None:
+    """Add a line to a journal, after a line break that a crash may have cost it. Raises JaxpaError."""
+    try:
+        with journal.open("a+b") as file:
+            if file.tell():
+                file.seek(-1, 2)
+                torn = file.read() != b"\n"
+                file.write(b"\n" if torn else b"")
+            file.write(console.as_line(entry).encode() + b"\n")
+    except OSError as error:
+        raise JaxpaError(f"made, but {journal} cannot be written: {error.strerror or error}") from None
 
 
 def parse_share(text: str) -> tuple[int, int]:
@@ -90,21 +104,44 @@ def parse_share(text: str) -> tuple[int, int]:
     return int(index), int(count)
 
 
+@dataclass
+class Claims:
+    """The files that the lines of a batch write, as far as they have been read, and where each stands."""
+
+    places: dict[Path, str] = field(default_factory=dict)
+
+    def add(self, place: str, command: Making) -> None:
+        """Raises JaxpaError if another line writes one of these files."""
+        own = [file.absolute().resolve() for file in possible_outputs(command)]
+        for file in own:
+            if file in self.places:
+                raise JaxpaError(f"--out {command.out}: {file.name} is written by {self.places[file]} already")
+        self.places.update(dict.fromkeys(own, place))
+
+    def has(self, words: Sequence[str]) -> bool:
+        """Whether an earlier line makes a file that is named here."""
+        named = (part for word in words for part in (word, word.partition("=")[2]) if part)
+        return any(Path(word).absolute().resolve() in self.places for word in named if "\0" not in word)
+
+
+def possible_outputs(command: Making) -> list[Path]:
+    """Every file that a command will write."""
+    labels = command.labels()
+    return files.outputs(command.out, labels, command.figure).all
+
+
 def read_jobs(file: Path, model: str | None = None) -> list[Job]:
     """Every line of a file as a command that has been checked. Raises JaxpaError with all that is wrong."""
-    jobs, faults = [], []
-    outs: dict[str, str] = {}  # the files of all lines so far, and where they stand
+    jobs, faults, claims = [], [], Claims()
     for place, words in read_lines(file):
         if model is not None and not any(word.partition("=")[0] == "--model" for word in words):
             words = [words[0], "--model", model, *words[1:]]
         try:
             job = Job(place, words, parse(place, words))
-            if (out := str(job.command.out)) in outs:
-                raise JaxpaError(f"--out {out} is written by {outs[out]} already")
-            if outs.keys().isdisjoint(words):  # else its input may not exist yet
-                job.command.check()
+            if not claims.has(words):  # else its input may not exist yet
+                job.command.prepare()
+            claims.add(place, job.command)
             jobs.append(job)
-            outs[out] = place
         except JaxpaError as error:
             faults.append(f"{place}: {error}")
     if faults:
@@ -117,7 +154,7 @@ def read_jobs(file: Path, model: str | None = None) -> list[Job]:
 def read_lines(file: Path) -> Iterator[tuple[str, list[str]]]:
     """(FILE:NUMBER, words) of every line that is not empty."""
     try:
-        lines = file.read_text().splitlines()
+        lines = file.read_text(encoding="utf-8").split("\n")  # and not where Unicode, too, sees the end of a line
     except (OSError, UnicodeDecodeError) as error:
         raise JaxpaError(f"{file} cannot be read: {error}") from None
     for number, line in enumerate(lines, 1):
@@ -132,9 +169,10 @@ def read_lines(file: Path) -> Iterator[tuple[str, list[str]]]:
 def parse(place: str, words: Sequence[str]) -> Making:
     """The command that the words are. What is wrong with a flag is explained on stderr, as for one that is typed."""
     if words[0] not in JOBS:
-        raise JaxpaError(f"{words[0]!r} is no command: a line begins with {', '.join(JOBS)}")
+        near = did_you_mean(words[0], JOBS)
+        raise JaxpaError(f"{words[0]!r} is not a command of a batch: a line begins with {', '.join(JOBS)}{near}")
     try:
-        return tyro.cli(JOBS[words[0]], prog=f"{place}: {words[0]}", args=console.group_subjects(words[1:]))
+        return parse_command(JOBS[words[0]], words[0], words[1:], f"{place}: {words[0]}")
     except SystemExit:
         raise JaxpaError(f"not the flags of {words[0]}: see jaxpa {words[0]} --help") from None
 
@@ -142,12 +180,12 @@ def parse(place: str, words: Sequence[str]) -> Making:
 def finished(file: Path) -> set[tuple[str, ...]]:
     """The words of every job that a journal beside the file names, and whose files are still there."""
     found = set()
-    for journal in file.parent.glob(f"{file.name}*.done.jsonl"):
-        for line in journal.read_text().splitlines():
+    for journal in file.parent.glob(f"{escape(file.name)}*.done.jsonl"):
+        for line in journal.read_bytes().split(b"\n"):
             try:
-                entry: dict[str, Any] = json.loads(line)
-            except json.JSONDecodeError:  # torn by a crash: the job is made again
+                entry: Any = json.loads(line)
+                if all(Path(made).exists() for made in entry["files"]):
+                    found.add(tuple(entry["job"]))
+            except (ValueError, TypeError, KeyError):  # torn by a crash, or not of this program: the job is made again
                 continue
-            if all(Path(made).exists() for made in entry["files"]):
-                found.add(tuple(entry["job"]))
     return found

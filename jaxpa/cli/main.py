@@ -3,6 +3,7 @@
 Bad input ends in one line on stderr and status 2.
 """
 
+import os
 import sys
 from collections.abc import Sequence
 from typing import Any
@@ -10,32 +11,85 @@ from typing import Any
 import tyro
 
 from jaxpa.cli import console
-from jaxpa.cli.batch import JOBS, Batch
-from jaxpa.cli.tools import Bench, Convert, Info, Plan
+from jaxpa.cli.batch import JOBS, BatchCommand
+from jaxpa.cli.bench import BenchCommand
+from jaxpa.cli.checkpoints import ConvertCommand, InfoCommand
+from jaxpa.cli.flags import REGISTRY
+from jaxpa.cli.parse import parse_command
+from jaxpa.cli.plan import PlanCommand
 from jaxpa.errors import JaxpaError
 
 COMMANDS = {
     **JOBS,
-    "batch": Batch,
-    "plan": Plan,
-    "convert": Convert,
-    "bench": Bench,
-    "info": Info,
+    "batch": BatchCommand,
+    "plan": PlanCommand,
+    "convert": ConvertCommand,
+    "bench": BenchCommand,
+    "info": InfoCommand,
 }
+INTERRUPTED, BROKEN_PIPE = 130, 141  # as a shell counts signals: 128 + SIGINT, 128 + SIGPIPE
 
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run a command; its exit status."""
-    argv = sys.argv[1:] if argv is None else argv
+    argv = list(sys.argv[1:] if argv is None else argv)
+    for stream in (sys.stdout, sys.stderr):
+        if hasattr(stream, "reconfigure"):
+            stream.reconfigure(errors="backslashreplace")  # a terminal without Unicode is no reason to fail
     try:
-        command: Any = tyro.extras.subcommand_cli_from_dict(
-            COMMANDS, prog="jaxpa", description=(__doc__ or "").partition("\n")[0], args=console.group_subjects(argv)
-        )
+        if argv[:1] == ["--version"]:
+            print(version())
+            return 0
         with console.one_line_warnings():
-            return command.run()
+            status = read(argv).run()
+            sys.stdout.flush()
+            return status
     except JaxpaError as error:
         print(f"jaxpa: {error}", file=sys.stderr)
         return 2
     except KeyboardInterrupt:
         print("jaxpa: stopped", file=sys.stderr)
-        return 130
+        return INTERRUPTED
+    except BrokenPipeError:  # whoever reads has seen enough, as `head` has; nothing more may be flushed into it
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return BROKEN_PIPE
+    except OSError as error:
+        print(f"jaxpa: {error}", file=sys.stderr)
+        return 2
+    except RuntimeError as error:  # of JAX: a platform that is not there, a device that is full
+        if not (line := known(error)):
+            raise
+        print(f"jaxpa: {line}", file=sys.stderr)
+        return 2
+
+
+def read(argv: Sequence[str]) -> Any:
+    """The command that the words are."""
+    if argv and argv[0] in COMMANDS:
+        return parse_command(COMMANDS[argv[0]], argv[0], argv[1:], f"jaxpa {argv[0]}")
+    about = (__doc__ or "").partition("\n")[0]
+    return tyro.extras.subcommand_cli_from_dict(COMMANDS, prog="jaxpa", description=about, args=argv, registry=REGISTRY)
+
+
+def known(error: RuntimeError) -> str | None:
+    """A line for what JAX raises about the machine; None: a fault of this program."""
+    said = " ".join(str(error).split())
+    if "Unable to initialize backend" in said:
+        return f"{said.split(' (set')[0]}: unset JAX_PLATFORMS, or install JAX for it"
+    if "RESOURCE_EXHAUSTED" in said or "out of memory" in said.lower():
+        return f"the device's memory is full ({said[:200]}): make fewer pictures at once, or smaller ones"
+    return None
+
+
+def version() -> str:
+    """This package's and its parts'."""
+    import platform
+    from importlib import metadata
+
+    def of(name: str) -> str:
+        try:
+            return metadata.version(name)
+        except metadata.PackageNotFoundError:
+            return "not installed"
+
+    return f"jaxpa {of('jaxpa')}, jax {of('jax')}, flax {of('flax')}, Python {platform.python_version()}"

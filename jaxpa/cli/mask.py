@@ -3,110 +3,139 @@
 import sys
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING, ClassVar, Literal, NamedTuple
 
 import numpy as np
 
 from jaxpa.cli import console
-from jaxpa.cli.options import Made, Making
-from jaxpa.errors import JaxpaError
+from jaxpa.cli.command import Made, Making, report_of, spec_of
+from jaxpa.cli.files import Outputs
+from jaxpa.errors import JaxpaError, real, whole
+from jaxpa.request.spec import MAX_STEPS
 
 if TYPE_CHECKING:
     from PIL import Image
 
 
+class Sketch(NamedTuple):
+    """A picture, its mask if no network is needed for it, the token grid and the coverage of the sheet, the files."""
+
+    picture: "Image.Image"
+    mask: np.ndarray | None
+    grid: tuple[int, int]
+    coverage: float
+    outputs: Outputs
+
+
 @dataclass(kw_only=True)
-class Mask(Making):
+class MaskCommand(Making):
     """Make a subject's mask: white on what a word names (--word), or inside a box or a polygon; else the picture's
     own transparency. A sheet beside it shows the picture, the map and the tokens."""
 
-    image: str
+    DEFAULT: ClassVar[Path] = Path("mask.png")
+
+    image: Path
     """The picture."""
     word: str | None = None
     """What the subject is; attention finds it."""
     caption: str | None = None
-    """What the picture shows; the word must stand in it (default: "a picture of a" word)."""
+    """What the picture shows; the word must stand in it. Without one: "a picture of a" word."""
     box: str | None = None
     """LEFT,TOP,RIGHT,BOTTOM, fractions of the picture."""
     polygon: str | None = None
     """X,Y,X,Y,..., fractions of the picture; three points or more."""
-    threshold: float = 0.5
-    """With --word: what of the map's range is in the mask; lower finds more."""
+    threshold: float | None = None
+    """With --word: where the map is cut, as a share of its range; a lower one finds more. Usual: 0.5."""
     grow: float = 0.0
     """Pixels of the picture by which the mask is grown ..."""
     shrink: float = 0.0
-    """... or shrunk (after growing: closes holes) ..."""
+    """... or shrunk (after growing: closes holes), in pixels of the picture ..."""
     feather: float = 0.0
-    """... and over which its outline is blurred, in this order."""
-    coverage: float = 0.5
-    """For the sheet: a token is in the mask if this share of it is."""
+    """... and over which its outline is blurred, in pixels of the picture, in this order."""
+    coverage: float | None = None
+    """For the sheet: the share of a token that the mask must cover for the token to belong to it; by default what
+    personalisation takes on this checkpoint."""
     steps: int | None = None
-    """Of the inversion that --word looks at."""
-    out: Path = Path("mask.png")
-    """The file to write, of the picture's size."""
-    figure: bool = True
-    """Also write OUT-figure.png."""
+    """With --word: steps of the inversion that is looked at."""
+    out: Path = DEFAULT
+    """The file to write, of the picture's size. The default name counts on where it is taken."""
 
-    def make(self) -> Made:
-        from jaxpa.media.images import feather, grow, read_image, save_image, shrink, token_mask
+    figure: bool = True  # type: ignore[misc]
+    """Also write OUT-figure.png: the picture, the map, the mask, its tokens."""
 
-        picture = read_image(self.image)
-        soft, grid = None, self.grid(picture.size)
-        if self.word is not None:
-            mask, soft = self.found(picture, self.word)
-            grid = soft.height, soft.width
+    def prepare(self) -> Sketch:
+        from jaxpa.attention.observe import Search
+        from jaxpa.media.images import read_image
+        from jaxpa.presets import PRESETS
+
+        ways = [name for name in ("word", "box", "polygon") if getattr(self, name) is not None]
+        if len(ways) > 1:
+            raise JaxpaError(f"--{' and --'.join(ways)} are different masks: give one of them")
+        if self.word is None:
+            for name in ("caption", "threshold", "steps"):
+                if getattr(self, name) is not None:
+                    raise JaxpaError(f"--{name} would have no effect: it needs the --word that is looked for")
         else:
-            mask = self.drawn(picture.size)
+            Search(self.word, self.caption, self.cut)
+            whole("steps", 1 if self.steps is None else self.steps, 1, MAX_STEPS)
+        picture, spec = read_image(self.image), spec_of(self.source(download=self.word is not None))
+        height, width = spec.canvas(picture.size)
+        coverage = PRESETS[spec.settings.preset].coverage if self.coverage is None else self.coverage
+        if not 0 < real("--coverage", coverage) <= 1:
+            raise JaxpaError(f"--coverage must be above 0 and at most 1, not {coverage}")
+        mask = self.drawn(picture.size) if self.word is None else None
+        mask = None if mask is None else self.changed(mask)
+        outputs = self.settle([""], self.figure, [self.image])
+        return Sketch(picture, mask, (height // spec.cell, width // spec.cell), coverage, outputs)
+
+    def make(self, prepared: Sketch) -> Made:
+        from jaxpa.media.images import save_image, token_mask
+
+        picture, mask, grid, coverage, outputs = prepared
+        soft = None
+        if mask is None:
+            found, soft = self.found(picture, self.word or "")
+            mask = self.changed(found)
+        tokens = token_mask(mask, *grid, coverage)
+        share = float(mask.mean())
+        content = {
+            "image": str(self.image),
+            "word": self.word,
+            "covered": round(share, 4),
+            "tokens": int(tokens.sum()),
+            "grid": grid,
+            "coverage": coverage,
+        }
+        save_image(_grey(mask), outputs.files[0], content)
+        if outputs.figure is not None:
+            save_image(self.sheet(picture, soft, mask, tokens, grid), outputs.figure, content)
+        content, line = report_of(outputs, content)
+        line += f": {share:.0%} of the picture, {tokens.sum()} of {grid[0]} x {grid[1]} tokens"
+        return Made(content, line)
+
+    @property
+    def cut(self) -> float:
+        """The threshold, or the usual one."""
+        from jaxpa.attention.observe import THRESHOLD
+
+        return THRESHOLD if self.threshold is None else self.threshold
+
+    def changed(self, mask: np.ndarray) -> np.ndarray:
+        """A mask grown, shrunk and feathered. Raises JaxpaError if nothing is left."""
+        from jaxpa.media.images import feather, grow, shrink
+
         for change, pixels in ((grow, self.grow), (shrink, self.shrink), (feather, self.feather)):
             mask = change(mask, pixels) if pixels else mask
         if not mask.max() > 0.5:
             raise JaxpaError("the mask is empty: shrink it less, or lower the threshold")
-        tokens = token_mask(mask, *grid, self.coverage)
-        files = [self.out]
-        save_image(_grey(mask), self.out)
-        if self.figure:
-            files.append(self.out.with_name(f"{self.out.stem}-figure.png"))
-            save_image(self.sheet(picture, soft, mask, tokens, grid), files[1])
-        share = float(mask.mean())
-        content = {
-            "files": [str(file) for file in files], "image": self.image, "word": self.word, "covered": round(share, 4),
-            "tokens": int(tokens.sum()), "grid": grid,
-        }  # fmt: skip
-        line = f"jaxpa: {self.out}: {share:.0%} of the picture, {tokens.sum()} of {grid[0]} x {grid[1]} tokens"
-        return Made(content, line)
-
-    def check(self) -> None:
-        """Refuse what does not go together."""
-        from jaxpa.media.images import read_image
-
-        super().check()
-        read_image(self.image)
-        ways = [name for name in ("word", "box", "polygon") if getattr(self, name) is not None]
-        if len(ways) > 1:
-            raise JaxpaError(f"--{' and --'.join(ways)} are different masks: give one of them")
-        if self.caption is not None and self.word is None:
-            raise JaxpaError("--caption needs the --word in it that is looked for")
-        if not 0 < self.coverage <= 1:
-            raise JaxpaError(f"--coverage must be above 0 and at most 1, not {self.coverage}")
-
-    def grid(self, size: tuple[int, int]) -> tuple[int, int]:
-        """The canvas of the checkpoint for a picture of `size`, in tokens; its headers tell."""
-        from jaxpa.checkpoint.load import settings_of
-        from jaxpa.checkpoint.source import resolve
-        from jaxpa.media.masks import canvas_size
-        from jaxpa.tokens import PATCH
-
-        source = resolve(self.model, self.components, download=False)
-        cell = PATCH * source.config.vae.downscale
-        height, width = canvas_size(size, settings_of(source).size, cell)
-        return height // cell, width // cell
+        return mask
 
     def found(self, picture: "Image.Image", word: str) -> "tuple[np.ndarray, Image.Image]":
         """The mask at the picture's size (H, W), and the map it was cut from (its pixels are tokens)."""
         with console.clock():
             print(f"jaxpa: looking for {word!r}", file=sys.stderr)
             found = self.load().find_mask(
-                picture, word, self.caption, threshold=self.threshold, steps=self.steps
+                picture, word, self.caption, threshold=self.cut, steps=self.steps
             )  # fmt: skip
         return found.pixels(picture.size).astype(np.float32), _grey(found.soft)
 

@@ -17,6 +17,8 @@ from jaxpa.config import AutoencoderConfig, CLIPConfig, FluxConfig, T5Config, Tr
 
 TIME_WIDTH = 256  # channels of the sinusoids of time and guidance
 
+Level = Literal["layer", "token"]
+
 
 class Layer(NamedTuple):
     """`times` equal linear layers, each applied to `rows`; a convolution's inputs are its taps times its channels."""
@@ -90,7 +92,7 @@ def sample_forwards(
     steps: int,
     references: int,
     images: int,
-    level: Literal["layer", "token"],
+    level: Level,
     late_context: bool,
     inversion_steps: int = 0,
     guided: bool = False,

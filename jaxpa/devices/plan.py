@@ -1,11 +1,10 @@
-"""What a personalised picture will cost, from a checkpoint's headers alone: memory, sample-forwards, FLOPs."""
+"""What a request will cost, from a checkpoint's headers alone: memory, sample-forwards, FLOPs."""
 
 import hashlib
 import json
-from collections.abc import Sequence
 from dataclasses import asdict
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -14,57 +13,116 @@ import numpy as np
 from jaxpa.checkpoint.load import default_dtype, settings_of
 from jaxpa.checkpoint.source import Source
 from jaxpa.devices import cost
-from jaxpa.errors import JaxpaError
-from jaxpa.personalize import Preset
-from jaxpa.schedule import Steps, flow_times, steps_above, tau_time
-from jaxpa.tokens import PATCH
+from jaxpa.presets import Preset
+from jaxpa.request.request import Request
+from jaxpa.request.spec import Spec
+from jaxpa.schedule import steps_above, tau_time
 
 
-def plan(
-    source: Source, preset: Preset | None, *, taus: Sequence[float | Steps] = (), references: int = 1, images: int = 1,
-    steps: int | None = None, height: int | None = None, width: int | None = None, guidance: float | None = None,
-    dtype: Any = None,
-) -> dict[str, Any]:  # fmt: skip
-    """The cost of `images` images at each tau with `references` references (0: plain generation) under a preset.
+class Run(NamedTuple):
+    """A request on a checkpoint, in numbers.
 
-    taus: None given: the preset's. sample_forwards counts rows of tokens that ask the network once; classifier-free
-    guidance asks twice for an image. activation_bytes is an estimate: the widest arrays of one block for all rows.
+    grid (h, w) in tokens; text tokens; times (S + 1,); gates, a flow time for each tau; images at each tau; references;
+    inversion, its steps that ask the network; context, tokens that are attended to after tau; guided, whether an image
+    takes two forwards a step; preset, None without references.
     """
-    settings, config = settings_of(source), source.config
-    cell = PATCH * config.vae.downscale
-    height, width = height or settings.size, width or settings.size
-    if height % cell or width % cell:
-        raise JaxpaError(f"{width} x {height} pixels cannot be cut into tokens of {cell} x {cell}")
-    n, m = height * width // cell**2, settings.max_length
-    times = flow_times(steps or settings.steps, n, config.scheduler)
-    count, guided = len(times) - 1, not config.transformer.guidance_embeds and (guidance or settings.guidance) > 1
-    gates, inversion, context, level = [1.0], 0, 0, "layer"
-    if preset is not None and references:
-        gates = [tau_time(tau, times) for tau in taus or (preset.tau,)]
-        inversion = count if preset.path == "ode" or (preset.path == "rf" and preset.gamma < 1) else 0
-        context, level = references * n if preset.concat else 0, preset.level
-    above = [int(steps_above(jnp.asarray(times), gate)) for gate in gates]
-    early = sum(cost.sample_forwards(a, a, references, images, level, False, guided=guided) for a in above)
-    late = sum(cost.sample_forwards(0, count - a, references, images, level, context > 0, guided=guided) for a in above)
-    inverted = references * inversion
-    per_forward = cost.transformer_flops(config.transformer, n, m)
+
+    spec: Spec
+    grid: tuple[int, int]
+    text: int
+    times: np.ndarray
+    gates: list[float]
+    images: int
+    references: int
+    inversion: int
+    context: int
+    guided: bool
+    preset: Preset | None
+
+    @property
+    def tokens(self) -> int:
+        return self.grid[0] * self.grid[1]
+
+    @property
+    def steps(self) -> int:
+        return len(self.times) - 1
+
+    @property
+    def level(self) -> cost.Level:
+        return "layer" if self.preset is None else self.preset.level
+
+    @property
+    def rows(self) -> int:
+        """Of the widest forward, for all images of a tau at once."""
+        return self.references * (self.level == "layer") + self.images * (1 + self.guided)
+
+
+def run_of(request: Request, spec: Spec, canvas: tuple[int, int] | None = None) -> Run:
+    """The numbers of a request; canvas: (height, width), where a picture decides. Raises JaxpaError."""
+    said = request.sampling
+    grid = spec.grid(*(canvas or (said.height, said.width)))
+    times, n = spec.times(said.steps, grid), grid[0] * grid[1]
+    images = len(said.seeds(len(request.prompts))) * max(1, len(request.places))
+    guided, text = spec.guided(said.guidance), spec.settings.max_length
+    if not request.references:
+        return Run(spec, grid, text, times, [1.0], images, 0, 0, 0, guided, None)
+    preset = request.switches(spec)
+    gates = [tau_time(tau, times) for tau in request.taus(spec)]
+    asks = preset.path == "ode" or (preset.path == "rf" and preset.gamma < 1)
+    inversion, context = (
+        (len(times) - 1) * asks * (1 + preset.sweeps * (preset.path == "ode")),
+        request.references * n * bool(preset.concat),
+    )
+    return Run(spec, grid, text, times, gates, images, request.references, inversion, context, guided, preset)
+
+
+def plan(source: Source, request: Request, dtype: Any = None, canvas: tuple[int, int] | None = None) -> dict[str, Any]:
+    """The cost of a request: every tau, seed and place; canvas: (height, width), where a picture decides.
+
+    sample_forwards counts rows of tokens that ask the network once; classifier-free guidance asks twice for an image.
+    activation_bytes is an estimate: the widest arrays of one block for all rows. Raises JaxpaError.
+    """
+    run = run_of(request, Spec(source.config, settings_of(source)), canvas)
+    config, n, m, images = source.config, run.tokens, run.text, run.images
+    above = [int(steps_above(jnp.asarray(run.times), gate)) for gate in run.gates]
+    r, late = run.references, run.context > 0
+    early_rows = sum(cost.sample_forwards(a, a, r, images, run.level, False, guided=run.guided) for a in above)
+    late_rows = sum(
+        cost.sample_forwards(0, run.steps - a, r, images, run.level, late, guided=run.guided) for a in above
+    )
+    inverted = r * run.inversion
+    forward = cost.transformer_flops(config.transformer, n, m)
     kind = np.dtype(default_dtype() if dtype is None else dtype)
     weights = cost.weight_bytes(config, kind.itemsize)
-    rows = references * (level == "layer") + images * (1 + guided)
-    activations = rows * (n + m) * (3 + 4 + 5 + 2) * config.transformer.width * kind.itemsize
+    activations = run.rows * (n + m) * (3 + 4 + 5 + 2) * config.transformer.width * kind.itemsize
     text = cost.t5_flops(config.text_encoder_2, m) + cost.clip_flops(config.text_encoder)
-    pictures = references * cost.autoencoder_flops(config.vae, height, width, "encode")
-    pictures += len(gates) * images * cost.autoencoder_flops(config.vae, height, width, "decode")
-    flops = (early + inverted) * per_forward + late * cost.transformer_flops(config.transformer, n, m, context)
+    height, width = (side * run.spec.cell for side in run.grid)
+    pictures = r * cost.autoencoder_flops(config.vae, height, width, "encode")
+    pictures += len(above) * images * cost.autoencoder_flops(config.vae, height, width, "decode")
+    flops = (early_rows + inverted) * forward
+    flops += late_rows * cost.transformer_flops(config.transformer, n, m, run.context)
     return {
-        "model": source.name, "dtype": kind.name, "device": jax.devices()[0].device_kind,
-        "height": height, "width": width, "image_tokens": n, "text_tokens": m, "steps": count,
-        "references": references, "images": images * len(gates), "level": level if references else None,
-        "tau": gates if references else [], "steps_above_tau": above, "inversion_steps": inversion,
-        "sample_forwards": early + late + inverted, "tflop_per_forward": per_forward / 1e12,
-        "tflop": (flops + (1 + references + guided) * text + pictures) / 1e12, "weight_bytes": weights,
-        "activation_bytes": activations, "memory_bytes": sum(weights.values()) + activations,
-    }  # fmt: skip
+        "model": source.name,
+        "dtype": kind.name,
+        "device": jax.devices()[0].device_kind,
+        "height": height,
+        "width": width,
+        "image_tokens": n,
+        "text_tokens": m,
+        "steps": run.steps,
+        "references": r,
+        "images": images * len(above),
+        "level": run.level if r else None,
+        "tau": run.gates if r else [],
+        "steps_above_tau": above,
+        "inversion_steps": run.inversion,
+        "sample_forwards": early_rows + late_rows + inverted,
+        "tflop_per_forward": forward / 1e12,
+        "tflop": (flops + (1 + r + run.guided) * text + pictures) / 1e12,
+        "weight_bytes": weights,
+        "activation_bytes": activations,
+        "memory_bytes": sum(weights.values()) + activations,
+    }
 
 
 def format_plan(content: dict[str, Any]) -> str:
@@ -87,22 +145,26 @@ def format_plan(content: dict[str, Any]) -> str:
     return "\n".join(f"{name:<9}{value}" for name, value in rows.items())
 
 
-def signature(source: Source, content: dict[str, Any], preset: Preset | None) -> str:
+def signature(source: Source, request: Request, content: dict[str, Any]) -> str:
     """A name for the compiled programs of such a run: what shapes and switches, on which device, by which JAX."""
-    switches = (
-        {} if preset is None else {k: v for k, v in asdict(preset).items() if k in ("level", "path", "start", "concat")}
-    )
+    preset = request.switches(Spec(source.config, settings_of(source))) if request.references else None
+    switches = {} if preset is None else {k: getattr(preset, k) for k in ("level", "path", "start", "concat")}
     shapes = {k: content[k] for k in ("dtype", "device", "height", "width", "steps", "references", "images")}
     text = json.dumps([asdict(source.config), switches, shapes, jax.__version__], sort_keys=True)
     return hashlib.sha256(text.encode()).hexdigest()[:24]
 
 
-def was_compiled(cache: Path, name: str) -> bool:
-    """Whether a run of this signature has left its programs in the cache."""
-    return (cache / "runs" / name).exists()
+def was_compiled(cache: Path | None, name: str) -> bool:
+    """Whether a run of this signature has left its programs in the cache (None: there is none)."""
+    return cache is not None and (cache / "runs" / name).exists()
 
 
-def remember(cache: Path, name: str) -> None:
-    """Note that a run of this signature has filled the cache."""
-    (cache / "runs").mkdir(parents=True, exist_ok=True)
-    (cache / "runs" / name).touch()
+def remember(cache: Path | None, name: str) -> None:
+    """Note that a run of this signature has filled the cache, if there is one."""
+    if cache is None:
+        return
+    try:
+        (cache / "runs").mkdir(parents=True, exist_ok=True)
+        (cache / "runs" / name).touch()
+    except OSError:  # a picture that is made is worth more than a note about it
+        return

@@ -27,6 +27,8 @@ from jaxpa.media import images
 from jaxpa.media.images import Picture
 from jaxpa.media.subjects import References, Subject, has_mask, read_mask_of, read_subject
 from jaxpa.pipeline import Pipeline
+from jaxpa.request.groups import show_tau
+from jaxpa.request.request import Request
 
 # Metrics of arrays -------------------------------------------------------------------------------------------
 
@@ -227,7 +229,7 @@ def evaluate(
         case = replace(case, subject=pipe.with_mask(case.subject))
         scores += _baselines(pipe, case, judge, metrics, common)
         for prompt in case.prompts:
-            plain = pipe.generate(prompt, seed=seeds, num_images=len(seeds), **common)
+            plain = pipe.generate(prompt, seed=tuple(seeds), **common)
             target = moved(pipe.references([case.subject], **_size(common)), case.subject)
             batches = [(FLOOR, target, plain), *_personalised(pipe, case, prompt, settings, seeds, common)]
             for label, target, pictures in batches:
@@ -243,21 +245,14 @@ def _personalised(
     common: Mapping[str, Any],
 ) -> Iterator[tuple[str, Target, list[Image.Image]]]:  # fmt: skip
     """(label, target, a picture for each seed) of every setting."""
-    sampling = ("steps", "guidance", "negative_prompt")
     for label, own in settings.items():
-        keywords = {**common, **own}
-        known = {"preset", "tau", "height", "width", *sampling}
-        preset = pipe.preset(keywords.get("preset"), **{key: v for key, v in keywords.items() if key not in known})
-        references = pipe.references([case.subject], **_size(keywords), coverage=preset.coverage)
-        others = {key: keywords[key] for key in sampling if key in keywords}
-        tau = keywords.get("tau")
-        taus: list[Any] = list(tau) if isinstance(tau, list | tuple) else [tau]
-        made = pipe.personalize(
-            prompt, references, tau=taus, seed=seeds, num_images=len(seeds), preset=preset, **others
-        )  # fmt: skip
-        target = moved(references, case.subject)
-        for k, one in enumerate(taus):
-            name = f"{label}, tau {one}" if len(taus) > 1 else label
+        request = Request.of(prompt, subjects=[case.subject], seed=tuple(seeds), **{**common, **own})
+        references = pipe.prepare(request)
+        assert isinstance(references, References)
+        target, made = moved(references, case.subject), pipe.make(request, references)
+        taus = request.taus(pipe.spec)
+        for k, tau in enumerate(taus):
+            name = f"{label}, tau {show_tau(tau)}" if len(taus) > 1 else label
             yield name, target, made[k * len(seeds) : (k + 1) * len(seeds)]
 
 

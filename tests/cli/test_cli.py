@@ -10,7 +10,8 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from jaxpa.cli.console import group_subjects, parse_subject
+from jaxpa.cli.flags import group_subjects, parse_subject
+from jaxpa.errors import JaxpaError
 from jaxpa.media.images import read_metadata
 
 
@@ -68,25 +69,14 @@ def test_plan_and_bench(run):
 
 
 def test_the_grammar_of_subjects():
-    argv = [
-        "personalize",
-        "--subject",
-        "a.png",
-        "--mask",
-        "m.png",
-        "--at",
-        "0.1,0.2",
-        "--flip",
-        "--subject=b.png",
-        "--tau",
-        "0.5",
-        "--mask",
-        "x",
-    ]
-    assert group_subjects(argv) == [
-        "personalize", "--subject", "a.png", "mask=m.png", "at=0.1,0.2", "flip=", "--subject", "b.png", "--tau", "0.5",
-        "--mask", "x",
+    argv = ["--subject", "a.png", "--mask", "m.png", "--at", "0.1,0.2", "--flip", "--subject=b.png", "--tau", "0.5"]
+    assert group_subjects("personalize", argv) == [
+        "--subject", "a.png", "mask=m.png", "at=0.1,0.2", "flip=", "--subject", "b.png", "--tau", "0.5"
     ]  # fmt: skip
+    assert group_subjects("inpaint", ["--mask", "m.png"]) == ["--mask", "m.png"]
+    for words in (["--at", "0.1,0.2", "--subject", "a.png"], ["--subject", "a.png", "--tau", "0.5", "--at", "0.1,0.2"]):
+        with pytest.raises(JaxpaError, match="--at belongs directly after its --subject IMAGE"):
+            group_subjects("personalize", words)
     subject = parse_subject(["a.png", "mask=m.png", "at=0.1,0.2,0.5,0.6", "flip="])
     assert (subject.image, subject.mask, subject.at, subject.flip) == ("a.png", "m.png", (0.1, 0.2, 0.5, 0.6), True)
 
@@ -115,16 +105,24 @@ BAD = {
     "an empty box": ([*CAR, "--at", "0.5,0.5,0.2,0.9"], "is empty"),
     "boxes for a layout": ([*CAR, "--place", "0.5,0.5", "--place", "0,0,1,1"], "several places"),
     "no place": ([*CAR, "--at", "left"], "--at 'left'"),
-    "tau": ([*CAR, "--tau", "1.5"], "--tau '1.5'"),
-    "tau in per cent": ([*CAR, "--tau", "120%"], "--tau '120%'"),
-    "no steps": ([*CAR, "--steps", "0"], "--steps"),
+    "tau": ([*CAR, "--tau", "1.5"], "tau '1.5'"),
+    "tau in per cent": ([*CAR, "--tau", "120%"], "tau '120%'"),
+    "no steps": ([*CAR, "--steps", "0"], "steps must be"),
     "a size": ([*CAR, "--height", "103"], "nearest valid size is 96 x 104"),
-    "no images": ([*CAR, "--num-images", "0"], "--num-images"),
+    "no images": ([*CAR, "--num-images", "0"], "num_images must be"),
     "a model": ([*CAR, "--model", "maxi"], "maxi"),
     "output folder": ([*CAR, "--out", "{b}/none/x.png"], "none"),
     "output format": ([*CAR, "--out", "{b}/x.gif"], ".gif"),
-    "gamma": ([*CAR, "--gamma", "2"], "gamma"),
+    "gamma": ([*CAR, "--gamma", "2"], "gamma must lie"),
     "eta": ([*CAR, "--eta", "-1"], "eta"),
+    "no effect": ([*CAR, "--gamma", "0.5"], "gamma would have no effect"),
+    "no negative prompt here": ([*CAR, "--negative-prompt", "snow"], "embeds its guidance"),
+    "a misspelt level": ([*CAR, "--level", "Layer"], "'layer'"),
+    "a flag out of its place": (["--at", "0.1,0.2", *CAR], "--at belongs directly after its --subject IMAGE"),
+    "a subject without a picture": ([*CAR, "--subject"], "--subject needs a picture"),
+    "a mask and a word": ([*CAR, "--word", "car"], "give one of them"),
+    "not a number": ([*CAR, "--at", "nan,0.2"], "--at 'nan,0.2'"),
+    "an unknown place": ([*CAR, "--place", "0.5"], "--at '0.5'"),
     "a seed": ([*CAR, "--seed", "-3"], "seed"),
     "no subject": ([], "nothing to personalise"),
 }

@@ -5,6 +5,7 @@ import shlex
 
 import pytest
 
+from jaxpa.checkpoint.source import find_mini
 from jaxpa.cli.batch import parse_share, read_jobs
 from jaxpa.errors import JaxpaError
 
@@ -62,39 +63,58 @@ def test_shares(run, jobs, tmp_path):
 
 
 def test_a_failure_leaves_the_others(run, jobs, tmp_path, pictures):
-    """A place off the canvas is found out late: the line is named, the rest is made, and the status tells."""
+    """What is found out late: the line is named, the rest is made, and the status tells."""
     lines = jobs.read_text().splitlines()
-    jobs.write_text("\n".join([lines[4].replace("--prompt", "--at 3,3 --prompt"), lines[3], lines[2]]))
-    (tmp_path / "mask.png").write_bytes((pictures / "car-mask.png").read_bytes())
+    words = ["--word", "mug", "--caption", "a car", "--prompt", "x", "--out", tmp_path / "x.png"]
+    wrong = shlex.join(map(str, ["personalize", "--subject", pictures / "car.png", *words]))
+    jobs.write_text("\n".join([wrong, lines[3], lines[2], lines[4]]))
     status, _, err = run("batch", jobs)
     assert status == 1
     assert f"{jobs}:1: " in err
-    assert "off the canvas" in err
-    assert "2 made, 1 failed" in err
+    assert "'mug'" in err
+    assert "3 made, 1 failed" in err
     assert (tmp_path / "cat.png").exists()
 
 
-def test_a_model_for_all(jobs):
-    jobs.write_text('generate --prompt "a cat" --out a.png\ngenerate --prompt "a cat" --out b.png --model=mine')
-    assert [job.command.model for job in read_jobs(jobs, "other")] == ["other", "mine"]
-    assert [job.command.model for job in read_jobs(jobs)] == ["mini", "mine"]
+def test_a_model_for_all(jobs, tmp_path):
+    for name in ("mine", "other"):
+        (tmp_path / name).symlink_to(find_mini())
+    mine, other = str(tmp_path / "mine"), str(tmp_path / "other")
+    jobs.write_text(f"generate --prompt x --out a.png\ngenerate --prompt y --out b.png --model={mine}")
+    assert [job.command.checkpoint.model for job in read_jobs(jobs, other)] == [other, mine]
+    assert [job.command.checkpoint.model for job in read_jobs(jobs)] == ["mini", mine]
 
 
 BAD = {
-    "a command": ("paint --prompt x", "'paint' is no command"),
+    "a command": ("paint --prompt x", "'paint' is not a command"),
     "a flag": ("generate --promt x", "not the flags of generate"),
     "a quote": ('generate --prompt "x', "No closing quotation"),
     "a picture": ("invert --image none.png --prompt x --out x.png", "none.png"),
-    "a value": ("generate --prompt x --steps 0 --out x.png", "--steps"),
+    "a value": ("generate --prompt x --steps 0 --out x.png", "steps must be"),
+    "a place": ("personalize --subject {p}/car.png --mask {p}/car-mask.png --at 3,3 --prompt x", "off the canvas"),
+    "boxes for a layout": (
+        "personalize --subject {p}/car.png --mask {p}/car-mask.png --place 0,0,1,1 --place 0.5,0.5 --prompt x",
+        "several places",
+    ),
+    "a prompt without effect": ("generate --prompt x --negative-prompt y", "embeds its guidance"),
+    "the same file by another name": (
+        "generate --prompt x --out a.png\ngenerate --prompt y --out ./b/../a.png",
+        "jobs.txt:1 already",
+    ),
+    "a picture of several": (
+        "generate --prompt x --num-images 2 --out a.png\ngenerate --prompt y --out a-1.png",
+        "jobs.txt:1 already",
+    ),
     "the same file": ("generate --prompt x\ngenerate --prompt y", "jobs.txt:1 already"),
     "nothing": ("# nothing", "holds no command"),
 }
 
 
 @pytest.mark.parametrize("name", BAD)
-def test_bad_lines_are_all_found_before_anything_is_made(name, run, tmp_path):
+def test_bad_lines_are_all_found_before_anything_is_made(name, run, tmp_path, pictures, monkeypatch):
+    monkeypatch.chdir(tmp_path)
     text, said = BAD[name]
-    (tmp_path / "jobs.txt").write_text(text)
+    (tmp_path / "jobs.txt").write_text(text.format(p=pictures))
     status, out, err = run("batch", tmp_path / "jobs.txt")
     assert (status, out) == (2, "")
     assert said in err

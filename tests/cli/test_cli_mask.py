@@ -16,12 +16,12 @@ def test_by_word(run, tmp_path, pictures):
     )
     assert status == 0, err
     content = json.loads(line)
-    assert content["files"] == [str(out), str(tmp_path / "mask-figure.png")]
+    assert (content["files"], content["figure"]) == ([str(out)], str(tmp_path / "mask-figure.png"))
     found, true = (np.asarray(Image.open(p).convert("L")) > 128 for p in (out, pictures / "car-mask.png"))
     assert found.shape == (384, 384)
     assert (found & true).sum() > 0.5 * (found | true).sum()
     assert content["covered"] == pytest.approx(found.mean(), abs=1e-3)
-    assert Image.open(content["files"][1]).width > 1000  # picture, map, mask, tokens
+    assert Image.open(content["figure"]).width > 1000  # picture, map, mask, tokens
 
 
 def test_drawn(run, tmp_path, pictures):
@@ -65,6 +65,7 @@ def test_personalize_by_word(run, tmp_path, pictures):
 BAD = {
     "a word that is not in the caption": (["--word", "mug", "--caption", "a yellow car"], "'mug' is not in the prompt"),
     "an empty word": (["--word", ""], "word is empty"),
+    "a threshold without effect": (["--box", "0,0,1,1", "--threshold", "0.3"], "--threshold would have no effect"),
     "two ways": (["--word", "car", "--box", "0,0,1,1"], "--word and --box"),
     "a caption alone": (["--caption", "a car"], "--word"),
     "nothing": ([], "has no transparency"),

@@ -1,0 +1,248 @@
+"""What the commands have in common: a checkpoint, and for those that write pictures how they come to be."""
+
+import itertools
+from dataclasses import asdict, dataclass, field
+from functools import lru_cache
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any, ClassVar, NamedTuple
+
+from tyro.conf import OmitArgPrefixes, arg
+
+from jaxpa.cli import console, files
+from jaxpa.cli.files import Outputs
+from jaxpa.errors import JaxpaError
+from jaxpa.request.groups import Checkpoint, Sampling, show_tau
+from jaxpa.request.request import Request
+from jaxpa.request.spec import Spec
+
+if TYPE_CHECKING:  # the networks are imported when a command runs
+    from PIL import Image
+
+    from jaxpa.checkpoint.source import Source
+    from jaxpa.devices.timing import Clock
+    from jaxpa.media.edits import MaskedPicture
+    from jaxpa.media.subjects import References
+    from jaxpa.pipeline import Pipeline
+
+
+@dataclass(kw_only=True)
+class Command:
+    """A command that asks something of a checkpoint."""
+
+    checkpoint: OmitArgPrefixes[Checkpoint] = field(default_factory=Checkpoint)
+    json: bool = False
+    """One JSON line on stdout; everything else goes to stderr."""
+
+    @property
+    def dtype(self) -> str | None:
+        """Of the weights; None: what suits the device."""
+        return None if self.checkpoint.dtype == "auto" else self.checkpoint.dtype
+
+    def source(self, download: bool = False) -> "Source":
+        """The checkpoint's headers; download: whether a hub id may be fetched for them."""
+        from jaxpa.checkpoint.source import resolve
+
+        return resolve(self.checkpoint.model, self.checkpoint.components, download=download)
+
+    def load(self) -> "Pipeline":
+        return _load(self.checkpoint.model, self.dtype, self.checkpoint.components)
+
+    def run(self) -> int:
+        """Do it; the exit status."""
+        raise NotImplementedError
+
+
+def spec_of(source: "Source") -> Spec:
+    from jaxpa.checkpoint.load import settings_of
+
+    return Spec(source.config, settings_of(source))
+
+
+@lru_cache(maxsize=1)  # the next command of a batch finds the networks, and their compiled programs, still there
+def _load(model: str, dtype: str | None, components: str | None) -> "Pipeline":
+    from jaxpa.pipeline import load
+
+    return load(model, dtype, components=components)
+
+
+class Made(NamedTuple):
+    """What a command has written: for --json, and in a line."""
+
+    content: dict[str, Any]
+    line: str
+
+
+@dataclass(kw_only=True)
+class Making(Command):
+    """A command that writes pictures.
+
+    An existing file is replaced only if jaxpa has made it (the command says so); other files need --force.
+    """
+
+    DEFAULT: ClassVar[Path] = Path("jaxpa.png")
+    figure: ClassVar[bool] = False  # whether a sheet is written beside; where there is one, it is a flag
+
+    out: Path = DEFAULT
+    """The file to write (.png, .jpg, .webp). The default name counts on where it is taken; several pictures get what
+    they differ in into their names."""
+    force: bool = False
+    """Replace files that were not made by jaxpa, and run what does not seem to fit in memory."""
+
+    def prepare(self) -> Any:
+        """Refuse what can be refused before anything loads, and read the inputs, once, for `make`."""
+        raise NotImplementedError
+
+    def make(self, prepared: Any) -> Made:
+        """Make and write the pictures."""
+        raise NotImplementedError
+
+    def labels(self) -> list[str]:
+        """What the pictures' names differ in."""
+        return [""]
+
+    def settle(self, labels: list[str], figure: bool, inputs: list[Path]) -> Outputs:
+        return files.settle(self.out, self.DEFAULT, labels, figure, inputs, self.force)
+
+    def run(self) -> int:
+        content, line = self.make(self.prepare())
+        console.report(self.json, content, [line])
+        return 0
+
+
+class Prepared(NamedTuple):
+    """A request that was checked: its pictures as arrays (None: a mask is still to be found), results and files."""
+
+    request: Request
+    pictures: "References | MaskedPicture | None"
+    made: list[dict[str, Any]]
+    outputs: Outputs
+
+
+@dataclass(kw_only=True)
+class Picturing(Making):
+    """A command that answers a `Request`."""
+
+    prompt: Annotated[str | None, arg(help_behavior_hint="(required, or --embedding)")] = None
+    """What the picture shows."""
+    embedding: Path | None = None
+    """An encoded prompt in place of --prompt: a file that TextEmbedding.save wrote."""
+    sampling: OmitArgPrefixes[Sampling] = field(default_factory=Sampling)
+
+    def request(self) -> Request:
+        """What the flags ask for. Raises JaxpaError for what does not go together."""
+        raise NotImplementedError
+
+    def words(self) -> dict[str, Any]:
+        """The parts of the request that every command has."""
+        if (self.prompt is None) == (self.embedding is None):
+            raise JaxpaError("give either --prompt TEXT or --embedding FILE")
+        return {"prompt": self.prompt or "", "embedding": self.embedding, "sampling": self.sampling}
+
+    def prepare(self) -> Prepared:
+        from jaxpa.media.subjects import has_mask
+        from jaxpa.request.prepare import prepare
+
+        request = self.request()
+        spec = spec_of(self.source(download=True))
+        request.check(spec)
+        known = not [each for each in request.subjects if not has_mask(each)]  # all are asked: one has neither
+        pictures = prepare(request, spec) if known else None
+        made = combinations(request, spec)
+        figure = self.figure and request.references > 0
+        outputs = self.settle(files.labels(made), figure, files.inputs_of(request))
+        return Prepared(request, pictures, made, outputs)
+
+    def labels(self) -> list[str]:
+        return files.labels(combinations(self.request(), spec_of(self.source())))
+
+    def make(self, prepared: Prepared) -> Made:
+        from jaxpa.media.images import save_image
+
+        request, pictures, made, outputs = prepared
+        with console.clock() as clock:
+            with clock.stage("load"):
+                pipe = self.load()
+            with clock.stage("sample"):
+                pictures = pipe.prepare(request) if pictures is None else pictures
+                images = pipe.make(request, pictures, console.Progress())
+        made_with = files.labels(made)
+        if outputs.figure is not None:
+            save_image(sheet_of(pictures, images, made_with, pipe.cell), outputs.figure, {"figure": made_with})
+        return self.write(prepared, images, clock, pipe)
+
+    def write(self, prepared: Prepared, images: "list[Image.Image]", clock: "Clock", pipe: "Pipeline") -> Made:
+        """The pictures with how they were made inside, and the report."""
+        from jaxpa.devices.plan import plan, remember, signature
+        from jaxpa.media.images import save_image
+
+        request, made, outputs = prepared.request, prepared.made, prepared.outputs
+        source, canvas = self.source(), (images[0].height, images[0].width)
+        costs = plan(source, request, dtype=pipe.dtype, canvas=canvas)
+        common = {
+            "prompt": request.prompt,
+            "model": self.checkpoint.model,
+            **{name: costs[name] for name in ("steps", "width", "height")},
+            "guidance": pipe.spec.guidance(self.sampling.guidance),
+            "switches": asdict(request.switches(pipe.spec)) if request.references else None,
+            "request": as_record(request),
+        }
+        for file, image, own in zip(outputs.files, images, made, strict=True):
+            save_image(image, file, common | own)
+        remember(console.compilation_cache(), signature(source, request, costs))
+        return report_of(
+            outputs,
+            {**common, "images": made, "sample_forwards": costs["sample_forwards"], "tflop": costs["tflop"]},
+            clock,
+        )
+
+
+def report_of(outputs: Outputs, content: dict[str, Any], clock: "Clock | None" = None) -> Made:
+    """What was written and how long it took: for --json, and in a line."""
+    said: dict[str, Any] = {
+        "files": [str(file) for file in outputs.files],
+        "replaced": [str(file) for file in outputs.replaced],
+    }
+    said["figure"] = None if outputs.figure is None else str(outputs.figure)
+    line = f"jaxpa: {', '.join(map(str, outputs.files))}"
+    line += " (replaced)" if outputs.replaced else ""
+    if clock is None:
+        return Made({**said, **content}, line)
+    spent = {
+        "seconds": {name: round(value, 3) for name, value in clock.seconds.items()},
+        "compile_seconds": round(clock.compile_seconds, 3),
+        "programs": clock.programs,
+        "cached_programs": clock.cached,
+    }
+    total = ", ".join(f"{name} {value:.1f} s" for name, value in clock.seconds.items())
+    return Made({**said, **content, **spent}, f"{line}: {total}, of which compiling {clock.compile_seconds:.1f} s")
+
+
+def as_record(request: Request) -> dict[str, Any]:
+    from jaxpa.request.record import to_json
+
+    return to_json(request)
+
+
+def sheet_of(pictures: Any, images: "list[Image.Image]", labels: list[str], cell: int) -> "Image.Image":
+    """The inputs of a request, their token masks, and the results."""
+    from jaxpa.media.figures import overlay, sheet
+    from jaxpa.media.images import to_image
+    from jaxpa.media.subjects import References, figure
+
+    if isinstance(pictures, References):
+        return figure(pictures, images, labels)
+    picture, references = to_image(pictures.picture), pictures.references(cell)
+    kept = ("kept tokens", overlay(picture, references.masks[0], *references.grid))
+    return sheet([[("input", picture), kept, *(("result", image) for image in images)]])
+
+
+def combinations(request: Request, spec: Spec) -> list[dict[str, Any]]:
+    """What each picture of a request is made with, in the pipeline's order: tau, seed, and the place's number."""
+    seeds = request.sampling.seeds(len(request.prompts))
+    taus = [show_tau(tau) for tau in request.taus(spec)]
+    places = range(1, max(1, len(request.places)) + 1)
+    if request.verb == "generate":
+        return [{"seed": seed} for seed in seeds]
+    if request.verb == "personalize":
+        return [{"tau": tau, "seed": seed, "place": k} for tau, seed, k in itertools.product(taus, seeds, places)]
+    return [{"tau": tau, "seed": seed} for tau, seed in itertools.product(taus, seeds)]

@@ -1,0 +1,86 @@
+"""Files that commands write. One rule for all of them:
+
+a default name     counts on: jaxpa.png, jaxpa-2.png, ...
+a name that is free                is taken
+a picture that jaxpa has made      is replaced, and the command says so
+any other file                     is refused, unless --force is given
+a file that the command reads      is refused always
+"""
+
+import os
+from collections.abc import Iterable, Sequence
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from jaxpa.errors import JaxpaError
+from jaxpa.media.images import check_output, read_metadata
+from jaxpa.media.subjects import Subject
+from jaxpa.request.request import Request
+
+
+class Outputs(NamedTuple):
+    """The files of a command: its pictures, a sheet beside them, and those of both that exist and will be replaced."""
+
+    files: list[Path]
+    figure: Path | None = None
+    replaced: tuple[Path, ...] = ()
+
+    @property
+    def all(self) -> list[Path]:
+        return [*self.files, *([self.figure] if self.figure else [])]
+
+
+def outputs(out: Path, labels: Sequence[str] = ("",), figure: bool = False) -> Outputs:
+    """`out` for one picture; with the picture's label in its name for several."""
+    files = [out] if len(labels) == 1 else [out.with_name(f"{out.stem}-{label}{out.suffix}") for label in labels]
+    return Outputs(files, out.with_name(f"{out.stem}-figure.png") if figure else None)
+
+
+def settle(
+    out: Path, default: Path, labels: Sequence[str], figure: bool, inputs: Iterable[Path], force: bool
+) -> Outputs:
+    """The files that may be written, by the rule of this module. Raises JaxpaError."""
+    check_output(out)
+    if out == default:
+        count, chosen = 1, outputs(out, labels, figure)
+        while any(os.path.lexists(file) for file in chosen.all):
+            count += 1
+            chosen = outputs(out.with_name(f"{out.stem}-{count}{out.suffix}"), labels, figure)
+        return chosen
+    chosen, read = outputs(out, labels, figure), [file for file in inputs if file.exists()]
+    for file in chosen.all:
+        check_output(file)
+        if file.exists():
+            if any(os.path.samefile(file, each) for each in read):
+                raise JaxpaError(f"{file} is an input of this command: name another --out")
+            if not force and not is_ours(file):
+                raise JaxpaError(
+                    f"{file} exists and was not made by jaxpa: name another --out, or replace it with --force"
+                )
+    return chosen._replace(replaced=tuple(file for file in chosen.all if file.exists()))
+
+
+def is_ours(file: Path) -> bool:
+    """Whether a file is a picture with this package's metadata in it."""
+    try:
+        return read_metadata(file) is not None
+    except JaxpaError:
+        return False
+
+
+def inputs_of(request: Request) -> list[Path]:
+    """The files that a request names."""
+    named: list[Any] = [request.embedding]
+    for subject in (*request.subjects, *([request.scene] if isinstance(request.scene, Subject) else [])):
+        named += [subject.image, subject.mask]
+    if request.editing is not None:
+        named += [request.editing.image, request.editing.mask]
+    return [Path(each) for each in named if isinstance(each, str | os.PathLike)]
+
+
+def labels(made: Sequence[dict[str, Any]]) -> list[str]:
+    """A short name for each image: that in which they differ, as `tau0.5-seed3`; a seed alone needs no word."""
+    names = [name for name in made[0] if len({one[name] for one in made}) > 1]
+    if names == ["seed"]:
+        return [str(one["seed"]) for one in made]
+    return ["-".join(f"{name}{one[name]}" for name in names) for one in made]

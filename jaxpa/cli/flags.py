@@ -1,0 +1,190 @@
+"""The grammar of flags: how the types of a request's fields are read from words and shown as words."""
+
+import types
+import typing
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any, Literal
+
+from tyro.constructors import ConstructorRegistry, PrimitiveConstructorSpec, PrimitiveTypeInfo
+
+from jaxpa.box import Box
+from jaxpa.errors import JaxpaError, did_you_mean
+from jaxpa.media.subjects import Place, Subject
+from jaxpa.request.groups import Seeds, Unset, parse_tau, show_tau
+from jaxpa.schedule import Steps
+
+# Flags of a subject, and whether a value follows.
+GROUP = {"mask": True, "word": True, "at": True, "caption": True, "flip": False}
+SUBJECT = "IMAGE [--mask MASK | --word WORD] [--at X,Y | L,T,R,B] [--caption TEXT] [--flip]"
+
+
+def group_subjects(command: str, argv: Sequence[str]) -> list[str]:
+    """`--subject I --mask M --at X,Y` -> `--subject I mask=M at=X,Y`: flags after a subject belong to it.
+
+    Raises JaxpaError for such a flag that stands elsewhere, and for one without its value.
+    """
+    if command != "personalize":  # the flags of these names are other commands' own
+        return list(argv)
+    out: list[str] = []
+    inside, rest = False, list(argv)
+    while rest:
+        word = rest.pop(0)
+        flag, equals, value = word.partition("=")
+        name = flag.removeprefix("--")
+        if flag.startswith("--") and name in GROUP:
+            if not inside:
+                raise JaxpaError(f"--{name} belongs directly after its --subject IMAGE")
+            if GROUP[name] and not equals:
+                if not rest:
+                    raise JaxpaError(f"--{name} of a --subject needs a value")
+                value = rest.pop(0)
+            if equals and not GROUP[name]:
+                raise JaxpaError(f"--{name} takes no value, and here it has {value!r}")
+            out.append(f"{name}={value}")
+            continue
+        if word.startswith("--"):
+            inside = flag == "--subject"
+            out += [flag, value] if inside and equals else [word]
+            continue
+        out.append(word)
+    return out
+
+
+def parse_subject(words: Sequence[str]) -> Subject:
+    """The words of one group: the picture, then name=value."""
+    if not words:
+        raise JaxpaError(f"--subject needs a picture: --subject {SUBJECT}")
+    image, values = words[0], {}
+    for word in words[1:]:
+        name, equals, value = word.partition("=")
+        if name not in GROUP or not equals:
+            raise JaxpaError(f"{word!r} after --subject {image}: a subject is --subject {SUBJECT}")
+        if name in values:
+            raise JaxpaError(f"--subject {image} has --{name} twice: leave one out")
+        values[name] = value
+    if "mask" in values and "word" in values:
+        raise JaxpaError(f"--subject {image} has both --mask and --word, which finds a mask: give one of them")
+    return Subject(
+        image,
+        mask=values.get("mask"),
+        at=parse_place([values["at"]]) if "at" in values else None,
+        flip="flip" in values,
+        caption=values.get("caption", ""),
+        word=values.get("word", ""),
+    )
+
+
+def parse_place(words: Sequence[str]) -> Place:
+    """`X,Y` or `LEFT,TOP,RIGHT,BOTTOM`, fractions of the canvas."""
+    try:
+        numbers = tuple(float(part) for part in words[0].split(","))
+    except ValueError:
+        numbers = ()
+    if len(numbers) not in (2, 4) or not all(abs(each) < 1e6 for each in numbers):  # NaN is no place either
+        raise JaxpaError(
+            f"--at {words[0]!r}: give X,Y (the centre) or LEFT,TOP,RIGHT,BOTTOM, as fractions of the canvas"
+        )
+    return Box(*numbers) if len(numbers) == 4 else numbers  # type: ignore[return-value]
+
+
+def parse_pad(text: str) -> tuple[int, int, int, int]:
+    """`TOP,RIGHT,BOTTOM,LEFT` in pixels; one number for all sides."""
+    try:
+        numbers = tuple(int(part) for part in text.split(","))
+    except ValueError:
+        numbers = ()
+    if len(numbers) not in (1, 4):
+        raise JaxpaError(f"--pad {text!r}: give TOP,RIGHT,BOTTOM,LEFT in pixels, or one number for all sides")
+    return numbers * (4 // len(numbers))  # type: ignore[return-value]
+
+
+def parse_seeds(words: Sequence[str]) -> Seeds:
+    """One seed, or a seed for each picture."""
+    try:
+        numbers = tuple(int(word) for word in words)
+    except ValueError:
+        raise JaxpaError(f"--seed {' '.join(words)}: give whole numbers") from None
+    if not numbers:
+        raise JaxpaError("--seed needs a number")
+    return numbers[0] if len(numbers) == 1 else numbers
+
+
+def _show_seeds(seed: Seeds) -> list[str]:
+    return [str(each) for each in ([seed] if isinstance(seed, int) else seed)]
+
+
+class Pad(tuple[int, int, int, int]):
+    """The sides of an outpainting, as one word."""
+
+
+def _spec(
+    metavar: str,
+    parse: Callable[[list[str]], Any],
+    show: Callable[[Any], list[str]] = lambda value: [str(value)],
+    nargs: int | Literal["*"] = 1,
+) -> PrimitiveConstructorSpec[Any]:
+    return PrimitiveConstructorSpec(
+        nargs=nargs, metavar=metavar, instance_from_str=parse, is_instance=lambda _: True, str_from_instance=show
+    )
+
+
+def _one(kind: type, word: str) -> Any:
+    try:
+        return kind(word)
+    except ValueError:
+        raise JaxpaError(f"{word!r} is not {'a whole number' if kind is int else 'a number'}") from None
+
+
+def _choice(members: Sequence[Any], off: str | None) -> PrimitiveConstructorSpec[Any] | None:
+    """A literal or a scalar that may say nothing; `off` is the word for None, where None is a choice."""
+    words = [str(each) for member in members for each in typing.get_args(member)]
+    scalar = next((member for member in members if member in (int, float, str, Path)), None)
+    if not words and scalar is None:
+        return None
+    names = {int: "INT", float: "FLOAT", str: "TEXT", Path: "PATH"}
+    metavar = "{" + ",".join([*words, *([off] if off else [])]) + "}" if words else names[scalar]  # type: ignore[index]
+    metavar += f"|{off}" if off and not words else ""
+
+    def parse(given: list[str]) -> Any:
+        word = given[0]
+        if word == off:
+            return None
+        if words and word not in words:
+            known = [*words, *([off] if off else [])]
+            raise JaxpaError(f"{word!r} is not one of {', '.join(known)}{did_you_mean(word, known)}")
+        return word if words else _one(scalar, word)  # type: ignore[arg-type]
+
+    def show(value: Any) -> list[str]:
+        return [off or "auto"] if value is None else ["the preset's"] if value is Unset.UNSET else [str(value)]
+
+    return _spec(metavar, parse, show)
+
+
+REGISTRY = ConstructorRegistry()
+
+
+@REGISTRY.primitive_rule
+def _rule(info: PrimitiveTypeInfo) -> PrimitiveConstructorSpec[Any] | None:
+    kind = info.type
+    if kind is Subject:
+        return _spec(SUBJECT, parse_subject, lambda value: [value.name], "*")
+    if kind is Pad:
+        return _spec("T,R,B,L", lambda words: Pad(parse_pad(words[0])), lambda value: [",".join(map(str, value))])
+    if kind == Place:
+        return _spec("X,Y|L,T,R,B", parse_place, lambda value: [",".join(f"{each:g}" for each in value)])
+    if kind == Seeds:
+        return _spec("INT [INT ...]", parse_seeds, _show_seeds, "*")
+    if typing.get_origin(kind) not in (typing.Union, types.UnionType):
+        return None
+    members = [member for member in typing.get_args(kind) if member is not Unset]
+    if set(members) == {float, Steps}:
+        return _spec("T|P%", lambda words: parse_tau(words[0]), lambda value: [show_tau(value)])
+    plain = [member for member in members if member is not type(None)]
+    off = None
+    if len(plain) < len(members):
+        unset = len(members) < len(typing.get_args(kind))
+        off = ("same" if float in plain else "none") if unset or str in plain or Path in plain else "auto"
+    return _choice(
+        [member for member in plain if typing.get_origin(member) is Literal or isinstance(member, type)], off
+    )

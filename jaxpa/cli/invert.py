@@ -1,0 +1,77 @@
+"""The command that walks a picture to its noise and back."""
+
+from dataclasses import dataclass, field, fields
+from pathlib import Path
+from typing import TYPE_CHECKING, NamedTuple
+
+from tyro.conf import OmitArgPrefixes
+
+from jaxpa.cli import console
+from jaxpa.cli.command import Made, Making, report_of, spec_of
+from jaxpa.cli.files import Outputs
+from jaxpa.errors import JaxpaError
+from jaxpa.request.groups import Sampling
+
+if TYPE_CHECKING:
+    from PIL import Image
+
+
+class Walk(NamedTuple):
+    """A picture, its canvas (height, width), and the files to write."""
+
+    picture: "Image.Image"
+    canvas: tuple[int, int]
+    outputs: Outputs
+
+
+@dataclass(kw_only=True)
+class InvertCommand(Making):
+    """Walk a picture back to its noise and sample it again: how much an inversion loses."""
+
+    image: Path
+    """The picture."""
+    prompt: str
+    """What the picture shows."""
+    figure: bool = True  # type: ignore[misc]
+    """Also write OUT-figure.png: the inputs, their token masks, the results."""
+    sampling: OmitArgPrefixes[Sampling] = field(default_factory=Sampling)
+
+    READ = ("steps", "height", "width")
+
+    def prepare(self) -> Walk:
+        from jaxpa.media.images import read_image
+
+        for each in fields(Sampling):
+            if each.name not in self.READ and getattr(self.sampling, each.name) != each.default:
+                raise JaxpaError(f"--{each.name.replace('_', '-')} would have no effect: invert does not read it")
+        spec, picture = spec_of(self.source(download=True)), read_image(self.image)
+        canvas = spec.canvas(picture.size, self.sampling.height, self.sampling.width)
+        return Walk(picture, canvas, self.settle([""], self.figure, [self.image]))
+
+    def make(self, prepared: Walk) -> Made:
+        from jaxpa.media.edits import prepare_edit
+        from jaxpa.media.figures import sheet
+        from jaxpa.media.images import psnr, save_image, to_image
+
+        picture, (height, width), outputs = prepared
+        with console.clock() as clock:
+            with clock.stage("load"):
+                pipe = self.load()
+            edit = prepare_edit(picture, None, (height, width))
+            with clock.stage("sample"):
+                made, _ = pipe.reconstruct(
+                    picture, caption=self.prompt, steps=self.sampling.steps, height=height, width=width,
+                    on_step=console.Progress(),
+                )  # fmt: skip
+                (ceiling,) = pipe.decode(pipe.encode_image(edit.picture[None]), height, width)
+        old = to_image(edit.picture)
+        error, best = psnr(old, made), psnr(old, ceiling)
+        content = {"prompt": self.prompt, "model": self.checkpoint.model, "image": str(self.image)}
+        content |= {"psnr": error, "psnr_autoencoder": best, "height": height, "width": width}
+        save_image(made, outputs.files[0], content)
+        if outputs.figure is not None:
+            labels = ("input", f"autoencoder\n{best:.1f} dB", f"inverted, resampled\n{error:.1f} dB")
+            save_image(sheet([list(zip(labels, (old, ceiling, made), strict=True))]), outputs.figure, content)
+        report = report_of(outputs, content, clock)
+        found = f"reconstruction {error:.1f} dB; the autoencoder alone reaches {best:.1f} dB"
+        return report._replace(line=f"{report.line}\njaxpa: {found}")

@@ -1,0 +1,77 @@
+"""From words to commands, and the help, whose defaults are those of the model that is named."""
+
+import contextlib
+from collections.abc import Sequence
+from dataclasses import MISSING, fields, replace
+from typing import Any, TypeVar
+
+import tyro
+
+from jaxpa.cli.command import spec_of
+from jaxpa.cli.flags import REGISTRY, group_subjects
+from jaxpa.errors import JaxpaError
+from jaxpa.request.groups import Checkpoint, Method, Sampling
+from jaxpa.request.spec import Spec
+
+Parsed = TypeVar("Parsed")
+
+
+def parse_command(kind: type[Parsed], name: str, words: Sequence[str], prog: str) -> Parsed:
+    """The command of this kind that the words are. Raises JaxpaError, or SystemExit after help or a usage error."""
+    asked = "--help" in words or "-h" in words
+    default = shown(kind, words) if asked else None
+    extra = {} if default is None else {"default": default}
+    return tyro.cli(kind, prog=prog, args=group_subjects(name, words), registry=REGISTRY, **extra)
+
+
+def shown(kind: type[Any], words: Sequence[str]) -> Any:
+    """An instance for the help: every default is what the named model and preset would take."""
+    said = {each.name: value_of(words, each.name) for each in fields(Checkpoint)}
+    checkpoint = Checkpoint(**{name: value for name, value in said.items() if value is not None})
+    names = {each.name for each in fields(kind)}
+    if "checkpoint" not in names:
+        return None
+    values: dict[str, Any] = {"checkpoint": checkpoint}
+    with contextlib.suppress(JaxpaError):  # a model that cannot be read: the help stays without its values
+        spec = spec_of(source_of(checkpoint))
+        values |= defaults(kind, spec, value_of(words, "preset"))
+    required = {each.name for each in fields(kind) if each.default is MISSING and each.default_factory is MISSING}
+    return kind(
+        **dict.fromkeys(required, tyro.MISSING), **{key: value for key, value in values.items() if key in names}
+    )
+
+
+def source_of(checkpoint: Checkpoint) -> Any:
+    from jaxpa.checkpoint.source import resolve
+
+    return resolve(checkpoint.model, checkpoint.components, download=False)
+
+
+def value_of(words: Sequence[str], flag: str) -> str | None:
+    """The value that a flag has among the words."""
+    for k, word in enumerate(words):
+        name, equals, value = word.partition("=")
+        if name == f"--{flag}":
+            return value if equals else next(iter(words[k + 1 : k + 2]), None)
+    return None
+
+
+def defaults(kind: type[Any], spec: Spec, preset: str | None) -> dict[str, Any]:
+    """What a checkpoint takes where nothing is said, by the fields of a command."""
+    settings = spec.settings
+    size = {} if "image" in {each.name for each in fields(kind)} else {"height": settings.size, "width": settings.size}
+    method = Method(preset=preset)  # type: ignore[arg-type]
+    chosen = method.switches(settings.preset)
+    own = {each.name for each in fields(Method)} & {each.name for each in fields(type(chosen))} - {"tau"}
+    tau = {"InpaintCommand": chosen.inpaint_tau, "OutpaintCommand": chosen.outpaint_tau}.get(kind.__name__, chosen.tau)
+    filled = replace(
+        method, preset=preset or settings.preset, tau=(tau,), **{name: getattr(chosen, name) for name in own}
+    )  # type: ignore[arg-type]
+    return {
+        "sampling": Sampling(steps=settings.steps, guidance=settings.guidance, **size),
+        "method": filled,
+        "steps": settings.steps,
+        "coverage": chosen.coverage,
+        "text_tokens": settings.max_length,
+        **size,
+    }

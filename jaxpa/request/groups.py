@@ -1,0 +1,231 @@
+"""The groups of a request: frozen dataclasses that check what they are given.
+
+Field names are the keywords in Python and the flags on the command line; the texts below them are the help.
+"""
+
+import enum
+import math
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, fields, replace
+from decimal import Decimal, InvalidOperation
+from typing import Annotated, Any, Literal, TypeAlias
+
+import pydantic
+
+from jaxpa.errors import JaxpaError, check_choice, real, whole
+from jaxpa.media.images import Picture
+from jaxpa.presets import PRESETS, Level, Path, Positions, Preset, Start
+from jaxpa.request.spec import MAX_STEPS
+from jaxpa.schedule import Steps
+
+MAX_SEED = 2**32 - 1
+MAX_IMAGES = 1_000_000
+
+
+class Unset(enum.Enum):
+    """Says nothing: the preset's value stays."""
+
+    UNSET = "unset"
+
+
+UNSET = Unset.UNSET
+
+
+def parse_tau(text: str) -> float | Steps:
+    """`0.6`: flow time; `80%`: the share of the steps that remain. Raises JaxpaError outside [0, 1]."""
+    try:
+        # Decimal: a percentage that `show_tau` wrote comes back to the last bit.
+        value = float(Decimal(text.removesuffix("%")) / (100 if text.endswith("%") else 1))
+    except (InvalidOperation, ValueError, OverflowError):
+        value = math.nan
+    if not 0 <= value <= 1:
+        raise JaxpaError(f"tau {text!r}: give a flow time in [0, 1], or a percentage of the steps such as 80%")
+    return Steps(value) if text.endswith("%") else value
+
+
+def show_tau(tau: float | Steps) -> str:
+    """tau in the shortest words that `parse_tau` reads as the same number."""
+    exact = Decimal(repr(tau.share)) * 100 if isinstance(tau, Steps) else Decimal(repr(tau))
+    return f"{exact.normalize():f}" + ("%" if isinstance(tau, Steps) else "")
+
+
+Tau: TypeAlias = Annotated[
+    float | Steps,
+    pydantic.BeforeValidator(lambda value: parse_tau(value) if isinstance(value, str) else value),
+    pydantic.WithJsonSchema(
+        {"anyOf": [{"type": "number", "minimum": 0, "maximum": 1}, {"type": "string", "pattern": "^[0-9.]+%?$"}]}
+    ),
+]
+Seeds: TypeAlias = int | tuple[int, ...]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Checkpoint:
+    """The networks."""
+
+    model: str = "mini"
+    """`mini`, a diffusers or converted folder, a .safetensors file of the original release, or a hub id."""
+    components: str | None = None
+    """A folder or hub id that has the rest, where --model is a single file."""
+    dtype: Literal["auto", "float32", "bfloat16"] = "auto"
+    """Type of the weights; auto: float32 on CPU, bfloat16 on GPU and TPU."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Sampling:
+    """How every picture is sampled."""
+
+    seed: Seeds = 0
+    """Seed of the first picture (the next ones count on), or a seed for each."""
+    num_images: int = 1
+    """Pictures to make."""
+    steps: int | None = None
+    """Sampling steps."""
+    guidance: float | None = None
+    """How strongly the prompt is followed."""
+    height: int | None = None
+    """Height of the canvas in pixels."""
+    width: int | None = None
+    """Width of the canvas in pixels."""
+    negative_prompt: str | None = None
+    """What the picture should not show (only for checkpoints that do not embed guidance)."""
+    batch_size: int | None = None
+    """Pictures that are sampled together; none: as many as fit in memory."""
+
+    def __post_init__(self) -> None:
+        set_ = object.__setattr__  # values of NumPy and JAX become plain ones
+        if isinstance(self.seed, Sequence) or getattr(self.seed, "ndim", 0):
+            seeds = tuple(whole("seed", each, 0, MAX_SEED) for each in self.seed)  # type: ignore[union-attr]
+            if not seeds:
+                raise JaxpaError("seed is an empty list: give at least one")
+            set_(self, "seed", seeds)
+            if self.num_images not in (1, len(seeds)):
+                raise JaxpaError(f"{len(seeds)} seeds are given for {self.num_images} images: leave num_images out")
+        else:
+            set_(self, "seed", whole("seed", self.seed, 0, MAX_SEED))
+        set_(self, "num_images", whole("num_images", self.num_images, 1, MAX_IMAGES))
+        limits = {"steps": MAX_STEPS, "height": None, "width": None, "batch_size": None}
+        for name, most in limits.items():
+            if (value := getattr(self, name)) is not None:
+                set_(self, name, whole(name, value, 1, most))
+        if self.guidance is not None:
+            set_(self, "guidance", real("guidance", self.guidance, 0))
+        if not isinstance(self.negative_prompt, str | None):
+            raise JaxpaError(f"negative_prompt must be a string, not {self.negative_prompt!r}")
+        self.seeds(1)
+
+    def seeds(self, prompts: int = 1) -> tuple[int, ...]:
+        """The seed of every picture, one at least for each of so many prompts."""
+        if isinstance(self.seed, tuple):
+            return self.seed
+        last = self.seed + max(self.num_images, prompts) - 1
+        if last > MAX_SEED:
+            raise JaxpaError(f"the last picture's seed would be {last}: a seed is {MAX_SEED} at most")
+        return tuple(range(self.seed, last + 1))
+
+
+@dataclass(frozen=True, kw_only=True)
+class Method:
+    """Personalize Anything: a preset, and the switches that differ from it."""
+
+    preset: Literal["official", "paper", "mini"] | Preset | None = None
+    """The settings of the official code, of the paper, or those that suit `mini`; the switches below change them."""
+    tau: tuple[Tau, ...] = ()
+    """Replace tokens while t > tau: a flow time, or a percentage of the steps that remain. A lower tau keeps more of
+    the reference. Several values make a picture each."""
+    level: Level | Unset = UNSET
+    """Replace the features that feed queries, keys and values in every block (layer), or the sampler's own tokens."""
+    path: Path | Unset = UNSET
+    """How the reference becomes noise: along a straight line, by the model's own flow, or by RF inversion."""
+    start: Start | Unset = UNSET
+    """The start noise under the subject: the picture's own, or the reference's inverted noise."""
+    concat: Positions | Unset | None = UNSET
+    """Attend to the reference after tau, at these positions; none: do not."""
+    guidance_inside: float | Unset | None = UNSET
+    """Guidance of replaced tokens while t > tau; same: as outside."""
+    gamma: float | Unset = UNSET
+    """Of RF inversion, from 0 (the model's own flow) to 1 (straight to the noise)."""
+    eta: float | Unset = UNSET
+    """How firmly the reference is held on its path, from 0 to 1."""
+    shuffle: float | Unset = UNSET
+    """Perturbation: the share of the subject's tokens that change places within windows of 3 x 3 tokens."""
+    outline: int | Unset = UNSET
+    """Perturbation: the side in tokens (odd) of the square that dilates or erodes the mask at random; 0: neither."""
+    coverage: float | Unset = UNSET
+    """The share of a token that a mask must cover for the token to belong to the subject."""
+    sweeps: int | Unset = UNSET
+    """How often each step of an inversion by the model's own flow is repeated, to undo the sampler's step."""
+    margin: int | Unset = UNSET
+    """Tokens by which the region of moved start noise reaches beyond the subject."""
+
+    def __post_init__(self) -> None:
+        if not isinstance(self.preset, Preset | None):
+            check_choice("preset", self.preset, PRESETS, JaxpaError)
+        many = isinstance(self.tau, Iterable) and not isinstance(self.tau, str) and getattr(self.tau, "ndim", 1)
+        object.__setattr__(self, "tau", tuple(check_tau(each) for each in (self.tau if many else [self.tau])))
+        for name, value in self.given().items():
+            if getattr(value, "ndim", None) == 0:  # NumPy's and JAX's scalars become plain numbers
+                object.__setattr__(self, name, value.item())  # type: ignore[union-attr]
+        self.switches("official")
+
+    def given(self) -> dict[str, Any]:
+        """The switches that are said, None among them."""
+        values = {each.name: getattr(self, each.name, UNSET) for each in fields(Preset) if each.name != "tau"}
+        return {name: value for name, value in values.items() if value is not UNSET}
+
+    def switches(self, usual: str) -> Preset:
+        """The preset with what is said over it; `usual` is the checkpoint's own. Raises JaxpaError for a bad value."""
+        name = usual if self.preset is None else self.preset
+        return replace(PRESETS[name] if isinstance(name, str) else name, **self.given())
+
+    def check(self, usual: str) -> Preset:
+        """`switches`, if the run reads each one that is said. Raises JaxpaError for one that it would not."""
+        preset, given = self.switches(usual), self.given()
+        for name, read, when in (
+            ("gamma", preset.path == "rf", f"path is 'rf', and here it is {preset.path!r}"),
+            ("eta", preset.level == "layer" or preset.concat is not None, "references ride along, which they do not at "
+             "level 'token' without concat"),
+            ("sweeps", preset.path == "ode", f"path is 'ode', and here it is {preset.path!r}"),
+            ("margin", preset.start == "moved", f"start is 'moved', and here it is {preset.start!r}"),
+        ):  # fmt: skip
+            if name in given and not read:
+                raise JaxpaError(f"{name} would have no effect: it is read only where {when}. Leave it out")
+        return preset
+
+
+def check_tau(tau: Any) -> float | Steps:
+    """A tau as a plain number or `Steps`. Raises JaxpaError outside [0, 1]."""
+    if isinstance(tau, str):
+        return parse_tau(tau)
+    return Steps(real("tau", tau.share, 0, 1)) if isinstance(tau, Steps) else real("tau", tau, 0, 1)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Editing:
+    """A picture of which a part is kept. Either `mask` says what may change, or `pad` what is added."""
+
+    image: Picture
+    """The picture."""
+    mask: Picture | None = None
+    """White where the picture may change."""
+    pad: tuple[int, int, int, int] | None = None
+    """Pixels of the picture to add at the top, right, bottom and left."""
+    caption: str = ""
+    """What the picture shows; the inversion follows it."""
+    grow: float = 0.0
+    """Pixels of the picture by which the mask is grown first."""
+    feather: float = 0.0
+    """Pixels of the picture over which old and new are blended; 0: the kept pixels come back exactly."""
+
+    def __post_init__(self) -> None:
+        if (self.mask is None) == (self.pad is None):
+            raise JaxpaError("an edit needs either a mask (what may change) or a pad (what is added)")
+        if self.pad is not None:
+            pad = tuple(self.pad) if isinstance(self.pad, Sequence) else (self.pad,)
+            if len(pad) != 4:
+                raise JaxpaError(f"pad {pad}: give top, right, bottom and left in pixels")
+            object.__setattr__(self, "pad", tuple(whole("pad", each) for each in pad))
+        for name in ("grow", "feather"):
+            object.__setattr__(self, name, real(name, getattr(self, name), 0))
+        if self.grow and self.mask is None:
+            raise JaxpaError("grow would have no effect: there is no mask to grow. Leave it out")

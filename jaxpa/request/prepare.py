@@ -1,0 +1,31 @@
+"""From a request to arrays: its pictures, masks and places on a checkpoint's canvas, read once, without networks."""
+
+from jaxpa.media import images
+from jaxpa.media.edits import MaskedPicture, pad_picture, prepare_edit
+from jaxpa.media.subjects import References, read_references
+from jaxpa.request.request import Request
+from jaxpa.request.spec import Spec
+
+
+def prepare(request: Request, spec: Spec) -> References | MaskedPicture | None:
+    """A request's pictures, masks and places on a checkpoint's canvas, without its networks; None: it has none.
+
+    Raises JaxpaError for what is wrong with them, and for a subject whose mask is still to be found by its word.
+    """
+    sampling, edit = request.sampling, request.editing
+    if edit is not None:
+        picture = images.read_image(edit.image)
+        if edit.pad is not None:
+            picture, change = pad_picture(picture, edit.pad)
+        else:
+            assert edit.mask is not None
+            change = images.read_mask(edit.mask, picture.size)
+            if edit.grow:  # pixels of the picture, on a mask of any resolution
+                change = images.grow(change, edit.grow * change.shape[1] / picture.width)
+        return prepare_edit(picture, change, spec.canvas(picture.size, sampling.height, sampling.width), edit.caption)
+    if request.verb != "personalize":
+        return None
+    h, w = spec.grid(sampling.height, sampling.width)
+    coverage = request.switches(spec).coverage
+    size = h * spec.cell, w * spec.cell
+    return read_references(request.subjects, request.scene, *size, (h, w), request.places or None, coverage)

@@ -1,0 +1,90 @@
+"""Requests as JSON, for the metadata of pictures, rows of a batch, and replays.
+
+What a request leaves unsaid is left out; null is a value that switches something off; tau is written as on the command
+line, 0.5 or "80%". Pictures are the names of their files.
+"""
+
+import json
+import os
+from collections.abc import Mapping
+from dataclasses import MISSING, Field, asdict, fields, is_dataclass
+from functools import cache
+from typing import Any
+
+import pydantic
+from pydantic.json_schema import GenerateJsonSchema, JsonSchemaValue
+from pydantic_core import PydanticOmit
+
+from jaxpa.errors import JaxpaError
+from jaxpa.presets import Preset
+from jaxpa.request.groups import show_tau
+from jaxpa.request.request import Request
+from jaxpa.schedule import Steps
+
+
+def to_json(request: Request) -> dict[str, Any]:
+    """A request as JSON takes it. Raises JaxpaError if a picture, a mask or an embedding is not a file."""
+    return _plain(request, "the request")
+
+
+def from_json(data: Mapping[str, Any] | str) -> Request:
+    """The request that `to_json` wrote. Raises JaxpaError with every key that is unknown or has a wrong value."""
+    try:
+        return _adapter().validate_json(data if isinstance(data, str) else json.dumps(data))
+    except pydantic.ValidationError as error:
+        # One fault for each place, though a union complains once for every member.
+        faults: dict[str, str] = {}
+        for each in error.errors(include_url=False):
+            parts = [str(part) for part in each["loc"] if isinstance(part, int) or part.isidentifier()]
+            place = ".".join(part for part in parts if part not in MEMBERS)
+            faults.setdefault(place, f"{each['msg']}, not {each['input']!r}")
+        raise JaxpaError("; ".join(f"{place or 'request'}: {said}" for place, said in faults.items())) from None
+
+
+MEMBERS = ("int", "float", "str", "Steps", "Unset")  # of unions, as pydantic names them in the place of a fault
+
+
+def _plain(value: Any, name: str) -> Any:
+    if isinstance(value, Preset):
+        return asdict(value)
+    if is_dataclass(value) and not isinstance(value, type):
+        if isinstance(value, Steps):
+            return show_tau(value)
+        said = {each.name: getattr(value, each.name) for each in fields(value) if not _is_default(value, each)}
+        return {key: _plain(each, key) for key, each in said.items()}
+    if isinstance(value, tuple | list):
+        return [_plain(each, name) for each in value]
+    if isinstance(value, str | int | float | bool | None):
+        return value
+    if isinstance(value, os.PathLike):
+        return os.fspath(value)
+    raise JaxpaError(f"{name} is not a file ({type(value).__name__}): save it, and name the file instead")
+
+
+def _is_default(group: Any, each: Field[Any]) -> bool:
+    value = getattr(group, each.name)
+    default = each.default if each.default_factory is MISSING else each.default_factory()
+    return type(value) is type(default) and value == default
+
+
+class _Schema(GenerateJsonSchema):
+    """JSON has no pictures in memory: those members of a union are left out."""
+
+    ignored_warning_kinds = {"skipped-choice", "non-serializable-default"}  # noqa: RUF012
+
+    def handle_invalid_for_json_schema(self, schema: Any, error_info: str) -> JsonSchemaValue:
+        raise PydanticOmit
+
+
+CONFIG = pydantic.ConfigDict(extra="forbid", strict=True, arbitrary_types_allowed=True, allow_inf_nan=False)
+Request.__pydantic_config__ = CONFIG  # type: ignore[attr-defined] # inherited by the groups
+
+
+@cache
+def _adapter() -> pydantic.TypeAdapter[Request]:
+    return pydantic.TypeAdapter(Request)
+
+
+def schema() -> dict[str, Any]:
+    """The JSON schema of a request."""
+    return _adapter().json_schema(schema_generator=_Schema)

@@ -1,0 +1,164 @@
+"""What is asked for, as one value: Python, the command line, `plan`, `evaluate` and `batch` all make a `Request`.
+
+    Request
+      prompt | embedding          what the picture shows: text, or text that has been encoded before
+      sampling   Sampling         seeds, steps, guidance, canvas                      every picture
+      method     Method           preset, tau and the switches over it                pictures with references
+      subjects, scene, places     the references, and where they go                   personalize
+      editing    Editing          a picture of which a part is kept                   inpaint, outpaint
+
+    Checkpoint                    which networks it is asked of; a request itself does not depend on them
+
+A group is a frozen dataclass whose fields have the names of the keywords in Python and of the flags on the command
+line, and whose docstrings are the help. What is wrong with a value is said when it is made; what does not fit a
+checkpoint is said by `Request.check`, for which headers suffice. Two values say nothing: None, where a checkpoint's own
+setting steps in; and `UNSET` in `Method`, where None is a choice that switches something off.
+
+`record` turns requests into JSON and back.
+
+What comes next has its place here: low-rank adapters in `Checkpoint`; a schedule of one's own in `Sampling`; a picture
+to start from or to follow beside `editing`.
+"""
+
+import os
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, field, fields, replace
+from typing import Any, Literal, Self
+
+from jaxpa.encoders.text import TextEmbedding
+from jaxpa.errors import JaxpaError, did_you_mean, real
+from jaxpa.media.subjects import Place, Subject
+from jaxpa.presets import Preset
+from jaxpa.request.groups import Editing, Method, Sampling
+from jaxpa.request.spec import Spec
+from jaxpa.schedule import Steps
+
+GROUPS: dict[str, type] = {"sampling": Sampling, "method": Method, "editing": Editing}
+EDITS = {"shuffle": 0.0, "outline": 0, "margin": 0}  # Section 3.4: what is kept is not varied
+
+
+@dataclass(frozen=True, kw_only=True)
+class Request:
+    """One request; see the module."""
+
+    prompt: str | tuple[str, ...] = ""
+    """What the picture shows; several: pictures of each in turn (`generate`)."""
+    embedding: str | os.PathLike[str] | TextEmbedding | None = None
+    """Encoded prompts in place of `prompt`, or the file that `TextEmbedding.save` wrote."""
+    sampling: Sampling = field(default_factory=Sampling)
+    method: Method = field(default_factory=Method)
+    subjects: tuple[Subject, ...] = ()
+    """The references; a later one lies over an earlier one."""
+    scene: Subject | None = None
+    """A picture of the whole scene; subjects lie over it."""
+    places: tuple[Place | None, ...] = ()
+    """Layout: a picture with the last subject at each of these places (None: where the subject itself says)."""
+    editing: Editing | None = None
+
+    def __post_init__(self) -> None:
+        if not isinstance(self.prompt, str):
+            prompts = tuple(self.prompt) if isinstance(self.prompt, Iterable) else (self.prompt,)
+            if bad := [each for each in prompts if not isinstance(each, str)]:
+                raise JaxpaError(f"a prompt must be a string, not {bad[0]!r}")
+            if not prompts:
+                raise JaxpaError("prompt is an empty list: give at least one")
+            object.__setattr__(self, "prompt", prompts)
+        for each in self.prompts:
+            try:
+                each.encode()
+            except UnicodeEncodeError:
+                raise JaxpaError(f"the prompt {each!r} is not text in UTF-8") from None
+        for name in ("subjects", "places"):
+            object.__setattr__(self, name, tuple(getattr(self, name)))
+        for place in self.places:
+            check_place(place)
+        if bad := [each for each in self.subjects if not isinstance(each, Subject)]:
+            raise JaxpaError(f"a subject must be a jaxpa.Subject, not {bad[0]!r}")
+        if self.editing is not None and (self.subjects or self.scene):
+            raise JaxpaError("a request either edits a picture or brings subjects: make two")
+        if self.verb != "generate" and not isinstance(self.prompt, str):
+            raise JaxpaError(f"{self.verb} takes one prompt, not a list")
+        boxes = [place for place in self.places if place is not None and len(place) == 4]
+        if boxes and len(self.places) > 1:
+            raise JaxpaError("several places share one reference: give centres X,Y; a box goes to the subject's --at")
+        if self.places and not self.subjects:
+            raise JaxpaError("places would have no effect: there is no subject to put there")
+
+    @classmethod
+    def of(cls, prompt: Any = "", **words: Any) -> Self:
+        """A request from flat keywords, each of which goes to the group that has it: steps=4, level="token".
+
+        A prompt may be a `TextEmbedding`. Raises JaxpaError for a keyword that no group has, with the nearest one.
+        """
+        if isinstance(prompt, TextEmbedding):
+            words["embedding"], prompt = prompt, ""
+        groups: dict[str, dict[str, Any]] = {name: {} for name in GROUPS}
+        own = {each.name for each in fields(cls)}
+        for word in [word for word in words if word not in own]:
+            home = next((name for name, group in GROUPS.items() if word in {f.name for f in fields(group)}), None)
+            if home is None:
+                known = sorted(own | {f.name for group in GROUPS.values() for f in fields(group)})
+                raise JaxpaError(f"there is no setting {word!r}{did_you_mean(word, known)}")
+            groups[home][word] = words.pop(word)
+        made = {name: GROUPS[name](**values) for name, values in groups.items() if values}
+        if both := made.keys() & words.keys():
+            raise JaxpaError(f"{both.pop()} is given as a whole and in parts: give one of the two")
+        return cls(prompt=prompt, **made, **words)
+
+    @property
+    def verb(self) -> Literal["generate", "personalize", "inpaint", "outpaint"]:
+        """What the request asks for."""
+        if self.editing is not None:
+            return "outpaint" if self.editing.mask is None else "inpaint"
+        return "personalize" if self.subjects or self.scene is not None else "generate"
+
+    def with_references(self) -> Self:
+        """The request itself, if it asks for `personalize`. Raises JaxpaError for one that brings no subject."""
+        if self.verb != "personalize":
+            raise JaxpaError("nothing to personalise: give at least one subject, or a scene")
+        return self
+
+    @property
+    def prompts(self) -> tuple[str, ...]:
+        return (self.prompt,) if isinstance(self.prompt, str) else self.prompt
+
+    @property
+    def references(self) -> int:
+        """How many references ride along."""
+        return len(self.subjects) + (self.scene is not None) + (self.editing is not None)
+
+    def switches(self, spec: Spec) -> Preset:
+        """The method's switches on this checkpoint, as the run takes them; an edit varies nothing unless told."""
+        preset = self.method.switches(spec.settings.preset)
+        if self.editing is None:
+            return preset
+        return replace(preset, **{name: value for name, value in EDITS.items() if name not in self.method.given()})
+
+    def taus(self, spec: Spec) -> tuple[float | Steps, ...]:
+        """Every tau that is asked for; what the preset takes for such a request, if none is."""
+        preset = self.switches(spec)
+        usual = {"inpaint": preset.inpaint_tau, "outpaint": preset.outpaint_tau}
+        return self.method.tau or (usual.get(self.verb, preset.tau),)
+
+    def check(self, spec: Spec) -> None:
+        """Raise JaxpaError for what does not fit a checkpoint, as far as its headers and the pictures' names tell."""
+        if self.editing is None or self.sampling.height or self.sampling.width:
+            spec.grid(self.sampling.height, self.sampling.width)
+        if self.sampling.negative_prompt and spec.embeds_guidance:
+            raise JaxpaError("this checkpoint embeds its guidance: a negative prompt would have no effect")
+        if self.references:
+            self.method.check(spec.settings.preset)
+        if self.editing is not None and "coverage" in self.method.given():
+            raise JaxpaError("coverage would have no effect: an edit keeps the tokens without a pixel that may change")
+
+
+def check_place(place: Any) -> None:
+    """Raise JaxpaError unless it is None, (x, y) or (left, top, right, bottom) of finite numbers."""
+    if place is None:
+        return
+    if not isinstance(place, Sequence) or isinstance(place, str) or len(place) not in (2, 4):
+        raise JaxpaError(
+            f"at {place!r}: give (x, y), the centre, or (left, top, right, bottom), as fractions of the canvas"
+        )
+    for each in place:
+        real("at", each)

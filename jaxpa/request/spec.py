@@ -1,0 +1,69 @@
+"""What a request has to fit: the sizes, the schedule and the settings of a checkpoint.
+
+All of it stands in a checkpoint's headers and configs, so a request can be checked and planned before anything loads.
+"""
+
+from dataclasses import dataclass
+
+import numpy as np
+
+from jaxpa.config import FluxConfig, Settings
+from jaxpa.errors import JaxpaError, whole
+from jaxpa.media.masks import canvas_size
+from jaxpa.schedule import flow_times
+from jaxpa.tokens import PATCH
+
+MAX_PIXELS = 2048 * 2048
+MAX_STEPS = 1000
+
+
+@dataclass(frozen=True)
+class Spec:
+    """A checkpoint as far as its headers describe it."""
+
+    config: FluxConfig
+    settings: Settings
+
+    @property
+    def cell(self) -> int:
+        """Pixels along a side of a token."""
+        return PATCH * self.config.vae.downscale
+
+    @property
+    def embeds_guidance(self) -> bool:
+        """Whether guidance is an input of the network (dev), or takes a second forward (schnell and others)."""
+        return self.config.transformer.guidance_embeds
+
+    def guidance(self, guidance: float | None) -> float:
+        """The guidance of a request that says nothing about it."""
+        return self.settings.guidance if guidance is None else guidance
+
+    def guided(self, guidance: float | None) -> bool:
+        """Whether guidance is classifier-free: two forwards of every image in each step."""
+        return not self.embeds_guidance and self.guidance(guidance) > 1
+
+    def grid(self, height: int | None = None, width: int | None = None) -> tuple[int, int]:
+        """The canvas in tokens (h, w). Raises JaxpaError for a side that is not a multiple of a token's."""
+        size = self.settings.size
+        height, width = (size if side is None else side for side in (height, width))
+        near = [max(1, round(side / self.cell)) * self.cell for side in (height, width)]
+        if [height, width] != near:
+            raise JaxpaError(
+                f"{width} x {height} pixels cannot be cut into tokens of {self.cell} x {self.cell}: "
+                f"the nearest valid size is {near[1]} x {near[0]}"
+            )
+        if height * width > MAX_PIXELS:
+            raise JaxpaError(f"{width} x {height} pixels are out of range: at most {MAX_PIXELS // 2**20} megapixels")
+        return height // self.cell, width // self.cell
+
+    def canvas(self, size: tuple[int, int], height: int | None = None, width: int | None = None) -> tuple[int, int]:
+        """The canvas (height, width) for a picture of `size` (W, H): its aspect, and the checkpoint's area."""
+        if height is None and width is None:
+            height, width = canvas_size(size, self.settings.size, self.cell)
+        h, w = self.grid(height, width)
+        return h * self.cell, w * self.cell
+
+    def times(self, steps: int | None, grid: tuple[int, int]) -> np.ndarray:
+        """The flow times of a schedule, (S + 1,). Raises JaxpaError for a number of steps that is out of range."""
+        steps = self.settings.steps if steps is None else whole("steps", steps, 1, MAX_STEPS)
+        return flow_times(steps, grid[0] * grid[1], self.config.scheduler)

@@ -1,0 +1,149 @@
+"""A request: what it refuses, that JSON carries it whole, and that every way of asking makes the same one."""
+
+import dataclasses
+import json
+import typing
+from pathlib import Path
+
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from jaxpa.config import FluxConfig, Settings
+from jaxpa.errors import JaxpaError
+from jaxpa.media.subjects import Subject
+from jaxpa.presets import PRESETS, Preset
+from jaxpa.request.groups import UNSET, Editing, Method, Sampling, Unset, parse_tau, show_tau
+from jaxpa.request.record import from_json, schema, to_json
+from jaxpa.request.request import Request
+from jaxpa.request.spec import Spec
+from jaxpa.schedule import Steps
+
+DEV = Spec(FluxConfig(), Settings())
+
+
+def test_a_switch_of_the_method_is_one_of_the_preset():
+    """The same names and the same literals, or `UNSET`; None only where the preset has it."""
+    preset, method = (typing.get_type_hints(cls) for cls in (Preset, Method))
+    for name in preset.keys() - {"tau", "inpaint_tau", "outpaint_tau"}:
+        assert set(typing.get_args(method[name] | Unset)) == set(typing.get_args(preset[name] | Unset)), name
+        assert getattr(Method(), name) is UNSET
+
+
+def test_none_is_a_value():
+    """concat and guidance_inside of a preset are switched off by None, and left alone by saying nothing."""
+    assert Method(preset="paper").switches("mini").concat == PRESETS["paper"].concat
+    assert Method(preset="paper", concat=None).switches("mini").concat is None
+    assert Method().switches("mini") == PRESETS["mini"]
+    assert Method(guidance_inside=None).switches("mini").guidance_inside is None
+
+
+REQUESTS = (
+    Request(prompt="a red car"),
+    Request(prompt=("a", "b"), sampling=Sampling(seed=(3, 4), steps=2, guidance=2.5, negative_prompt="snow")),
+    Request.of(
+        "a car", subjects=[Subject("car.png", mask="mask.png", at=(0.2, 0.5), flip=True, caption="x", word="car")],
+        scene=Subject("room.png"), places=[(0.2, 0.3), None], tau=[0.5, Steps(0.123456789), 0.1 + 0.2], concat=None,
+        guidance_inside=None, level="token", preset="paper", gamma=0.5,
+    ),
+    Request.of("a car", image="a.png", mask="m.png", grow=2, feather=3.5, caption="a mug"),
+    Request.of("a car", image="a.png", pad=(1, 2, 3, 4), preset=PRESETS["paper"]),
+    Request(embedding="text.safetensors"),
+)  # fmt: skip
+
+
+@pytest.mark.parametrize("request_", REQUESTS, ids=lambda request: request.verb)
+def test_json_and_back(request_):
+    text = json.dumps(to_json(request_))
+    assert from_json(text) == request_
+    assert from_json(json.loads(text)) == request_
+
+
+def test_json_leaves_out_what_is_not_said():
+    assert to_json(Request(prompt="a car")) == {"prompt": "a car"}
+    assert to_json(REQUESTS[2])["method"]["concat"] is None
+    with pytest.raises(JaxpaError, match="image is not a file"):
+        to_json(Request(subjects=(Subject(np.zeros((4, 4, 3), np.uint8)),)))
+
+
+def test_the_schema_names_every_field():
+    """Checked against the dataclasses, and it knows a wrong value."""
+    found = schema()
+    assert found["additionalProperties"] is False
+    assert set(found["properties"]) == {each.name for each in dataclasses.fields(Request)}
+    for group in (Sampling, Method, Editing, Subject):
+        assert set(found["$defs"][group.__name__]["properties"]) == {each.name for each in dataclasses.fields(group)}
+    json.dumps(found)
+
+
+@pytest.mark.parametrize(("data", "said"), [
+    ({"promt": "x"}, "promt"), ({"sampling": {"steps": "3"}}, "sampling.steps"), ('{"prompt": ', "Invalid JSON"),
+    ({"sampling": {"steps": 0}}, "steps must be"), ({"method": {"level": "Layer"}}, "method.level"),
+    ({"method": {"tau": ["x"]}}, "tau 'x'"), ({"subjects": [{"image": 3}]}, "subjects.0.image"),
+    ({"sampling": {"guidance": float("nan")}}, "guidance"), ([], "request: "),
+])  # fmt: skip
+def test_bad_json(data, said):
+    with pytest.raises(JaxpaError, match=said):
+        from_json(data)
+
+
+def test_numbers_of_other_libraries():
+    """Scalars of NumPy and JAX are numbers; they become plain ones, so that JSON takes them."""
+    sampling = Sampling(seed=np.int64(3), steps=np.int32(2), guidance=np.float32(2.5), height=jnp.int32(64))
+    assert sampling == Sampling(seed=3, steps=2, guidance=2.5, height=64)
+    assert Sampling(seed=np.arange(2)).seed == (0, 1)
+    assert Method(tau=np.float32(0.5)).tau == Method(tau=jnp.float32(0.5)).tau == (0.5,)
+    assert json.dumps(to_json(Request(sampling=sampling)))
+
+
+BAD = {
+    "seed": {"seed": -1}, "no seed": {"seed": []}, "a float seed": {"seed": 1.5}, "a word": {"seed": "x"},
+    "a large seed": {"seed": 2**32}, "one too large": {"seed": 2**32 - 1, "num_images": 2},
+    "no images": {"num_images": 0},
+    "images": {"num_images": -8}, "a bool": {"num_images": True}, "steps": {"steps": 1.5}, "no steps": {"steps": 0},
+    "many steps": {"steps": 10**9}, "guidance": {"guidance": float("inf")}, "negative": {"guidance": -1.0},
+    "height": {"height": 0}, "width": {"width": -8}, "tau": {"tau": 1.5}, "tau in words": {"tau": "80"},
+    "a share": {"tau": Steps(2.0)}, "level": {"level": "Layer"}, "path": {"path": "Line"}, "start": {"start": "Moved"},
+    "concat": {"concat": "zeros"}, "preset": {"preset": "papers"}, "gamma": {"gamma": 2}, "outline": {"outline": 4},
+    "coverage": {"coverage": 2}, "margin": {"margin": -1}, "place": {"places": [(0.5,)]}, "a keyword": {"stepps": 4},
+    "a prompt": {"prompt": []}, "a number as prompt": {"prompt": 3}, "a subject": {"subjects": ["car.png"]},
+    "surrogates": {"prompt": "\udc80"}, "two kinds": {"subjects": [Subject("a")], "image": "a", "mask": "b"},
+    "an edit of nothing": {"image": "a.png"}, "places of nothing": {"places": [(0.5, 0.5)]},
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("name", BAD)
+def test_bad_values_are_refused_when_they_are_given(name):
+    with pytest.raises(JaxpaError):
+        Request.of(**BAD[name])
+
+
+def test_the_nearest_word():
+    for words, near in (({"stepps": 4}, "'steps'"), ({"level": "Layer"}, "'layer'"), ({"preset": "papr"}, "'paper'")):
+        with pytest.raises(JaxpaError, match=f"did you mean {near}"):
+            Request.of(**words)
+
+
+@pytest.mark.parametrize(("words", "said"), [
+    ({"gamma": 0.5, "path": "ode"}, "gamma would have no effect"),
+    ({"eta": 0.5, "level": "token", "concat": None}, "eta would have no effect"),
+    ({"sweeps": 2, "path": "line"}, "sweeps would have no effect"),
+    ({"margin": 2, "start": "independent"}, "margin would have no effect"), ({"height": 100}, "nearest valid size"),
+    ({"negative_prompt": "snow"}, "embeds its guidance"),
+])  # fmt: skip
+def test_what_a_checkpoint_would_not_read_is_refused_before_it_loads(words, said):
+    with pytest.raises(JaxpaError, match=said):
+        Request.of(subjects=[Subject("a.png")], **words).check(DEV)
+
+
+@pytest.mark.parametrize("tau", [0.0, 1.0, 0.123456789, 0.1 + 0.2, Steps(0.8), Steps(1 / 3)])
+def test_tau_is_shown_as_it_is_read(tau):
+    assert parse_tau(show_tau(tau)) == tau
+
+
+def test_an_edit_varies_nothing_unless_told():
+    edit = Request.of("x", image=Path("a.png"), pad=(0, 8, 0, 0), preset="paper")
+    assert (edit.switches(DEV).shuffle, edit.switches(DEV).outline) == (0.0, 0)
+    assert edit.taus(DEV) == (PRESETS["paper"].outpaint_tau,)
+    told = Request.of("x", image=Path("a.png"), pad=(0, 8, 0, 0), preset="paper", shuffle=0.5)
+    assert told.switches(DEV).shuffle == 0.5
