@@ -29,7 +29,7 @@ from jaxpa.loops import Run, stepped
 from jaxpa.media import images
 from jaxpa.media.edits import MaskedPicture, prepare_edit
 from jaxpa.media.images import Picture
-from jaxpa.media.subjects import References, Subject, has_mask
+from jaxpa.media.subjects import LoadedSubject, References, Subject, has_mask, load_subject
 from jaxpa.model import Model
 from jaxpa.personalize import (
     Phase,
@@ -293,13 +293,13 @@ class Pipeline(Model):
         """
         return find_mask(self, image, Search(word, caption, threshold), Sampling(**keywords))
 
-    def with_mask(self, subject: Subject) -> Subject:
-        """The subject with its mask found by its word, if it has none of its own. Raises JaxpaError without either."""
+    def with_mask(self, subject: Subject) -> LoadedSubject:
+        """The subject, read, with its mask found by its word if it has none. Raises JaxpaError without either."""
+        subject = load_subject(subject)
         if has_mask(subject):
             return subject
-        picture = images.read_image(subject.image)
-        found = self.find_mask(picture, subject.word, subject.caption or None)
-        return dataclasses.replace(subject, mask=found.pixels(picture.size))
+        found = self.find_mask(subject.image, subject.word, subject.caption or None)
+        return dataclasses.replace(subject, mask=found.pixels(subject.image.size).astype(np.float32))
 
 
 def _places(keywords: dict[str, Any]) -> dict[str, Any]:

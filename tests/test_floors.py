@@ -34,7 +34,7 @@ FLOOR = {name: floor for floor, names in enumerate(FLOORS) for name in names.spl
 ROOMS = {  # modules in the order in which they build on each other
     "encoders": "autoencoder t5 clip text",
     "checkpoint": "files hub keys parts source load report",
-    "media": "masks figures images subjects edits",
+    "media": "masks figures images places subjects edits",
     "request": "spec groups request record prepare",
     "attention": "maps observe",
     "devices": "cost sharding timing plan bench",

@@ -1,7 +1,7 @@
 """What the commands have in common: a checkpoint, and for those that write pictures how they come to be."""
 
 import itertools
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from functools import lru_cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, ClassVar, NamedTuple
@@ -139,14 +139,15 @@ class Picturing(Making):
         return {"prompt": self.prompt or "", "embedding": self.embedding, "sampling": self.sampling}
 
     def prepare(self) -> Prepared:
-        from jaxpa.media.subjects import has_mask
+        from jaxpa.media.subjects import has_mask, load_subject
         from jaxpa.request.prepare import prepare
 
         request = self.request()
         spec = spec_of(self.source(download=True))
         request.check(spec)
-        known = not [each for each in request.subjects if not has_mask(each)]  # all are asked: one has neither
-        pictures = prepare(request, spec) if known else None
+        read = replace(request, subjects=tuple(load_subject(each) for each in request.subjects))
+        known = not [each for each in read.subjects if not has_mask(each)]  # all are asked: one has neither
+        pictures = prepare(read, spec) if known else None
         made = combinations(request, spec)
         figure = self.figure and request.references > 0
         outputs = self.settle(files.labels(made), figure, files.inputs_of(request))

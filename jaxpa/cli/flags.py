@@ -1,5 +1,6 @@
 """The grammar of flags: how the types of a request's fields are read from words and shown as words."""
 
+import math
 import types
 import typing
 from collections.abc import Callable, Sequence
@@ -8,15 +9,15 @@ from typing import Any, Literal
 
 from tyro.constructors import ConstructorRegistry, PrimitiveConstructorSpec, PrimitiveTypeInfo
 
-from jaxpa.box import Box
 from jaxpa.errors import JaxpaError, did_you_mean
-from jaxpa.media.subjects import Place, Subject
+from jaxpa.media.places import Place, to_place
+from jaxpa.media.subjects import Subject
 from jaxpa.request.groups import Seeds, Unset, parse_tau, show_tau
 from jaxpa.schedule import Steps
 
 # Flags of a subject, and whether a value follows.
-GROUP = {"mask": True, "word": True, "at": True, "caption": True, "flip": False}
-SUBJECT = "IMAGE [--mask MASK | --word WORD] [--at X,Y | L,T,R,B] [--caption TEXT] [--flip]"
+GROUP = {"mask": True, "word": True, "at": True, "caption": True, "flip": False, "stretch": False}
+SUBJECT = "IMAGE [--mask MASK | --word WORD] [--at X,Y | L,T,R,B] [--caption TEXT] [--flip] [--stretch]"
 
 
 def group_subjects(command: str, argv: Sequence[str]) -> list[str]:
@@ -72,6 +73,7 @@ def parse_subject(words: Sequence[str]) -> Subject:
         flip="flip" in values,
         caption=values.get("caption", ""),
         word=values.get("word", ""),
+        stretch="stretch" in values,
     )
 
 
@@ -81,11 +83,11 @@ def parse_place(words: Sequence[str]) -> Place:
         numbers = tuple(float(part) for part in words[0].split(","))
     except ValueError:
         numbers = ()
-    if len(numbers) not in (2, 4) or not all(abs(each) < 1e6 for each in numbers):  # NaN is no place either
+    if len(numbers) not in (2, 4) or not all(map(math.isfinite, numbers)):
         raise JaxpaError(
             f"--at {words[0]!r}: give X,Y (the centre) or LEFT,TOP,RIGHT,BOTTOM, as fractions of the canvas"
         )
-    return Box(*numbers) if len(numbers) == 4 else numbers  # type: ignore[return-value]
+    return to_place(numbers)  # type: ignore[return-value]
 
 
 def parse_pad(text: str) -> tuple[int, int, int, int]:

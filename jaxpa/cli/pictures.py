@@ -28,7 +28,7 @@ class PersonalizeCommand(Picturing):
     """A reference, as often as there are subjects. Its mask is white on the subject (any size of the same aspect); or
     its own transparency; or found by --word, which names the subject (in the --caption, if there is one). --at puts
     the subject's centre, or its box, there, in fractions of the canvas. --caption says what the picture shows. --flip
-    mirrors it."""
+    mirrors it. In a box it keeps its aspect; --stretch fills the box."""
     scene: Path | None = None
     """A picture of the whole scene; subjects lie over it."""
     place: UseAppendAction[tuple[Place, ...]] = ()

@@ -25,7 +25,7 @@ from jaxpa.evaluation.metrics import Metric
 from jaxpa.evaluation.scores import Score
 from jaxpa.media import images
 from jaxpa.media.images import Picture
-from jaxpa.media.subjects import References, Subject, has_mask, read_mask_of, read_subject
+from jaxpa.media.subjects import References, Subject, has_mask, load_subject, read_subject
 from jaxpa.pipeline import Pipeline
 from jaxpa.request.groups import show_tau
 from jaxpa.request.request import Request
@@ -64,11 +64,12 @@ def moved(references: References, subject: Subject) -> Target:
     picture = references.images[-1]
     height, width = picture.shape[:2]
     cell = height // h
-    original, mask = read_mask_of(subject)
+    subject = load_subject(subject)
+    assert subject.mask is not None
     # The mask goes the picture's own way, as if it were one: cut, mirrored and scaled alike.
-    drawn = np.uint8(255 * images.resize_mask(mask, original.height, original.width))
-    likewise = replace(subject, image=Image.fromarray(drawn).convert("RGB"), mask=mask)
-    alike, _ = read_subject(likewise, height, width, references.grid, 1e-3)
+    drawn = np.uint8(255 * images.resize_mask(subject.mask, subject.image.height, subject.image.width))
+    likewise = replace(subject, image=Image.fromarray(drawn).convert("RGB"))
+    alike, _, _ = read_subject(likewise, height, width, references.grid, 1e-3)
     source, landed = (np.asarray(each)[0, -1] for each in references.where)
 
     def move(values: np.ndarray) -> np.ndarray:  # (H, W, C)
@@ -195,8 +196,7 @@ def _subject_cases(folder: Path, root: Path) -> Iterator[Case]:
             for what in ("mask", "another")
         )
         subject = Subject(file, mask, caption=_text(file.with_suffix(".txt")), word=name)
-        if has_mask(subject):
-            read_mask_of(subject)  # what is wrong is said before hours of work
+        has_mask(subject)  # reads it: what is wrong is said before hours of work
         label = folder.name if len(pictures) == 1 else f"{folder.name}/{file.stem}"
         yield Case(label, subject, prompts, another)
 

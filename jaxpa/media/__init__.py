@@ -1,8 +1,9 @@
 """What a user brings and takes away: pictures, masks, subjects and edits, as arrays and files.
 
-images    reading, writing and resizing pictures
 masks     masks of pixels, and the way from pixels to tokens
+figures   contact sheets and overlays
+images    reading, writing and resizing pictures
+places    where a subject goes on the canvas
 subjects  references: their pictures, masks and places
 edits     pictures of which a part is kept
-figures   contact sheets and overlays
 """

@@ -6,6 +6,7 @@ Whatever can be wrong with a user's file ends in a JaxpaError of one line.
 
 import errno
 import json
+import math
 import os
 import secrets
 import stat
@@ -197,9 +198,57 @@ def alpha_mask(picture: Picture) -> np.ndarray | None:
 
 
 def to_array(image: Image.Image, height: int, width: int, box: Box | None = None) -> np.ndarray:
-    """The part of a picture inside `box` (None: all of it), resized -> (height, width, 3) float32 in [-1, 1]."""
+    """The part of a picture inside `box` (None: all of it), resized -> (height, width, 3) float32 in [-1, 1].
+
+    The box counts in the picture's pixels. Where it leaves the picture, the edge pixels go on. ValueError: a box that
+    shows nothing of the picture.
+    """
     image = image if image.mode == "RGB" else read_image(image)
-    return np.asarray(image.resize((width, height), Image.Resampling.LANCZOS, box), np.float32) / 127.5 - 1
+    whole = Box(0, 0, *image.size)
+    if box is None or (box := Box(*box)) == box.within(whole):
+        pixels = np.asarray(image.resize((width, height), Image.Resampling.LANCZOS, box))
+    elif box.within(whole).empty:
+        raise ValueError(f"{box} shows nothing of a picture of {image.width} x {image.height} pixels")
+    else:
+        pixels = _beyond(image, height, width, box)
+    return np.asarray(pixels, np.float32) / 127.5 - 1
+
+
+LANCZOS = 3  # pixels to both sides, of the coarser grid, that a resized pixel depends on
+
+
+def _beyond(image: Image.Image, height: int, width: int, box: Box) -> np.ndarray:
+    """`to_array` of a box that leaves the picture -> (height, width, 3) uint8.
+
+    Only the pixels that depend on the picture are resized, from the picture with a margin of its edge pixels; those
+    beyond them are all alike.
+    """
+    x, part, before_x, after_x = _span(image.width, width, box.left, box.right)
+    y, tall, before_y, after_y = _span(image.height, height, box.top, box.bottom)
+    pixels = np.asarray(image.crop((part[0], tall[0], part[1], tall[1])))
+    pixels = np.pad(pixels, (tall[2:], part[2:], (0, 0)), mode="edge")
+    inner = Box(x[0], y[0], x[1], y[1])
+    size = width - before_x - after_x, height - before_y - after_y
+    resized = Image.fromarray(pixels).resize(size, Image.Resampling.LANCZOS, inner)
+    return np.pad(np.asarray(resized), ((before_y, after_y), (before_x, after_x), (0, 0)), mode="edge")
+
+
+def _span(
+    side: int, count: int, start: float, stop: float
+) -> tuple[tuple[float, float], tuple[int, int, int, int], int, int]:
+    """One axis of `_beyond`: `count` pixels show [start, stop] of `side`.
+
+    -> the interval that is resized, in the part of the picture that it needs; that part as (first, last, margin before,
+    margin after); and how many pixels before and after are alike.
+    """
+    step = (stop - start) / count
+    reach = LANCZOS * max(step, 1) + 1
+    first = min(max(0, math.floor((-reach - start) / step)), count - 1)
+    last = max(min(count, math.ceil((side + reach - start) / step)), first + 1)
+    begin, end = start + first * step, start + last * step
+    low, high = math.floor(begin - reach), math.ceil(end + reach)
+    near, far = min(max(low, 0), side - 1), max(min(high, side), 1)
+    return (begin - low, end - low), (near, far, near - low, high - far), first, count - last
 
 
 def to_image(array: np.ndarray) -> Image.Image:

@@ -266,6 +266,13 @@ def cover(mask: np.ndarray, height: int, width: int, box: Box) -> np.ndarray:
     return _average(rows.T, box.left, box.right, width).T.astype(np.float32)
 
 
+def share_inside(mask: np.ndarray, box: Box, size: tuple[int, int]) -> float:
+    """The share of a mask's pixels (those above 0.5) inside a box in pixels of a picture of `size` (W, H)."""
+    box, seen = box.scaled(mask.shape[1] / size[0], mask.shape[0] / size[1]), mask > 0.5
+    inside = cover(seen, 1, 1, box).item() * box.width * box.height
+    return min(1.0, inside / max(int(seen.sum()), 1))
+
+
 def resize_mask(
     mask: np.ndarray, height: int, width: int, box: Sequence[float] | None = None, size: tuple[int, int] | None = None
 ) -> np.ndarray:

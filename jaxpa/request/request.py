@@ -21,13 +21,15 @@ to start from or to follow beside `editing`.
 """
 
 import os
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable
 from dataclasses import dataclass, field, fields, replace
 from typing import Any, Literal, Self
 
+from jaxpa.box import Box
 from jaxpa.encoders.text import TextEmbedding
-from jaxpa.errors import JaxpaError, did_you_mean, real
-from jaxpa.media.subjects import Place, Subject
+from jaxpa.errors import JaxpaError, did_you_mean
+from jaxpa.media.places import Place, to_place
+from jaxpa.media.subjects import Subject
 from jaxpa.presets import Preset
 from jaxpa.request.groups import Editing, Method, Sampling
 from jaxpa.request.spec import Spec
@@ -68,18 +70,15 @@ class Request:
                 each.encode()
             except UnicodeEncodeError:
                 raise JaxpaError(f"the prompt {each!r} is not text in UTF-8") from None
-        for name in ("subjects", "places"):
-            object.__setattr__(self, name, tuple(getattr(self, name)))
-        for place in self.places:
-            check_place(place)
+        object.__setattr__(self, "subjects", tuple(self.subjects))
+        object.__setattr__(self, "places", tuple(to_place(place, "the last subject") for place in self.places))
         if bad := [each for each in self.subjects if not isinstance(each, Subject)]:
             raise JaxpaError(f"a subject must be a jaxpa.Subject, not {bad[0]!r}")
         if self.editing is not None and (self.subjects or self.scene):
             raise JaxpaError("a request either edits a picture or brings subjects: make two")
         if self.verb != "generate" and not isinstance(self.prompt, str):
             raise JaxpaError(f"{self.verb} takes one prompt, not a list")
-        boxes = [place for place in self.places if place is not None and len(place) == 4]
-        if boxes and len(self.places) > 1:
+        if any(isinstance(place, Box) for place in self.places) and len(self.places) > 1:
             raise JaxpaError("several places share one reference: give centres X,Y; a box goes to the subject's --at")
         if self.places and not self.subjects:
             raise JaxpaError("places would have no effect: there is no subject to put there")
@@ -150,15 +149,3 @@ class Request:
             self.method.check(spec.settings.preset)
         if self.editing is not None and "coverage" in self.method.given():
             raise JaxpaError("coverage would have no effect: an edit keeps the tokens without a pixel that may change")
-
-
-def check_place(place: Any) -> None:
-    """Raise JaxpaError unless it is None, (x, y) or (left, top, right, bottom) of finite numbers."""
-    if place is None:
-        return
-    if not isinstance(place, Sequence) or isinstance(place, str) or len(place) not in (2, 4):
-        raise JaxpaError(
-            f"at {place!r}: give (x, y), the centre, or (left, top, right, bottom), as fractions of the canvas"
-        )
-    for each in place:
-        real("at", each)

@@ -165,7 +165,9 @@ def test_a_subject_by_its_word(pipe, pictures):
     masked = jaxpa.Subject(pictures / "car.png", pictures / "car-mask.png", word="nonsense")
     found, true = (pipe.references([each]).masks[0] for each in (subject, masked))
     assert (found & true).sum() > 0.5 * (found | true).sum()
-    assert pipe.with_mask(masked) is masked
+    read = pipe.with_mask(masked)
+    assert pipe.with_mask(read) is read
+    assert read.name.endswith("car.png")
     with pytest.raises(jaxpa.JaxpaError, match=r"--mask.*--word"):
         pipe.references([jaxpa.Subject(pictures / "car.png")])
 
