@@ -89,7 +89,8 @@ class MaskCommand(Making):
         return Sketch(picture, mask, (height // spec.cell, width // spec.cell), coverage, outputs)
 
     def make(self, prepared: Sketch) -> Made:
-        from jaxpa.media.images import save_image, token_mask
+        from jaxpa.media.images import save_image
+        from jaxpa.media.masks import to_grey, token_mask
 
         picture, mask, grid, coverage, outputs = prepared
         soft = None
@@ -106,7 +107,7 @@ class MaskCommand(Making):
             "grid": grid,
             "coverage": coverage,
         }
-        save_image(_grey(mask), outputs.files[0], content)
+        save_image(to_grey(mask), outputs.files[0], content)
         if outputs.figure is not None:
             save_image(self.sheet(picture, soft, mask, tokens, grid), outputs.figure, content)
         content, line = report_of(outputs, content)
@@ -122,7 +123,7 @@ class MaskCommand(Making):
 
     def changed(self, mask: np.ndarray) -> np.ndarray:
         """A mask grown, shrunk and feathered. Raises JaxpaError if nothing is left."""
-        from jaxpa.media.images import feather, grow, shrink
+        from jaxpa.media.masks import feather, grow, shrink
 
         for change, pixels in ((grow, self.grow), (shrink, self.shrink), (feather, self.feather)):
             mask = change(mask, pixels) if pixels else mask
@@ -132,12 +133,14 @@ class MaskCommand(Making):
 
     def found(self, picture: "Image.Image", word: str) -> "tuple[np.ndarray, Image.Image]":
         """The mask at the picture's size (H, W), and the map it was cut from (its pixels are tokens)."""
+        from jaxpa.media.masks import to_grey
+
         with console.clock():
             print(f"jaxpa: looking for {word!r}", file=sys.stderr)
             found = self.load().find_mask(
                 picture, word, self.caption, threshold=self.cut, steps=self.steps
             )  # fmt: skip
-        return found.pixels(picture.size).astype(np.float32), _grey(found.soft)
+        return found.pixels(picture.size).astype(np.float32), to_grey(found.soft)
 
     def drawn(self, size: tuple[int, int]) -> np.ndarray:
         """A box, a polygon, or the picture's own transparency: (H, W)."""
@@ -157,18 +160,13 @@ class MaskCommand(Making):
         self, picture: "Image.Image", soft: "Image.Image | None", mask: np.ndarray, tokens: np.ndarray,
         grid: tuple[int, int],
     ) -> "Image.Image":  # fmt: skip
-        from jaxpa.media.images import overlay, sheet
+        from jaxpa.media.figures import overlay, sheet
+        from jaxpa.media.masks import to_grey
 
         row = [("picture", picture)]
         if soft is not None:
             row.append((f"attention\n{self.word}", soft))
-        return sheet([[*row, ("mask", _grey(mask)), ("its tokens", overlay(picture, tokens, *grid))]])
-
-
-def _grey(values: np.ndarray) -> "Image.Image":
-    from PIL import Image
-
-    return Image.fromarray(np.rint(255 * values).astype(np.uint8))
+        return sheet([[*row, ("mask", to_grey(mask)), ("its tokens", overlay(picture, tokens, *grid))]])
 
 
 def _numbers(flag: Literal["box", "polygon"], text: str, multiple: int) -> list[float]:

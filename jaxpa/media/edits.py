@@ -1,4 +1,4 @@
-"""Editing a picture: which part of it is kept, as tokens that replace, and as pixels that are pasted back."""
+"""Editing a picture: the part that is kept, as tokens that replace, and as pixels that are pasted back."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -14,7 +14,7 @@ from jaxpa.tokens import Placement
 
 @dataclass(frozen=True)
 class MaskedPicture:
-    """A picture (H, W, 3) in [-1, 1] on its canvas, and the part that may change: (H, W) in {0, 1}."""
+    """A picture on its canvas, (H, W, 3) in [-1, 1], and the part of it that may change, (H, W) in {0, 1}."""
 
     picture: np.ndarray
     change: np.ndarray
@@ -29,7 +29,7 @@ class MaskedPicture:
         return self.picture.shape[1]
 
     def references(self, cell: int) -> References:
-        """The picture as a reference that stays in place: its tokens without a pixel that may change."""
+        """The picture as a reference that stays in place, of those tokens (cell x cell pixels) that are kept whole."""
         h, w = self.height // cell, self.width // cell
         n = h * w
         kept = images.token_mask(1 - self.change, h, w, KEPT)
@@ -37,7 +37,7 @@ class MaskedPicture:
         return References(self.picture[None], kept[None], where, (self.caption,), (h, w))
 
     def paste(self, made: Image.Image, feather: float = 0.0) -> Image.Image:
-        """The kept pixels of the picture over a new one, exactly; blended over `feather` pixels where asked for."""
+        """A new picture of the canvas' size with the kept pixels in it, exactly, or blended over `feather` pixels."""
         share = (images.feather(self.change, feather) if feather else self.change)[..., None]
         old = np.asarray(images.to_image(self.picture), np.float32)
         new = np.asarray(made, np.float32)
@@ -50,7 +50,10 @@ KEPT = 1 - 1e-6  # the share of a token's pixels that must be kept for the token
 def prepare_edit(
     picture: Image.Image, change: np.ndarray | None, canvas: tuple[int, int], caption: str = ""
 ) -> MaskedPicture:
-    """A picture and the mask of what may change (None: nothing), cut to the canvas' (height, width)."""
+    """Cut a picture, and the mask of what may change (H, W) in [0, 1] (None: nothing), to a canvas (height, width).
+
+    The canvas shows the middle of the picture. JaxpaError: everything on it may change, or nothing.
+    """
     box = images.crop_box(picture.size, *canvas)
     if change is None:
         return MaskedPicture(images.to_array(picture, *canvas, box), np.zeros(canvas, np.float32), caption)
@@ -63,12 +66,19 @@ def prepare_edit(
 
 
 def pad_picture(picture: Image.Image, pad: Sequence[int]) -> tuple[Image.Image, np.ndarray]:
-    """A picture with its edge pixels continued by pad (top, right, bottom, left), and the mask of what is new."""
-    if len(pad) != 4 or min(pad) < 0 or not any(pad):
-        raise JaxpaError(f"pad {tuple(pad)}: give top, right, bottom and left in pixels, 0 or more, not all 0")
-    top, right, bottom, left = pad
-    if max(pad) > 8 * max(picture.size):
-        raise JaxpaError(f"pad {tuple(pad)} is out of range for a picture of {picture.width} x {picture.height} pixels")
+    """A picture with its edge pixels continued by pad (top, right, bottom, left), and the mask (H, W) of what is new.
+
+    JaxpaError: a pad that is not four whole numbers from 0 up, or that makes more pixels than `images.max_pixels`.
+    """
+    if len(pad) != 4 or any(not isinstance(side, int | np.integer) or side < 0 for side in pad) or not any(pad):
+        raise JaxpaError(f"pad {tuple(pad)}: give top, right, bottom and left in whole pixels, 0 or more, not all 0")
+    top, right, bottom, left = pad = tuple(map(int, pad))
+    width, height = picture.width + left + right, picture.height + top + bottom
+    if max(pad) > 8 * max(picture.size) or width * height > images.max_pixels():
+        raise JaxpaError(
+            f"pad {pad} is out of range for a picture of {picture.width} x {picture.height} pixels: "
+            f"give 8 times its longer side at most, and {images.max_pixels():,} pixels in all"
+        )
     around = ((top, bottom), (left, right))
     mask = np.pad(np.zeros(picture.size[::-1], np.float32), around, constant_values=1.0)
     return Image.fromarray(np.pad(np.asarray(picture), (*around, (0, 0)), mode="edge")), mask

@@ -77,6 +77,8 @@ def test_the_grammar_of_subjects():
     for words in (["--at", "0.1,0.2", "--subject", "a.png"], ["--subject", "a.png", "--tau", "0.5", "--at", "0.1,0.2"]):
         with pytest.raises(JaxpaError, match="--at belongs directly after its --subject IMAGE"):
             group_subjects("personalize", words)
+    assert parse_subject(["a.png", "stretch="]).stretch
+    assert not parse_subject(["a.png", "flip="]).stretch
     subject = parse_subject(["a.png", "mask=m.png", "at=0.1,0.2,0.5,0.6", "flip="])
     assert (subject.image, subject.mask, subject.at, subject.flip) == ("a.png", "m.png", (0.1, 0.2, 0.5, 0.6), True)
 
