@@ -124,7 +124,8 @@ def _alone(rng: np.random.Generator, subject: Subject) -> Subject:
 
 def _reference(scene: Scene, at: tuple[float, ...]) -> jaxpa.Subject:
     picture, mask = render(scene)
-    return jaxpa.Subject(picture, mask, at=at, caption=caption(scene))  # type: ignore[arg-type]
+    # Stretched to its box, as when the figures were taken.
+    return jaxpa.Subject(picture, mask, at=at, caption=caption(scene), stretch=True)  # type: ignore[arg-type]
 
 
 def _personalised(
