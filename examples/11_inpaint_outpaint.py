@@ -15,7 +15,7 @@ from _show import PICTURES, save, subject
 from PIL import Image
 
 import jaxpa
-from jaxpa.media import images
+from jaxpa.media import images, masks
 from jaxpa.media.figures import overlay, sheet
 
 CASES = (
@@ -32,8 +32,8 @@ def main() -> None:
     for name, caption, prompt in CASES:
         picture = Image.open(PICTURES / f"{name}.png").convert("RGB")
         drawn = images.read_mask(subject(name).mask, picture.size)  # type: ignore[arg-type]
-        mask = Image.fromarray((255 * images.grow(drawn, 24)).astype(np.uint8))
-        kept = ~images.token_mask(np.asarray(mask) / 255.0, 12, 12, 1e-6)
+        mask = Image.fromarray((255 * masks.grow(drawn, 24)).astype(np.uint8))
+        kept = ~masks.token_mask(np.asarray(mask) / 255.0, 12, 12, 1e-6)
         made = [pipe.inpaint(picture, mask, prompt, caption=caption, seed=seed)[0] for seed in (1, 2, 3)]
         rows.append([("the picture", picture), ("tokens that are kept", overlay(picture, kept, 12, 12))])
         rows[-1] += [(f"{prompt}\nseed {seed}", image) for seed, image in enumerate(made, 1)]
@@ -42,7 +42,7 @@ def main() -> None:
     whole, mask = Image.new("RGB", (576, 576), "white"), np.zeros((576, 576))
     whole.paste(car, (PAD[3], PAD[0]))
     mask[PAD[0] :, PAD[3] : 576 - PAD[1]] = 1
-    kept = images.token_mask(mask, 12, 12, 1 - 1e-6)
+    kept = masks.token_mask(mask, 12, 12, 1 - 1e-6)
     made = [pipe.outpaint(car, CAR, PAD, caption=CAR, seed=seed)[0] for seed in (0, 1, 2)]
     rows.append([("the picture", car), ("tokens that are kept", overlay(whole, kept, 12, 12))])
     rows[-1] += [(f"more of it on three sides\nseed {seed}", image) for seed, image in enumerate(made)]

@@ -29,7 +29,7 @@ sys.path.insert(0, str(Path(__file__).parent.parent))  # the recipe's world is n
 
 import jaxpa
 from jaxpa.evaluation.scores import interval
-from jaxpa.media import images
+from jaxpa.media import images, masks
 from jaxpa.media.figures import overlay, sheet
 from weights.recipe.classifiers import FILE, Judge, load
 from weights.recipe.world import SIZE, Scene, Subject, caption, render, sample_scene, sample_subject
@@ -87,7 +87,7 @@ def inpainting(pipe: jaxpa.Pipeline, scene: Scene, rng: np.random.Generator) -> 
     old = sample_scene(rng, 0.0, held_out=None).subjects[0]
     before = replace(scene, subjects=(replace(old, x=0.5),))
     picture, mask = render(before)
-    mask = images.grow(mask, 5) > 0
+    mask = masks.grow(mask, 5) > 0
     made = pipe.inpaint(picture, Image.fromarray(np.uint8(255 * mask)), caption(scene), caption=caption(before))[0]
     if not np.array_equal(np.asarray(made)[~mask], picture[~mask]):
         raise AssertionError("inpainting changed what it was to keep")
@@ -145,7 +145,7 @@ def _personalised(
 def _edit_panels(
     picture: np.ndarray, kept: np.ndarray, made: Image.Image, text: str
 ) -> list[tuple[str, Image.Image]]:  # fmt: skip
-    cells, before = images.token_mask(kept.astype(float), 12, 12, 1 - 1e-6), Image.fromarray(np.uint8(picture))
+    cells, before = masks.token_mask(kept.astype(float), 12, 12, 1 - 1e-6), Image.fromarray(np.uint8(picture))
     return [("the picture", before), ("tokens that are kept", overlay(before, cells, 12, 12)), (text, made)]
 
 

@@ -144,7 +144,8 @@ class MaskCommand(Making):
 
     def drawn(self, size: tuple[int, int]) -> np.ndarray:
         """A box, a polygon, or the picture's own transparency: (H, W)."""
-        from jaxpa.media.images import alpha_mask, box_mask, polygon_mask
+        from jaxpa.media.images import alpha_mask
+        from jaxpa.media.masks import box_mask, polygon_mask
 
         if self.box is not None:
             return box_mask(_numbers("box", self.box, 4), size)

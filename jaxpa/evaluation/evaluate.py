@@ -23,7 +23,7 @@ from scipy import ndimage
 from jaxpa.errors import JaxpaError
 from jaxpa.evaluation.metrics import Metric
 from jaxpa.evaluation.scores import Score
-from jaxpa.media import images
+from jaxpa.media import images, masks
 from jaxpa.media.images import Picture
 from jaxpa.media.subjects import References, Subject, has_mask, load_subject, read_subject
 from jaxpa.pipeline import Pipeline
@@ -67,7 +67,7 @@ def moved(references: References, subject: Subject) -> Target:
     subject = load_subject(subject)
     assert subject.mask is not None
     # The mask goes the picture's own way, as if it were one: cut, mirrored and scaled alike.
-    drawn = np.uint8(255 * images.resize_mask(subject.mask, subject.image.height, subject.image.width))
+    drawn = np.uint8(255 * masks.resize_mask(subject.mask, subject.image.height, subject.image.width))
     likewise = replace(subject, image=Image.fromarray(drawn).convert("RGB"))
     alike, _, _ = read_subject(likewise, height, width, references.grid, 1e-3)
     source, landed = (np.asarray(each)[0, -1] for each in references.where)

@@ -7,7 +7,7 @@ import numpy as np
 from PIL import Image
 
 from jaxpa.errors import JaxpaError
-from jaxpa.media import images
+from jaxpa.media import images, masks
 from jaxpa.media.subjects import References
 from jaxpa.tokens import Placement
 
@@ -32,13 +32,13 @@ class MaskedPicture:
         """The picture as a reference that stays in place, of those tokens (cell x cell pixels) that are kept whole."""
         h, w = self.height // cell, self.width // cell
         n = h * w
-        kept = images.token_mask(1 - self.change, h, w, KEPT)
+        kept = masks.token_mask(1 - self.change, h, w, KEPT)
         where = Placement(np.arange(n)[None, None], np.ones((1, 1, n), bool))  # type: ignore[arg-type]
         return References(self.picture[None], kept[None], where, (self.caption,), (h, w))
 
     def paste(self, made: Image.Image, feather: float = 0.0) -> Image.Image:
         """A new picture of the canvas' size with the kept pixels in it, exactly, or blended over `feather` pixels."""
-        share = (images.feather(self.change, feather) if feather else self.change)[..., None]
+        share = (masks.feather(self.change, feather) if feather else self.change)[..., None]
         old = np.asarray(images.to_image(self.picture), np.float32)
         new = np.asarray(made, np.float32)
         return Image.fromarray(np.rint(old + share * (new - old)).astype(np.uint8))
@@ -54,10 +54,10 @@ def prepare_edit(
 
     The canvas shows the middle of the picture. JaxpaError: everything on it may change, or nothing.
     """
-    box = images.crop_box(picture.size, *canvas)
+    box = masks.crop_box(picture.size, *canvas)
     if change is None:
         return MaskedPicture(images.to_array(picture, *canvas, box), np.zeros(canvas, np.float32), caption)
-    hard = images.resize_mask(change, *canvas, box=box, size=picture.size) >= 0.5
+    hard = masks.resize_mask(change, *canvas, box=box, size=picture.size) >= 0.5
     if not hard.any():
         raise JaxpaError("the mask leaves nothing to draw on this canvas: make it larger")
     if hard.all():

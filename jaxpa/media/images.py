@@ -1,7 +1,7 @@
 """Pictures and their files: reading, arrays, writing with metadata.
 
-A picture is an RGB `Image`; a mask is as in `masks`, whose functions are to be had here too, as are those of `figures`.
-Whatever can be wrong with a user's file ends in a JaxpaError of one line.
+A picture is an RGB `Image`, and a mask is as in `masks`. Whatever can be wrong with a user's file ends in a JaxpaError
+of one line.
 """
 
 import errno
@@ -19,14 +19,8 @@ from PIL import ExifTags, Image, ImageFile, ImageOps, PngImagePlugin, Unidentifi
 
 from jaxpa.box import Box
 from jaxpa.errors import JaxpaError
-from jaxpa.media.figures import over_white, overlay, sheet
-from jaxpa.media.masks import box_mask, crop_box, feather, grow, polygon_mask, resize_mask, shrink, token_mask, unit
-
-__all__ = [
-    "alpha_mask", "box_mask", "check_output", "crop_box", "feather", "grow", "overlay", "polygon_mask", "read_cutout",
-    "read_image", "read_mask", "read_metadata", "resize_mask", "save_image", "sheet", "shrink", "to_array", "to_image",
-    "token_mask",
-]  # fmt: skip
+from jaxpa.media.figures import over_white
+from jaxpa.media.masks import unit
 
 Picture: TypeAlias = str | os.PathLike[str] | Image.Image | np.ndarray
 """What a caller may hand over: a file, a Pillow image of any mode, or a (H, W, 3 | 4) uint8 array."""

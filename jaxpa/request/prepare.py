@@ -1,6 +1,6 @@
 """From a request to arrays: its pictures, masks and places on a checkpoint's canvas, read once, without networks."""
 
-from jaxpa.media import images
+from jaxpa.media import images, masks
 from jaxpa.media.edits import MaskedPicture, pad_picture, prepare_edit
 from jaxpa.media.subjects import References, read_references
 from jaxpa.request.request import Request
@@ -21,7 +21,7 @@ def prepare(request: Request, spec: Spec) -> References | MaskedPicture | None:
             assert edit.mask is not None
             change = images.read_mask(edit.mask, picture.size)
             if edit.grow:  # pixels of the picture, on a mask of any resolution
-                change = images.grow(change, edit.grow * change.shape[1] / picture.width)
+                change = masks.grow(change, edit.grow * change.shape[1] / picture.width)
         return prepare_edit(picture, change, spec.canvas(picture.size, sampling.height, sampling.width), edit.caption)
     if request.verb != "personalize":
         return None

@@ -6,7 +6,7 @@ from PIL import Image
 from test_images import noise
 
 from jaxpa.errors import JaxpaError
-from jaxpa.media import images
+from jaxpa.media import masks
 from jaxpa.media.edits import pad_picture, prepare_edit
 
 
@@ -18,7 +18,7 @@ def test_what_is_kept_comes_back() -> None:
     got = np.asarray(edit.paste(made))
     np.testing.assert_array_equal(got, np.where(change[..., None] > 0, np.asarray(made), np.asarray(picture)))
     soft = np.asarray(edit.paste(made, feather=3))
-    far = images.grow(change, 4) == 0
+    far = masks.grow(change, 4) == 0
     np.testing.assert_array_equal(soft[far], np.asarray(picture)[far])
     references = edit.references(8)
     touched = change.reshape(12, 8, 12, 8).any((1, 3)).ravel()

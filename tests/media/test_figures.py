@@ -6,7 +6,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image
 
-from jaxpa.media import figures, images
+from jaxpa.media import figures
 
 quick = settings(max_examples=40, deadline=None)
 
@@ -16,7 +16,7 @@ def test_overlay_tints_the_cells_of_the_mask() -> None:
     chosen[2:5, 1:3] = True
     for factor in (1, 16):
         picture = Image.new("RGB", (40 * factor, 60 * factor), (90, 160, 90))
-        drawn = images.overlay(picture, chosen.ravel(), 6, 4, (250, 0, 0))
+        drawn = figures.overlay(picture, chosen.ravel(), 6, 4, (250, 0, 0))
         assert drawn.width * 60 == drawn.height * 40
         assert max(drawn.size) >= max(picture.size)
         middles = np.asarray(drawn.resize((4 * 9, 6 * 9), Image.Resampling.BOX), int)[4::9, 4::9]
@@ -29,7 +29,7 @@ def test_overlay_tints_the_cells_of_the_mask() -> None:
         assert (np.asarray(drawn)[0, 0] < 255).all()  # no frame around the picture
         assert (xs.min() / cell, (xs.max() + 1) / cell) == (1, 3)
         assert (ys.min() / cell, (ys.max() + 1) / cell) == (2, 5)
-    full = images.overlay(Image.new("L", (501, 333)), np.ones(35, bool), 7, 5)
+    full = figures.overlay(Image.new("L", (501, 333)), np.ones(35, bool), 7, 5)
     assert full.size == (1002, 666)
     assert {full.getpixel(at) for at in ((0, 0), (1001, 0), (0, 665), (500, 665))} == {figures.MAGENTA}
 
@@ -37,32 +37,32 @@ def test_overlay_tints_the_cells_of_the_mask() -> None:
 def test_large_pictures_give_figures_of_bounded_size() -> None:
     chosen = np.arange(16) % 3 == 0
     large = Image.fromarray(np.random.default_rng(0).integers(0, 256, (12, 16, 3), np.uint8)).resize((3200, 2400))
-    drawn = images.overlay(large, chosen, 4, 4)
+    drawn = figures.overlay(large, chosen, 4, 4)
     assert drawn.size == (figures.MOST, figures.MOST * 3 // 4)
     # What is drawn is the picture reduced first.
-    small = images.overlay(large.resize(drawn.size, Image.Resampling.LANCZOS), chosen, 4, 4)
+    small = figures.overlay(large.resize(drawn.size, Image.Resampling.LANCZOS), chosen, 4, 4)
     np.testing.assert_array_equal(np.asarray(drawn), np.asarray(small))
     grey = large.convert("L")
-    assert images.sheet([[("", grey)]]).size == images.sheet([[("", grey.convert("RGB"))]]).size
+    assert figures.sheet([[("", grey)]]).size == figures.sheet([[("", grey.convert("RGB"))]]).size
     np.testing.assert_array_equal(
-        np.asarray(images.sheet([[("", grey)]])), np.asarray(images.sheet([[("", grey.convert("RGB"))]]))
+        np.asarray(figures.sheet([[("", grey)]])), np.asarray(figures.sheet([[("", grey.convert("RGB"))]]))
     )
 
 
 def test_sheet() -> None:
     red, wide = Image.new("RGB", (96, 96), (255, 0, 0)), Image.new("RGBA", (300, 100), (0, 0, 255, 255))
-    drawn = images.sheet([[("reference", red), ("", red)], [], [("x " * 500, wide)]])
+    drawn = figures.sheet([[("reference", red), ("", red)], [], [("x " * 500, wide)]])
     pixels = np.asarray(drawn)
     assert (pixels[0] == 255).all()
     assert (pixels[:, 0] == 255).all()
     reds = (pixels == (255, 0, 0)).all(-1).sum()
     assert abs(reds - 2 * 286**2) < 10  # two of 288 x 288 without their frames
     assert (pixels == (0, 0, 255)).all(-1).sum() > 3 * 280**2
-    plain = images.sheet([[("", red)]])
+    plain = figures.sheet([[("", red)]])
     assert plain.width == plain.height
-    assert images.sheet([[("caption", red)]]).height > plain.height
+    assert figures.sheet([[("caption", red)]]).height > plain.height
     with pytest.raises(ValueError, match="needs a picture"):
-        images.sheet([[]])
+        figures.sheet([[]])
 
 
 @quick
