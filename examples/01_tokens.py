@@ -37,7 +37,7 @@ def main() -> None:
     print(f"picture {x.shape} -> latent {latent.shape} -> tokens {packed.shape}")
     print(f"by hand: {np.abs(patchify(latent[0]) - np.asarray(packed[0])).max():.1g} off")
 
-    positions = np.asarray(tokens.grid_positions(12, 12))  # (144, 2): row and column of every token
+    positions = np.asarray(tokens.grid_positions(12, 12))  # (144, 3): index, row, column of every token
     print(f"token 0 is at {positions[0]}, token 13 at {positions[13]}, token 143 at {positions[143]}")
 
     # The same tokens in other places are another picture: the whole grid moved by three columns, and mirrored.
@@ -45,7 +45,7 @@ def main() -> None:
     moved = [np.roll(grid, 3, axis=2), grid[:, :, ::-1]]
     back, rolled, mirrored = pipe.decode(np.concatenate([grid, *moved]).reshape(3, 144, 32))  # type: ignore[arg-type]
 
-    red, blue = 255 * positions.reshape(12, 12, 2).transpose(2, 0, 1) / 11
+    _, red, blue = 255 * positions.reshape(12, 12, 3).transpose(2, 0, 1) / 11
     colours = Image.fromarray(np.stack([red, np.full_like(red, 90), blue], -1).astype(np.uint8))
     rows = [
         [

@@ -22,10 +22,10 @@ from PIL import Image
 from scipy.special import softmax
 
 import jaxpa
+from jaxpa.blocks import Shared
 from jaxpa.media.figures import sheet
 from jaxpa.rope import Rotary, table
 from jaxpa.tokens import grid_positions
-from jaxpa.transformer import Plan
 
 PROMPT = "a yellow striped car in the snow"
 T = 0.5  # flow time: half picture, half noise
@@ -59,8 +59,9 @@ def by_hand(block: Any, img: np.ndarray, txt: np.ndarray, y: np.ndarray, rotary:
     mods = [np.split(linear(stream.mod, y), 6) for stream, _ in streams]
     qkv = []
     for (stream, x), (shift, scale, *_) in zip(streams, mods, strict=True):
-        q, k, v = linear(stream.qkv, norm(x) * (1 + scale) + shift).reshape(len(x), 3, stream.heads, -1).swapaxes(0, 1)
-        qkv.append((rms_norm(stream.query_norm, q), rms_norm(stream.key_norm, k), v))
+        y, heads = norm(x) * (1 + scale) + shift, stream.qkv
+        q, k, v = (linear(layer, y).reshape(len(x), heads.heads, -1) for layer in (heads.q, heads.k, heads.v))
+        qkv.append((rms_norm(heads.query_norm, q), rms_norm(heads.key_norm, k), v))
     q, k, v = (np.concatenate(pair) for pair in zip(*qkv, strict=True))  # (M + N, H, Dh)
     q, k = turn(q, rotary), turn(k, rotary)
     p = softmax(np.einsum("qhd,khd->hqk", q, k) / np.sqrt(q.shape[-1]), -1)  # (H, M + N, M + N)
@@ -81,17 +82,17 @@ def main() -> None:
     x = (1 - T) * pipe.encode_image(picture) + T * pipe.noise(np.array([0], np.uint32), (12, 12))
 
     guidance = jnp.array([pipe.settings.guidance]) if pipe.embeds_guidance else None
-    y = jax.nn.silu(model.condition(text.vec, jnp.array([T]), guidance))[:, None]  # (1, 1, D)
+    y = jax.nn.silu(model.condition(text.vec, jnp.array([T]), guidance))  # (1, D)
     img, txt = model.img_in(x), model.txt_in(text.txt)  # (1, 144, D), (1, 32, D)
-    positions = jnp.concatenate([jnp.zeros((txt.shape[1], 2)), grid_positions(12, 12)])  # text sits at (0, 0)
+    positions = jnp.concatenate([jnp.zeros((txt.shape[1], 3)), grid_positions(12, 12)])  # text sits at (0, 0, 0)
     rotary = table(positions, model.config.axes_dims_rope)
 
     maps = []
     for layer in range(model.config.num_layers):  # the blocks are stacked: parameter k of all of them is one array
         block = jax.tree.map(lambda p, layer=layer: p[layer], model.double_blocks)
-        hand_img, hand_txt, p = by_hand(block, np.asarray(img)[0], np.asarray(txt)[0], np.asarray(y)[0, 0], rotary)
-        trace = block(img, txt, y, Plan(rotary, None, None))
-        img, txt = trace.img, trace.txt
+        hand_img, hand_txt, p = by_hand(block, np.asarray(img)[0], np.asarray(txt)[0], np.asarray(y)[0], rotary)
+        mod = block.img.mod(y), block.txt.mod(y)  # (1, 6 D) each
+        (img, txt), _ = block((img, txt), mod, Shared(rotary))
         off = max(np.abs(hand_img - img[0]).max(), np.abs(hand_txt - txt[0]).max())
         print(f"block {layer}: by hand and by jaxpa differ by {off:.1e}, on values up to {np.abs(img).max():.0f}")
         maps.append(p.mean(0))  # over heads

@@ -44,10 +44,9 @@ def compare(side: int, batch: int) -> None:
     guidance = t if config.guidance_embeds else None
     positions = np.asarray(grid_positions(side, side))
     forward = jax.jit(lambda model, *arguments: model(*arguments))
-    ids = np.concatenate([np.zeros((n, 1)), positions], 1)
     arguments = {
         "hidden_states": x, "encoder_hidden_states": txt, "pooled_projections": vec, "timestep": t,
-        "img_ids": ids, "txt_ids": np.zeros((TEXT, 3)), "guidance": guidance,
+        "img_ids": positions, "txt_ids": np.zeros((TEXT, 3)), "guidance": guidance,
     }  # fmt: skip
     tensors = {name: None if v is None else torch.from_numpy(v).float() for name, v in arguments.items()}
 

@@ -33,8 +33,8 @@ from jaxpa.attention.maps import image_to_context
 from jaxpa.attention.observe import ask
 from jaxpa.encoders.text import TextEmbedding
 from jaxpa.personalize import reference_context
-from jaxpa.tokens import Placement, Routing, identity_source
-from jaxpa.transformer import FluxVelocity
+from jaxpa.tokens import Placement, Routing
+from jaxpa.transformer import FluxConditions, FluxVelocity
 from weights.recipe.world import instances, numbered_scene, render
 
 SEED, BATCH = 601, 13
@@ -61,7 +61,7 @@ def routing(mode: Any, grid: tuple[int, int]) -> Routing:
     n = grid[0] * grid[1]
     everywhere = jnp.ones((1, n), bool)
     stay = Placement(jnp.arange(n)[None], everywhere)
-    return Routing(identity_source(2, n), *reference_context(everywhere, stay, 1, grid, mode, n))
+    return Routing(**reference_context(everywhere, stay, 1, grid, mode, n)._asdict())
 
 
 @partial(jax.jit, static_argnames=("mode", "grid"))
@@ -70,8 +70,9 @@ def look(velocity: FluxVelocity, path: jax.Array, text: TextEmbedding, t: jax.Ar
     ways = routing(mode, grid)
 
     def one(x: jax.Array, text: TextEmbedding) -> jax.Array:
-        guidance = None if velocity.guidance is None else jnp.broadcast_to(velocity.guidance[0], 2)
-        bound = FluxVelocity(velocity.model, text.txt, text.vec, guidance, velocity.positions)
+        own = velocity.conditions
+        guidance = None if own.guidance is None else jnp.broadcast_to(own.guidance[0], 2)
+        bound = FluxConditions(text.txt, text.vec, guidance, own.positions).bind(velocity.model)
         _, double, single = ask(bound, x, jnp.broadcast_to(t, 2), image_to_context, ways)
         return jnp.concatenate([double, single])[:, 1]  # the image's row
 

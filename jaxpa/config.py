@@ -39,6 +39,7 @@ class TransformerConfig:
     pooled_projection_dim: int = 768  # Dv
     guidance_embeds: bool = True
     axes_dims_rope: tuple[int, int, int] = (16, 56, 56)
+    out_channels: int | None = None  # None: in_channels; fewer where a picture to keep or to follow comes in too
 
     def __post_init__(self) -> None:
         if sum(self.axes_dims_rope) != self.attention_head_dim:
@@ -54,9 +55,14 @@ class TransformerConfig:
     def mlp_width(self) -> int:
         return 4 * self.width
 
+    @property
+    def velocity_channels(self) -> int:
+        """C: channels of a token that is sampled."""
+        return self.in_channels if self.out_channels is None else self.out_channels
+
     @classmethod
     def from_json(cls, json: dict[str, Any]) -> Self:
-        return _from_json(cls, json, {"patch_size": (1,), "out_channels": (None, json.get("in_channels"))})
+        return _from_json(cls, json, {"patch_size": (1,)})
 
 
 @dataclass(frozen=True)

@@ -8,6 +8,7 @@ nothing. What is drawn and pasted with pictures is in `jaxpa.pipeline`.
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -23,9 +24,9 @@ from jaxpa.errors import JaxpaError
 from jaxpa.media import images
 from jaxpa.media.images import Picture
 from jaxpa.request.spec import Spec
-from jaxpa.sampling import ClassifierFree, Velocity
+from jaxpa.sampling import Conditions, Guided, Velocity
 from jaxpa.tokens import grid_positions, patchify, unpatchify
-from jaxpa.transformer import FluxVelocity
+from jaxpa.transformer import FluxConditions
 
 _encode = jax.jit(lambda vae, x: patchify(vae.encode_latents(x)).astype(jnp.float32))
 _decode = jax.jit(lambda vae, x, h, w: vae.decode_latents(unpatchify(x, h, w)), static_argnums=(2, 3))
@@ -73,7 +74,7 @@ class Model:
 
     def noise(self, seeds: np.ndarray, grid: tuple[int, int]) -> jax.Array:
         """Start noise, each image from its own seed: seeds (B,) -> (B, N, C)."""
-        return _noise(seeds, (grid[0] * grid[1], self.parts.config.transformer.in_channels))
+        return _noise(seeds, (grid[0] * grid[1], self.parts.config.transformer.velocity_channels))
 
     def encode_text(self, prompts: str | Sequence[str]) -> TextEmbedding:
         """Prompts (a string is one) -> .txt (B, M, Dt), .vec (B, Dv).
@@ -120,27 +121,31 @@ class Model:
         guidance = self.spec.guidance(guidance)
         if negative is None:
             negative = self.negative(None, guidance, len(text))
-        return self.guided(text, self.grid(height, width), guidance, negative)
+        return self.conditions(text, self.grid(height, width), guidance, negative).bind(self.parts.transformer)
 
-    def guided(
+    def conditions(
         self, text: TextEmbedding, grid: tuple[int, int], guidance: float, negative: TextEmbedding | None,
         references: int = 0, inside: float | None = None, scale: jax.Array | None = None,
-    ) -> Velocity:  # fmt: skip
-        """The velocity of [references; images], R + G rows of `text`; references are not guided classifier-free.
+    ) -> Conditions:  # fmt: skip
+        """The conditions of [references; images], R + G rows of `text`; references are not guided classifier-free.
 
         negative: G rows; None: no classifier-free guidance. inside: the guidance that the references embed (None: the
         images'). scale: (G, N, 1), a classifier-free guidance of each token's own.
         """
-        model, positions = self.parts.transformer, _positions(*grid)
+        positions = _positions(*grid)
         if self.embeds_guidance:
             rows = np.full(len(text), guidance, np.float32)
             rows[:references] = guidance if inside is None else inside
-            return FluxVelocity(model, text.txt, text.vec, jnp.asarray(rows), positions)
+            return FluxConditions(text.txt, text.vec, jnp.asarray(rows), positions)
         if negative is None:
-            return FluxVelocity(model, text.txt, text.vec, None, positions)
+            return FluxConditions(text.txt, text.vec, None, positions)
         both = TextEmbedding.concatenate([text, negative])
-        plain = FluxVelocity(model, both.txt, both.vec, None, positions)
-        return ClassifierFree(plain, jnp.float32(guidance) if scale is None else scale, references)
+        plain = FluxConditions(both.txt, both.vec, None, positions)
+        return Guided(plain, jnp.float32(guidance) if scale is None else scale, references)
+
+    def guided(self, *arguments: Any, **keywords: Any) -> Velocity:
+        """The velocity of `conditions`."""
+        return self.conditions(*arguments, **keywords).bind(self.parts.transformer)
 
     def negative(self, prompt: str | None, guidance: float, count: int) -> TextEmbedding | None:
         """The rows that guidance pushes away from, where this checkpoint needs them."""

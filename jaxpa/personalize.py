@@ -67,7 +67,7 @@ class Context(NamedTuple):
 
     context: jax.Array
     positions: jax.Array
-    valid: jax.Array
+    length: jax.Array
 
 
 def reference_context(
@@ -84,17 +84,17 @@ def reference_context(
     references, n = masks.shape
     batch = references + images
     picked = jnp.nonzero(masks.reshape(-1), size=size, fill_value=0)[0]  # (K,) into R * N
-    valid = jnp.arange(size) < masks.sum()
-    cells = grid_positions(*grid)  # (N, 2)
+    length = jnp.full(batch, n + masks.sum(), jnp.int32)
+    cells = grid_positions(*grid)  # (N, 3)
     if where == "zero":
-        positions = jnp.zeros((batch, size, 2))
+        positions = jnp.zeros((batch, size, 3))
     elif where == "target":
         positions = _target_positions(placement, images, cells)[:, picked]
     else:
-        offset = jnp.array([0.0, grid[1]]) if where == "shifted" else jnp.zeros(2)
-        positions = jnp.broadcast_to((cells + offset)[picked % n], (batch, size, 2))
+        offset = jnp.array([0.0, 0.0, grid[1]]) if where == "shifted" else jnp.zeros(3)
+        positions = jnp.broadcast_to((cells + offset)[picked % n], (batch, size, 3))
     rows = jnp.broadcast_to(picked.astype(jnp.int32), (batch, size))
-    return Context(rows, positions, jnp.broadcast_to(valid, (batch, size)))
+    return Context(rows, positions, length)
 
 
 def _target_positions(placement: Placement, images: int, cells: jax.Array) -> jax.Array:
@@ -112,7 +112,7 @@ def _target_positions(placement: Placement, images: int, cells: jax.Array) -> ja
         return jnp.where(first < n, first, own)
 
     landed = jax.vmap(jax.vmap(scatter))(own, source, target)  # (G, R, N)
-    positions = cells[landed].reshape(images, references * n, 2)
+    positions = cells[landed].reshape(images, references * n, 3)
     return jnp.concatenate([jnp.broadcast_to(positions[:1], (references, *positions.shape[1:])), positions])
 
 
@@ -309,12 +309,11 @@ def routings(
     masks: jax.Array, placement: Placement, images: int, grid: tuple[int, int], concat: Positions | None, size: int
 ) -> tuple[Routing, Routing | None]:
     """Before and after tau: masks (R, N), placement (G, R, N); `concat` and `size` as in `reference_context`."""
-    references, n = masks.shape
     early = Routing(replacement_source(placement, images))
     if concat is None:
         return early, None
     context = reference_context(masks, placement, images, grid, concat, size)
-    return early, Routing(identity_source(references + images, n), *context)
+    return early, Routing(**context._asdict())
 
 
 @partial(jax.jit, static_argnames="moved")

@@ -1,7 +1,8 @@
-"""Rotary position embedding over explicit 2D positions (FLUX: three axes, the first one always 0).
+"""Rotary position embedding over explicit positions with three axes.
 
-A token's position is data, (row, column); text sits at (0, 0). Each axis a owns d_a of the head's channels, in pairs
-(2i, 2i + 1) that turn by the angle position_a * theta^(-2i / d_a). Everything is float32, whatever the weights are.
+A token's position is data: FLUX's (index, row, column), where the index counts pictures and is 0 for the one that is
+made; text sits at (0, 0, 0). Each axis a owns d_a of the head's channels, in pairs (2i, 2i + 1) that turn by the angle
+position_a * theta^(-2i / d_a). Everything is float32, whatever the weights are.
 """
 
 from typing import NamedTuple
@@ -25,21 +26,37 @@ def frequencies(axis_width: int, theta: float = THETA) -> np.ndarray:
     return (theta ** (-np.arange(0, axis_width, 2, dtype=np.float64) / axis_width)).astype(np.float32)
 
 
-def table(positions: jax.Array, axes_dims: tuple[int, int, int], theta: float = THETA) -> Rotary:
-    """Rotary table of positions (..., S, 2): FLUX's first axis is 0 for every token, so it does not turn."""
+def table(positions: jax.Array, axes_dims: tuple[int, ...], theta: float = THETA) -> Rotary:
+    """Rotary table of positions (..., S, A), one column for each of the A axes. Raises ValueError for another width."""
+    if positions.shape[-1] != len(axes_dims):
+        raise ValueError(f"positions {positions.shape} must have {len(axes_dims)} columns, one for each rotary axis")
     positions = positions.astype(jnp.float32)
     if positions.ndim == 2:
         positions = positions[None]
-    still = jnp.zeros((*positions.shape[:-1], axes_dims[0] // 2), jnp.float32)
-    turning = [positions[..., a, None] * frequencies(axes_dims[a + 1], theta) for a in range(2)]
-    angle = jnp.concatenate([still, *turning], -1)  # (B | 1, S, Dh / 2)
+    turns = [positions[..., a, None] * frequencies(width, theta) for a, width in enumerate(axes_dims)]
+    angle = jnp.concatenate(turns, -1)  # (B | 1, S, Dh / 2)
     return Rotary(jnp.cos(angle), jnp.sin(angle))
 
 
 def rotate(x: jax.Array, rotary: Rotary) -> jax.Array:
-    """Turn the channel pairs of queries or keys: x (B, S, H, Dh) -> the same shape and dtype."""
-    cos, sin = rotary.cos[:, :, None], rotary.sin[:, :, None]  # one table for all heads
-    even, odd = jnp.split(x.astype(jnp.float32).reshape(*x.shape[:-1], -1, 2), 2, -1)
-    even, odd = even[..., 0], odd[..., 0]
-    turned = jnp.stack([cos * even - sin * odd, sin * even + cos * odd], -1)
-    return turned.reshape(x.shape).astype(x.dtype)
+    """Turn the channel pairs of queries or keys: x (B, H, S, Dh) -> the same shape and dtype."""
+    cos, sin = (jnp.repeat(part, 2, -1)[:, None] for part in rotary)  # (B | 1, 1, S, Dh), one table for all heads
+    return (x.astype(jnp.float32) * cos + quarter_turn(x).astype(jnp.float32) * sin).astype(x.dtype)
+
+
+def quarter_turn(x: jax.Array) -> jax.Array:
+    """Every channel pair turned by 90 degrees: (x0, x1) -> (-x1, x0).
+
+    A TPU has no cheap way to exchange neighbouring lanes, but multiplies matrices for nothing: there it is a product
+    with a signed permutation, which is exact.
+    """
+
+    def by_pairs(x: jax.Array) -> jax.Array:
+        even, odd = x[..., 0::2], x[..., 1::2]
+        return jnp.stack([-odd, even], -1).reshape(x.shape)
+
+    def by_product(x: jax.Array) -> jax.Array:
+        turn = np.kron(np.eye(x.shape[-1] // 2), [[0, 1], [-1, 0]])
+        return jnp.einsum("...c,cd->...d", x, turn.astype(x.dtype), precision=jax.lax.Precision.HIGHEST)
+
+    return jax.lax.platform_dependent(x, tpu=by_product, default=by_pairs)

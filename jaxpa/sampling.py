@@ -4,6 +4,7 @@ A velocity is any `velocity(x (B, N, C), t (B,)) -> (B, N, C)`; the flow runs fr
 one Euler step is x += (t_next - t) * velocity. Everything is a pure function of arrays: no scheduler, no state.
 """
 
+from collections.abc import Callable
 from dataclasses import dataclass, field, replace
 from typing import Any, Protocol
 
@@ -17,9 +18,19 @@ from jaxpa.tokens import Routing
 
 
 class Velocity(Protocol):
-    """What the samplers ask of a model. `routing` is passed only where a method replaces features inside it."""
+    """What the samplers ask of a model. `routing` is passed only where a method replaces features inside it.
+
+    A velocity may also have `prepare(times (S + 1,))`, a velocity with what depends on the times alone computed for all
+    of them, and then `at(i)`, the velocity at times[i].
+    """
 
     def __call__(self, x: jax.Array, t: jax.Array, routing: Routing | None = None) -> jax.Array: ...
+
+
+class Conditions(Protocol):
+    """What a model is told besides tokens and time, without the model: any number of them share one set of weights."""
+
+    def bind(self, model: Any) -> Velocity: ...
 
 
 def prepare(velocity: Any, times: jax.Array) -> Any:
@@ -39,6 +50,20 @@ def bound(conditions: Any, model: Any) -> Any:
 
 @jax.tree_util.register_dataclass
 @dataclass(frozen=True, eq=False)
+class Guided:
+    """Conditions of [references; positive; negative] rows that are guided; see `ClassifierFree`."""
+
+    conditions: Conditions
+    scale: jax.Array
+    references: int = field(default=0, metadata={"static": True})
+
+    def bind(self, model: Any) -> "ClassifierFree":
+        """The guided velocity of a model."""
+        return ClassifierFree(self.conditions.bind(model), self.scale, self.references)
+
+
+@jax.tree_util.register_dataclass
+@dataclass(frozen=True, eq=False)
 class ClassifierFree:
     """Classifier-free guidance: v = v_negative + scale * (v_positive - v_negative).
 
@@ -51,12 +76,18 @@ class ClassifierFree:
     scale: jax.Array
     references: int = field(default=0, metadata={"static": True})
 
-    def __call__(self, x: jax.Array, t: jax.Array, routing: Routing | None = None) -> jax.Array:
-        r, b = self.references, x.shape[0] - self.references
-        both = None if routing is None else routing.repeat(2, shared=r)
-        out = self.velocity(jnp.concatenate([x, x[r:]]), jnp.concatenate([t, t[r:]]), both)
-        positive, negative = out[r : r + b], out[r + b :]
-        return jnp.concatenate([out[:r], negative + self.scale * (positive - negative)])
+    def __call__(
+        self, x: jax.Array, t: jax.Array, routing: Routing | None = None, observe: Callable[..., Any] | None = None
+    ) -> Any:
+        """x (B, N, C), t (B,) -> velocity (B, N, C); with `observe`, what it sees has the rows of all three kinds."""
+        r, (b, n) = self.references, x.shape[:2]
+        both = None if routing is None else routing.repeat(n, 2, shared=r)
+        watched = {} if observe is None else {"observe": observe}
+        out = self.velocity(jnp.concatenate([x, x[r:]]), jnp.concatenate([t, t[r:]]), both, **watched)
+        v, seen = (out, None) if observe is None else out
+        positive, negative = v[r:b], v[b:]
+        v = jnp.concatenate([v[:r], negative + self.scale * (positive - negative)])
+        return v if observe is None else (v, seen)
 
     def prepare(self, times: jax.Array) -> "ClassifierFree":
         return replace(self, velocity=prepare(self.velocity, times))

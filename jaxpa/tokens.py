@@ -35,10 +35,13 @@ def unpatchify(tokens: jax.Array, h: int, w: int) -> jax.Array:
     return cells.transpose(0, 1, 4, 2, 5, 3).reshape(b, h * PATCH, w * PATCH, c)
 
 
-def grid_positions(h: int, w: int) -> jax.Array:
-    """The (row, column) of every token of an h x w grid, row-major: (h * w, 2) float32."""
+def grid_positions(h: int, w: int, index: float = 0) -> jax.Array:
+    """The (index, row, column) of every token of an h x w grid, row-major: (h * w, 3) float32.
+
+    These are FLUX's position ids. `index` counts pictures: 0 for the one that is made, 1 for a reference in Kontext.
+    """
     rows, cols = jnp.meshgrid(jnp.arange(h), jnp.arange(w), indexing="ij")
-    return jnp.stack([rows, cols], -1).reshape(h * w, 2).astype(jnp.float32)
+    return jnp.stack([jnp.full((h, w), index), rows, cols], -1).reshape(h * w, 3).astype(jnp.float32)
 
 
 def coverage(mask: jax.Array, h: int, w: int) -> jax.Array:
@@ -228,39 +231,49 @@ def perturb_mask(
 class Routing:
     """Whose features feed each token's query, key and value, and which tokens are attended to besides.
 
-    All indices count the B * N image tokens of a batch, row after row.
+    All indices count the B * N image tokens of a batch, row after row. What is None costs nothing.
 
     source:    (B, N) int32, the token whose features stand in for each token (itself: nothing is replaced).
-    context:   (B, K) int32, tokens whose keys and values join each row's sequence; None: none do.
-    positions: (B, K, 2) float32, the rotary positions of the context.
-    valid:     (B, K) bool, False for padding of the context.
+    weight:    (L | 1, B | 1, N | 1, 3 | 1) float32 in [0, 1], how far they do: for each block (double blocks first),
+               row and token, its query, key and value. 1 is all the way, as None is, and 0 not at all, bit for bit.
+    context:   (B, K) int32, tokens whose keys and values join each row's sequence; their own are not replaced.
+    positions: (B, K, 3) float32, the rotary positions of the context.
+    length:    (B,) int32, how many tokens of [image; context] each row attends to, the first ones; None: all.
     """
 
-    source: jax.Array
+    source: jax.Array | None = None
+    weight: jax.Array | None = None
     context: jax.Array | None = None
     positions: jax.Array | None = None
-    valid: jax.Array | None = None
+    length: jax.Array | None = None
 
-    def repeat(self, count: int, shared: int = 0) -> "Routing":
-        """The routing of the first `shared` rows and `count` copies of the rows after them.
+    def repeat(self, n: int, count: int, shared: int = 0) -> "Routing":
+        """The routing, of rows of n tokens, for the first `shared` rows and `count` copies of the rows after them.
 
         Indices of the later copies point into their own rows, or into the shared ones.
         """
-        batch, n = self.source.shape
-        width = (batch - shared) * n
 
-        def indices(x: jax.Array) -> jax.Array:
+        def rows(x: jax.Array | None, axis: int = 0) -> jax.Array | None:
+            if x is None:
+                return None
+            first, rest = jnp.split(x, [shared], axis)
+            return jnp.concatenate([first, *[rest] * count], axis)
+
+        def indices(x: jax.Array | None) -> jax.Array | None:
+            if x is None:
+                return None
+            width = (x.shape[0] - shared) * n
             copies = [jnp.where(x < shared * n, x, x + i * width)[shared:] for i in range(count)]
             return jnp.concatenate([x[:shared], *copies])
 
-        def rows(x: jax.Array) -> jax.Array:
-            return jnp.concatenate([x[:shared], *[x[shared:]] * count])
-
-        if self.context is None:
-            return Routing(indices(self.source))
-        assert self.positions is not None
-        assert self.valid is not None
-        return Routing(indices(self.source), indices(self.context), rows(self.positions), rows(self.valid))
+        same_for_all = self.weight is None or self.weight.shape[1] == 1
+        return Routing(
+            indices(self.source),
+            self.weight if same_for_all else rows(self.weight, 1),
+            indices(self.context),
+            rows(self.positions),
+            rows(self.length),
+        )
 
 
 def identity_source(batch: int, n: int) -> jax.Array:

@@ -19,8 +19,9 @@ FLOORS = (
     "box config errors checks",
     "tokens rope schedule loops solvers",
     "layers",
-    "transformer sampling encoders",
-    "inversion presets",
+    "kernels",
+    "blocks sampling encoders",
+    "transformer inversion presets",
     "personalize checkpoint media",
     "request",
     "model",
@@ -42,7 +43,7 @@ ROOMS = {  # modules in the order in which they build on each other
     "cli": "console flags files command plan bench checkpoints pictures invert mask parse batch main",
 }
 METHOD = {"sampling", "inversion", "presets", "personalize"}
-NETWORKS = {"layers", "transformer", "encoders"}  # the method knows none
+NETWORKS = {"layers", "kernels", "blocks", "transformer", "encoders"}  # the method knows none
 PURE = {"box", "tokens", "rope", "schedule", "loops", "solvers", "checks", *METHOD}
 ARRAYS = {"jax", "numpy", "chex"}  # all that these may import from outside
 COME_WITH_OTHERS = {"numpy", "scipy", "ml_dtypes", "pydantic_core"}  # with jax and with pydantic

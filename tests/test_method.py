@@ -34,7 +34,7 @@ from jaxpa.box import Box
 from jaxpa.config import ScheduleConfig
 from jaxpa.personalize import PRESETS, Phase, Task, move_noise, reference_context, replacement_source
 from jaxpa.schedule import Steps, flow_times
-from jaxpa.tokens import Placement, Routing, identity_source
+from jaxpa.tokens import Placement, Routing
 
 # What it costs
 
@@ -81,7 +81,7 @@ def test_nothing_recompiles():
                                 tokens.shuffle_windows(key, mask, H, W, 3, strength))  # fmt: skip
         placed = Placement(placed.source[None], placed.target[None])
         context = reference_context(mask[None], placed, 1, (H, W), "zero", N)
-        return Routing(replacement_source(placed, 1)), Routing(identity_source(2, N), *context)
+        return Routing(replacement_source(placed, 1)), Routing(**context._asdict())
 
     # A function of its own: programs of one function are counted together, other tests' too.
     sample, outputs = jax.jit(lambda task, start: personalize.sample(task, start)), []
@@ -200,7 +200,7 @@ def test_context_positions(where):
     got = CONTEXT(MASKS, placement, 2, (H, W), where, 9)
     cells = [(j, n) for j in range(2) for n in np.flatnonzero(MASKS[j])]
     assert len(cells) == 7
-    np.testing.assert_array_equal(got.valid, [[True] * 7 + [False] * 2] * 4)
+    np.testing.assert_array_equal(got.length, [N + 7] * 4)
     np.testing.assert_array_equal(got.context[:, :7], [[j * N + n for j, n in cells]] * 4)
     for row, g in enumerate((0, 0, 0, 1)):  # reference rows see what the first image sees
         for k, (j, n) in enumerate(cells):
@@ -208,7 +208,7 @@ def test_context_positions(where):
             moved = (r + offsets[g, j, 0], c + offsets[g, j, 1])
             moved = moved if 0 <= moved[0] < H and 0 <= moved[1] < W else (r, c)
             want = {"original": (r, c), "shifted": (r, c + W), "zero": (0, 0), "target": moved}[where]
-            np.testing.assert_array_equal(got.positions[row, k], want)
+            np.testing.assert_array_equal(got.positions[row, k], (0, *want))
 
 
 def test_context_of_an_enlarged_subject():
@@ -216,7 +216,7 @@ def test_context_of_an_enlarged_subject():
     placed = tokens.place(MASKS[0], H, W, Box(0, 0, 2, 2), Box(1, 0, 5, 4))
     placement = Placement(placed.source[None], placed.target[None])
     got = CONTEXT(MASKS[:1], placement, 1, (H, W), "target", 4)
-    np.testing.assert_array_equal(got.positions[1], [[0, 1], [0, 3], [2, 1], [2, 3]])
+    np.testing.assert_array_equal(got.positions[1], [[0, 0, 1], [0, 0, 3], [0, 2, 1], [0, 2, 3]])
 
 
 def test_padding_of_the_context():

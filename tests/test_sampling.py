@@ -17,7 +17,7 @@ from jaxpa.personalize import Phase, Task
 from jaxpa.sampling import ClassifierFree, initial_noise, sample
 from jaxpa.schedule import flow_times
 from jaxpa.tokens import Placement, Routing, grid_positions, identity_source, pair
-from jaxpa.transformer import Flux, FluxVelocity
+from jaxpa.transformer import Flux, FluxConditions, FluxVelocity
 
 
 def close(got, want, atol):
@@ -133,7 +133,7 @@ def test_classifier_free_guidance(references):
     assert routing is None
     own = Routing(identity_source(references + images, n).at[-1].set(0))
     ClassifierFree(velocity, jnp.float32(2.0), references)(x, t, own)
-    np.testing.assert_array_equal(asked[-1][2].source, own.repeat(2, shared=references).source)
+    np.testing.assert_array_equal(asked[-1][2].source, own.repeat(n, 2, shared=references).source)
 
 
 # Noise ----------------------------------------------------------------------------------------------------
@@ -182,7 +182,7 @@ def bind(flux: Flux, rows: int, seed: int) -> FluxVelocity:
     """The network with random prompts and guidances of `rows` images."""
     guidance = jnp.asarray(np.random.default_rng(seed).uniform(1, 5, rows).astype(np.float32))
     txt, vec = normal(seed, rows, M, CONFIG.joint_attention_dim), normal(seed + 1, rows, CONFIG.pooled_projection_dim)
-    return FluxVelocity(flux, jnp.asarray(txt), jnp.asarray(vec), guidance, grid_positions(H, W))
+    return FluxConditions(jnp.asarray(txt), jnp.asarray(vec), guidance, grid_positions(H, W)).bind(flux)
 
 
 @pytest.fixture(scope="module")

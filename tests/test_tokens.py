@@ -54,7 +54,8 @@ def test_patchify_under_transforms():
 
 def test_positions_are_rows_and_columns():
     want = [(row, col) for row in range(3) for col in range(5)]
-    assert grid_positions(3, 5).tolist() == [list(map(float, cell)) for cell in want]
+    assert grid_positions(3, 5).tolist() == [[0.0, *map(float, cell)] for cell in want]
+    assert set(np.asarray(grid_positions(2, 2, index=1))[:, 0]) == {1.0}
 
 
 paired = jax.jit(pair)
@@ -82,18 +83,21 @@ def test_repeated_routing_points_into_its_own_copy(shared):
     source, context = rng.integers(0, batch * n, (batch, n)), rng.integers(0, batch * n, (batch, k))
     for index in (source, context):
         index[:shared] %= max(shared, 1) * n  # shared rows are the same for all copies
-    positions, valid = normal(9, batch, k, 2), rng.random((batch, k)) < 0.5
-    repeat = jax.jit(lambda routing: routing.repeat(count, shared=shared))
-    out = repeat(Routing(*map(jnp.asarray, (source, context, positions, valid))))
+    weight, positions, length = rng.random((2, batch, 1, 3)), normal(9, batch, k, 3), rng.integers(0, n + k, batch)
+    repeat = jax.jit(lambda routing: routing.repeat(n, count, shared=shared))
+    out = repeat(Routing(*map(jnp.asarray, (source, weight, context, positions, length))))
     for index, repeated in ((source, out.source), (context, out.context)):
         alone = [np.concatenate([common, copy])[index] for copy in copies]
         want = np.concatenate([alone[0][:shared], *(one[shared:] for one in alone)])
         np.testing.assert_array_equal(np.concatenate([common, *copies])[repeated], want)
-    for given_, repeated in ((positions, out.positions), (valid, out.valid)):
+    moved = np.moveaxis(weight, 1, 0).astype(np.float32), jnp.moveaxis(out.weight, 1, 0)
+    for given_, repeated in (moved, (positions, out.positions), (length, out.length)):
         np.testing.assert_array_equal(repeated, np.concatenate([given_[:shared], *[given_[shared:]] * count]))
     plain = repeat(Routing(identity_source(batch, n)))
     np.testing.assert_array_equal(plain.source, identity_source(shared + (batch - shared) * count, n))
-    assert (plain.context, plain.positions, plain.valid) == (None, None, None)
+    assert (plain.weight, plain.context, plain.positions, plain.length) == (None,) * 4
+    same = repeat(Routing(weight=jnp.ones((1, 1, n, 1))))  # a weight that all rows share
+    assert (same.source, same.weight.shape) == (None, (1, 1, n, 1))
 
 
 def test_gather_picks_across_rows():
@@ -112,16 +116,15 @@ rotated = jax.jit(lambda x, positions: rope.rotate(x, rope.table(positions, AXES
 
 
 def turn(x: np.ndarray, positions: np.ndarray) -> np.ndarray:
-    """Channel pairs as complex numbers times exp(i angle), float64: x (B, S, H, Dh), positions (S, 2)."""
-    places = np.concatenate([np.zeros((len(positions), 1)), positions], 1)  # FLUX's first axis is 0
+    """Channel pairs as complex numbers times exp(i angle), float64: x (B, H, S, Dh), positions (S, 3)."""
     rates = [10_000.0 ** (-np.arange(0, d, 2) / d) for d in AXES]
-    angle = np.concatenate([places[:, a, None] * rates[a] for a in range(3)], 1)  # (S, Dh / 2)
-    turned = (x[..., 0::2].astype(float) + 1j * x[..., 1::2]) * np.exp(1j * angle)[:, None]
+    angle = np.concatenate([positions[:, a, None] * rates[a] for a in range(3)], 1)  # (S, Dh / 2)
+    turned = (x[..., 0::2].astype(float) + 1j * x[..., 1::2]) * np.exp(1j * angle)
     return np.stack([turned.real, turned.imag], -1).reshape(x.shape)
 
 
 def test_rotation_is_complex_multiplication():
-    x, positions = normal(0, 2, 12, 3, sum(AXES)), np.asarray(grid_positions(3, 4))
+    x, positions = normal(0, 2, 3, 12, sum(AXES)), np.asarray(grid_positions(3, 4))
     # Angles of up to 3 are rounded to 2e-7, the products once more.
     close(rotated(x, positions), turn(x, positions), 2e-6)
     batch = np.stack([positions, positions[::-1]])  # positions of each row's own
@@ -130,22 +133,22 @@ def test_rotation_is_complex_multiplication():
 
 
 @few
-@given(seeds, st.tuples(*[st.integers(-30, 30)] * 2), st.tuples(*[st.integers(0, 60)] * 2))
+@given(seeds, st.tuples(*[st.integers(-30, 30)] * 3), st.tuples(*[st.integers(0, 60)] * 3))
 def test_only_relative_positions_count(seed, offset, place):
     """A query and a key that move together meet under the same logit."""
-    q, k = normal(seed, 1, 1, 2, sum(AXES)), normal(seed + 1, 1, 1, 2, sum(AXES))
+    q, k = normal(seed, 1, 2, 1, sum(AXES)), normal(seed + 1, 1, 2, 1, sum(AXES))
 
     def logit(at: np.ndarray) -> np.ndarray:
         key = rotated(k, at[None] + np.asarray(offset, np.float32))
         return np.asarray((rotated(q, at[None]) * key).sum(-1))
 
     # Angles reach 90, whose last bit is 8e-6; what comes of it in 18 channels of order 1 is 4e-6.
-    close(logit(np.asarray(place, np.float32)), logit(np.zeros(2, np.float32)), 2e-5)
+    close(logit(np.asarray(place, np.float32)), logit(np.zeros(3, np.float32)), 2e-5)
 
 
 def test_position_zero_and_the_first_axis_do_not_turn():
-    x = normal(0, 1, 6, 2, sum(AXES))
-    np.testing.assert_array_equal(rotated(x, np.zeros((6, 2), np.float32)), x)
+    x = normal(0, 1, 2, 6, sum(AXES))
+    np.testing.assert_array_equal(rotated(x, np.zeros((6, 3), np.float32)), x)
     np.testing.assert_array_equal(rotated(x, np.asarray(grid_positions(2, 3)))[..., : AXES[0]], x[..., : AXES[0]])
     half = jnp.asarray(x, jnp.bfloat16)  # whatever the type, the arithmetic is float32
     want = rotated(half.astype(jnp.float32), np.asarray(grid_positions(2, 3)))
@@ -154,7 +157,7 @@ def test_position_zero_and_the_first_axis_do_not_turn():
 
 def test_rotation_under_transforms():
     """vmap over sets of positions; the gradient is the rotation back."""
-    x, weight = normal(0, 1, 6, 2, sum(AXES)), normal(1, 1, 6, 2, sum(AXES))
+    x, weight = normal(0, 1, 2, 6, sum(AXES)), normal(1, 1, 2, 6, sum(AXES))
     positions = np.asarray(grid_positions(2, 3))
     batch = jax.vmap(lambda p: rotated(x, p))(np.stack([positions, positions + 5]))
     close(batch[1], turn(x, positions + 5), 2e-6)

@@ -1,6 +1,6 @@
 """Who looks at whom: the attention probabilities of a block, taken apart and reduced inside the scan over depth.
 
-    p = softmax(q k^T / sqrt(Dh) + bias),  q (B, M + N, H, Dh), k (B, M + N + K, H, Dh)
+    p = softmax(q k^T / sqrt(Dh)),  q (B, H, M + N, Dh), k (B, H, M + N + K, Dh)
 
 The sequence is [text; image; context], so p falls into quadrants (Section 3.1 of Personalize Anything): text and image
 queries times text, image and context keys. An observer is a function of a `transformer.BlockTrace`, called in every
@@ -14,6 +14,8 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 
+from jaxpa.kernels import MASKED
+from jaxpa.layers import precision
 from jaxpa.transformer import BlockTrace
 
 
@@ -40,15 +42,18 @@ def quadrants(p: jax.Array, m: int) -> Quadrants:
 
 def probabilities(trace: BlockTrace) -> jax.Array:
     """All heads of a block: (B, H, M + N, M + N + K) float32, whatever the weights are; each row sums to 1."""
-    heads = jax.lax.map(lambda head: _one_head(trace, head), jnp.arange(trace.q.shape[2]))
+    heads = jax.lax.map(lambda head: _one_head(trace, head), jnp.arange(trace.q.shape[1]))
     return jnp.moveaxis(heads, 0, 1)
 
 
 def _one_head(trace: BlockTrace, head: jax.Array, first: int = 0) -> jax.Array:
     """One head's probabilities for the queries from `first` on: (B, M + N - first, M + N + K) float32."""
-    q, k = (jax.lax.dynamic_index_in_dim(x, head, 2, keepdims=False) for x in (trace.q[:, first:], trace.k))
-    logits = jnp.einsum("bqd,bkd->bqk", q, k, preferred_element_type=jnp.float32) * q.shape[-1] ** -0.5
-    return jax.nn.softmax(logits if trace.bias is None else logits + trace.bias[:, 0].astype(jnp.float32))
+    q, k = (jax.lax.dynamic_index_in_dim(x, head, 1, keepdims=False) for x in (trace.q[:, :, first:], trace.k))
+    logits = jnp.einsum("bqd,bkd->bqk", q, k, precision=precision(q.dtype), preferred_element_type=jnp.float32)
+    logits = logits * q.shape[-1] ** -0.5
+    if trace.length is not None:
+        logits = jnp.where(jnp.arange(k.shape[1]) < trace.length[:, None, None], logits, MASKED)
+    return jax.nn.softmax(logits)
 
 
 def head_mean(trace: BlockTrace, pick: Callable[[jax.Array], Any], first: int = 0) -> Any:
@@ -56,7 +61,7 @@ def head_mean(trace: BlockTrace, pick: Callable[[jax.Array], Any], first: int = 
 
     `first`: leave out the queries before it. `pick` may return any pytree of arrays.
     """
-    heads = trace.q.shape[2]
+    heads = trace.q.shape[1]
     shapes = jax.eval_shape(lambda: pick(_one_head(trace, jnp.int32(0), first)))
     nothing = jax.tree.map(lambda s: jnp.zeros(s.shape, s.dtype), shapes)
 

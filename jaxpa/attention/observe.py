@@ -38,9 +38,7 @@ def ask(
 
     The last two have a leading axis of blocks.
     """
-    v, (double, single) = velocity.model(
-        x, velocity.txt, velocity.vec, t, velocity.guidance, velocity.positions, routing, observe
-    )
+    v, (double, single) = velocity(x, t, routing, observe)
     return v, double, single
 
 

@@ -1,10 +1,11 @@
-"""Checkpoint names as tables: which tensors of which layout make each parameter, in which order and orientation.
+"""Checkpoint names as tables: which stored tensor, or which part of one, is each parameter, and how it is oriented.
 
-A row says that a module of ours (`double_blocks.img.qkv`) is made of one module of the reference, or of several, side
-by side along the output axis (fused q, k, v); `{i}` runs along a stacked layer axis. From the rows and the abstract
-network follow all names and shapes of a layout, hence everything that is missing, left over or mis-shaped in a file.
+A row says where a module of ours (`double_blocks.img.qkv.q`) is stored in each layout; `{i}` runs along a stacked layer
+axis, and `name[0:3]` is the first of three equal parts of a tensor's outputs (fused q, k, v). From the rows and the
+abstract network follow all names and shapes of a layout, hence everything that is missing, left over or mis-shaped.
 
-Layouts: `diffusers` (and transformers, for the text encoders), `bfl` (the original single files), `jaxpa` (ours).
+Layouts: `diffusers` (and transformers, for the text encoders), `bfl` (the original single files), `jaxpa` (ours, which
+fuses what the original release fuses).
 """
 
 import math
@@ -30,86 +31,128 @@ Shape = tuple[int, ...]
 
 
 @dataclass(frozen=True)
+class Stored:
+    """A stored tensor without its suffix, or a part of it: `parts` [start, stop) of `of` equal ones.
+
+    The parts lie along a linear layer's outputs, or along its `inputs` (its bias is then not taken apart).
+    """
+
+    name: str
+    start: int = 0
+    stop: int = 1
+    of: int = 1
+    inputs: bool = False
+
+
+@dataclass(frozen=True)
 class Row:
-    """One module of ours and its sources; `ratio`: their relative widths (None: equal); `swap`: halves change place.
+    """Where a module of ours is stored; `jaxpa` None: under its own path. `swap`: halves of the outputs change place.
 
     `swap` concerns the diffusers layout only, whose last modulation is [scale; shift] where all others are
     [shift; scale].
     """
 
-    diffusers: tuple[str, ...]
-    bfl: tuple[str, ...] = ()
-    ratio: tuple[int, ...] | None = None
+    diffusers: Stored
+    bfl: Stored | None = None
+    jaxpa: Stored | None = None
     swap: bool = False
+
+
+def _row(diffusers: str, bfl: str | None = None, swap: bool = False) -> Row:
+    return Row(Stored(diffusers), None if bfl is None else Stored(bfl), swap=swap)
 
 
 def _embedder(name: str, diffusers: str) -> dict[str, Row]:
     """The two linear layers of a time, guidance or pooled text embedder."""
     pairs = (("in_layer", "linear_1"), ("out_layer", "linear_2"))
-    return {
-        f"{name}.{bfl}": Row((f"time_text_embed.{diffusers}.{theirs}",), (f"{name}.{bfl}",)) for bfl, theirs in pairs
-    }
+    return {f"{name}.{bfl}": _row(f"time_text_embed.{diffusers}.{theirs}", f"{name}.{bfl}") for bfl, theirs in pairs}
 
 
 def _stream(name: str, mod: str, qkv: tuple[str, ...], norm: str, out: str, mlp: str) -> dict[str, Row]:
     """One stream of the double blocks; the arguments are diffusers' names of its parts."""
-    a, b = "transformer_blocks.{i}.", "double_blocks.{i}." + name
-    return {
-        f"double_blocks.{name}.mod": Row((a + mod,), (b + "_mod.lin",)),
-        f"double_blocks.{name}.qkv": Row(tuple(f"{a}attn.{part}" for part in qkv), (b + "_attn.qkv",)),
-        f"double_blocks.{name}.query_norm": Row((f"{a}attn.norm_{norm}q",), (b + "_attn.norm.query_norm",)),
-        f"double_blocks.{name}.key_norm": Row((f"{a}attn.norm_{norm}k",), (b + "_attn.norm.key_norm",)),
-        f"double_blocks.{name}.proj": Row((f"{a}attn.{out}",), (b + "_attn.proj",)),
-        f"double_blocks.{name}.mlp_in": Row((f"{a}{mlp}.net.0.proj",), (b + "_mlp.0",)),
-        f"double_blocks.{name}.mlp_out": Row((f"{a}{mlp}.net.2",), (b + "_mlp.2",)),
+    a, b, own = "transformer_blocks.{i}.", "double_blocks.{i}." + name, f"double_blocks.{name}."
+    rows = {
+        own + "mod": _row(a + mod, b + "_mod.lin"),
+        own + "proj": _row(f"{a}attn.{out}", b + "_attn.proj"),
+        own + "mlp_in": _row(f"{a}{mlp}.net.0.proj", b + "_mlp.0"),
+        own + "mlp_out": _row(f"{a}{mlp}.net.2", b + "_mlp.2"),
     }
+    for i, (part, theirs) in enumerate(zip("qkv", qkv, strict=True)):
+        fused = (Stored(each, i, i + 1, 3) for each in (b + "_attn.qkv", own + "qkv"))
+        rows[f"{own}qkv.{part}"] = Row(Stored(f"{a}attn.{theirs}"), *fused)
+    for part in ("query", "key"):
+        stored = Stored(f"{a}attn.norm_{norm}{part[0]}"), Stored(f"{b}_attn.norm.{part}_norm")
+        rows[f"{own}qkv.{part}_norm"] = Row(*stored, Stored(f"{own}{part}_norm"))
+    return rows
 
 
-_S, _SB = "single_transformer_blocks.{i}.", "single_blocks.{i}."
+def _single() -> dict[str, Row]:
+    """The single blocks: q, k, v and the MLP's first layer are fused, and so are attention's and the MLP's outputs."""
+    a, b, own = "single_transformer_blocks.{i}.", "single_blocks.{i}.", "single_blocks."
+    rows = {own + "mod": _row(a + "norm.linear", b + "modulation.lin")}
+    for i, (part, theirs, stop) in enumerate(
+        (("qkv.q", "attn.to_q", 1), ("qkv.k", "attn.to_k", 2), ("qkv.v", "attn.to_v", 3), ("mlp_in", "proj_mlp", 7))
+    ):
+        fused = (Stored(each + "linear1", i, stop, 7) for each in (b, own))
+        rows[own + part] = Row(Stored(a + theirs), *fused)
+    for part, start, stop in (("proj", 0, 1), ("mlp_out", 1, 5)):
+        fused = (Stored(each, start, stop, 5, inputs=True) for each in (a + "proj_out", b + "linear2", own + "linear2"))
+        rows[own + part] = Row(*fused)
+    for part in ("query", "key"):
+        stored = Stored(f"{a}attn.norm_{part[0]}"), Stored(f"{b}norm.{part}_norm")
+        rows[f"{own}qkv.{part}_norm"] = Row(*stored, Stored(f"{own}{part}_norm"))
+    return rows
+
+
 TRANSFORMER: dict[str, Row] = {
-    "img_in": Row(("x_embedder",), ("img_in",)),
-    "txt_in": Row(("context_embedder",), ("txt_in",)),
+    "img_in": _row("x_embedder", "img_in"),
+    "txt_in": _row("context_embedder", "txt_in"),
     **_embedder("time_in", "timestep_embedder"),
     **_embedder("guidance_in", "guidance_embedder"),
     **_embedder("vector_in", "text_embedder"),
     **_stream("img", "norm1.linear", ("to_q", "to_k", "to_v"), "", "to_out.0", "ff"),
     **_stream("txt", "norm1_context.linear", ("add_q_proj", "add_k_proj", "add_v_proj"), "added_", "to_add_out",
               "ff_context"),
-    "single_blocks.mod": Row((_S + "norm.linear",), (_SB + "modulation.lin",)),
-    "single_blocks.linear1": Row((_S + "attn.to_q", _S + "attn.to_k", _S + "attn.to_v", _S + "proj_mlp"),
-                                 (_SB + "linear1",), ratio=(1, 1, 1, 4)),
-    "single_blocks.query_norm": Row((_S + "attn.norm_q",), (_SB + "norm.query_norm",)),
-    "single_blocks.key_norm": Row((_S + "attn.norm_k",), (_SB + "norm.key_norm",)),
-    "single_blocks.linear2": Row((_S + "proj_out",), (_SB + "linear2",)),
-    "final_mod": Row(("norm_out.linear",), ("final_layer.adaLN_modulation.1",), swap=True),
-    "final_linear": Row(("proj_out",), ("final_layer.linear",)),
+    **_single(),
+    "final_mod": _row("norm_out.linear", "final_layer.adaLN_modulation.1", swap=True),
+    "final_linear": _row("proj_out", "final_layer.linear"),
 }  # fmt: skip
+
+
+def _fused(names: tuple[str, ...], diffusers: tuple[str, ...], own: str) -> dict[str, Row]:
+    """Modules that are stored apart in diffusers' layout, side by side in ours."""
+    pairs = enumerate(zip(names, diffusers, strict=True))
+    return {name: Row(Stored(theirs), None, Stored(own, i, i + 1, len(names))) for i, (name, theirs) in pairs}
+
 
 _T = "encoder.block.{i}.layer."
 T5: dict[str, Row] = {
-    "token_embedding": Row(("shared",)),
-    "relative_bias": Row(("encoder.block.0.layer.0.SelfAttention.relative_attention_bias",)),
-    "blocks.attention_norm": Row((_T + "0.layer_norm",)),
-    "blocks.attention.qkv": Row(tuple(_T + f"0.SelfAttention.{part}" for part in "qkv")),
-    "blocks.attention.o": Row((_T + "0.SelfAttention.o",)),
-    "blocks.mlp_norm": Row((_T + "1.layer_norm",)),
-    "blocks.mlp.wi": Row((_T + "1.DenseReluDense.wi_0", _T + "1.DenseReluDense.wi_1")),
-    "blocks.mlp.wo": Row((_T + "1.DenseReluDense.wo",)),
-    "final_norm": Row(("encoder.final_layer_norm",)),
-}
+    "token_embedding": _row("shared"),
+    "relative_bias": _row("encoder.block.0.layer.0.SelfAttention.relative_attention_bias"),
+    "blocks.attention_norm": _row(_T + "0.layer_norm"),
+    **_fused(tuple(f"blocks.attention.{part}" for part in "qkv"),
+             tuple(f"{_T}0.SelfAttention.{part}" for part in "qkv"), "blocks.attention.qkv"),
+    "blocks.attention.o": _row(_T + "0.SelfAttention.o"),
+    "blocks.mlp_norm": _row(_T + "1.layer_norm"),
+    **_fused(("blocks.mlp.wi_0", "blocks.mlp.wi_1"),
+             (_T + "1.DenseReluDense.wi_0", _T + "1.DenseReluDense.wi_1"), "blocks.mlp.wi"),
+    "blocks.mlp.wo": _row(_T + "1.DenseReluDense.wo"),
+    "final_norm": _row("encoder.final_layer_norm"),
+}  # fmt: skip
 
 _C = "encoder.layers.{i}."
 CLIP: dict[str, Row] = {  # behind "text_model." in most files: see `canonical`
-    "token_embedding": Row(("embeddings.token_embedding",)),
-    "position_embedding": Row(("embeddings.position_embedding",)),
-    "blocks.attention_norm": Row((_C + "layer_norm1",)),
-    "blocks.attention.qkv": Row(tuple(_C + f"self_attn.{part}_proj" for part in "qkv")),
-    "blocks.attention.out": Row((_C + "self_attn.out_proj",)),
-    "blocks.mlp_norm": Row((_C + "layer_norm2",)),
-    "blocks.fc1": Row((_C + "mlp.fc1",)),
-    "blocks.fc2": Row((_C + "mlp.fc2",)),
-    "final_norm": Row(("final_layer_norm",)),
-}
+    "token_embedding": _row("embeddings.token_embedding"),
+    "position_embedding": _row("embeddings.position_embedding"),
+    "blocks.attention_norm": _row(_C + "layer_norm1"),
+    **_fused(tuple(f"blocks.attention.{part}" for part in "qkv"),
+             tuple(f"{_C}self_attn.{part}_proj" for part in "qkv"), "blocks.attention.qkv"),
+    "blocks.attention.out": _row(_C + "self_attn.out_proj"),
+    "blocks.mlp_norm": _row(_C + "layer_norm2"),
+    "blocks.fc1": _row(_C + "mlp.fc1"),
+    "blocks.fc2": _row(_C + "mlp.fc2"),
+    "final_norm": _row("final_layer_norm"),
+}  # fmt: skip
 
 # The autoencoder's module paths are diffusers' own; its original names follow by these substitutions, in order.
 # A number in braces counts from the last block: the decoder's block 0 is its lowest resolution here, its highest there.
@@ -155,16 +198,16 @@ def abstract(name: str, config: Config, dtype: DTypeLike) -> Any:
 
 @dataclass(frozen=True)
 class Leaf:
-    """One parameter of ours and the tensors that it is made of.
+    """One parameter of ours and where it is stored.
 
-    sources: for each block of a stacked parameter (one, where it is not stacked) the tensors' names, side by side
-    along the last axis with these widths.
+    sources: the names of its tensors, one for each block of a parameter that is stacked here and not in the file, else
+    one. Each is a part of the tensor along its last axis of ours, or along the one before.
     """
 
     path: str
     shape: Shape
-    sources: tuple[tuple[str, ...], ...]
-    widths: tuple[int, ...]
+    sources: tuple[str, ...]
+    part: Stored
     stacked: bool = False
     transpose: bool = False
     swap: bool = False
@@ -177,68 +220,97 @@ class Leaf:
     def block_shape(self) -> Shape:
         return self.shape[1:] if self.stacked else self.shape
 
-    def source_shape(self, width: int) -> Shape:
-        """The shape in the file of a source of this width."""
-        shape = (*self.block_shape[:-1], width)
-        if not self.transpose:
-            return shape
-        return (shape[-1], shape[-2], *shape[:-2])
+    @property
+    def _axis(self) -> int | None:
+        """Along which the stored tensor is taken apart; None: it is not."""
+        if not self.part.inputs:
+            return -1
+        return -2 if self.path.endswith(".kernel") else None
+
+    @property
+    def begins(self) -> bool:
+        """Whether this is the first of the parameters that a tensor is taken apart into, or all of it."""
+        return self._axis is None or self.part.start == 0
+
+    @property
+    def whole_shape(self) -> Shape:
+        """The shape of the whole stored tensor, in our orientation."""
+        shape = list(self.block_shape)
+        if self._axis is not None:
+            shape[self._axis] = shape[self._axis] * self.part.of // (self.part.stop - self.part.start)
+        return tuple(shape)
+
+    @property
+    def stored_shape(self) -> Shape:
+        """The shape of a source in the file."""
+        shape = self.whole_shape
+        return (shape[-1], shape[-2], *shape[:-2]) if self.transpose else shape
 
     def expected(self) -> dict[str, tuple[Shape, ...]]:
         """Every source's name and the shapes that will do: a linear layer may be stored as a 1x1 convolution."""
-        out: dict[str, tuple[Shape, ...]] = {}
-        for names in self.sources:
-            for name, width in zip(names, self.widths, strict=True):
-                shape = self.source_shape(width)
-                pointwise = self.transpose and len(shape) == 2 and (".attn_1." in name or ".attentions." in name)
-                out[name] = (shape, (*shape, 1, 1)) if pointwise else (shape,)
-        return out
+        shape = self.stored_shape
+        linear = self.transpose and len(shape) == 2
+        return {
+            name: (shape, (*shape, 1, 1)) if linear and (".attn_1." in name or ".attentions." in name) else (shape,)
+            for name in self.sources
+        }
 
-    def oriented(self, tensor: np.ndarray, width: int) -> np.ndarray:
-        """A stored tensor as it stands in the parameter: a view, except where halves change place."""
-        tensor = tensor.reshape(self.source_shape(width))
+    def view(self, tensor: np.ndarray) -> np.ndarray:
+        """The part of a stored tensor that is this parameter's, in our orientation; halves have not changed place."""
         if self.transpose:
+            tensor = tensor.reshape(self.stored_shape)
             tensor = tensor.T if tensor.ndim == 2 else tensor.transpose(2, 3, 1, 0)
-        return np.roll(tensor, width // 2, axis=-1) if self.swap else tensor
+        if self._axis is None or self.part.of == 1:
+            return tensor
+        width = tensor.shape[self._axis] // self.part.of
+        inside = slice(self.part.start * width, self.part.stop * width)
+        return tensor[..., inside] if self._axis == -1 else tensor[..., inside, :]
+
+    def take(self, tensor: np.ndarray) -> np.ndarray:
+        """A stored tensor -> the parameter (its block): a view, except where halves change place."""
+        part = self.view(tensor)
+        return np.roll(part, part.shape[-1] // 2, axis=-1) if self.swap else part
+
+    def put(self, block: np.ndarray, tensor: np.ndarray) -> None:
+        """The parameter (its block) into a stored tensor: `take`, backwards."""
+        self.view(tensor)[...] = np.roll(block, block.shape[-1] // 2, axis=-1) if self.swap else block
 
 
 def leaves(name: str, config: Config, layout: Layout) -> list[Leaf]:
     """All parameters of a component, in the order in which the module flattens."""
     flat = jax.tree_util.tree_flatten_with_path(abstract(name, config, np.dtype(np.float32)))[0]
-    out = []
-    for path, value in flat:
-        ours = jax.tree_util.keystr(path, simple=True, separator=".").removesuffix(".value")
-        if layout == "jaxpa":
-            out.append(Leaf(ours, value.shape, ((ours,),), value.shape[-1:]))
-        else:
-            out.append(_leaf(name, config, layout, ours, value.shape))
-    return out
+    return [_leaf(name, config, layout, _path(path), value.shape) for path, value in flat]
+
+
+def _path(path: Any) -> str:
+    return jax.tree_util.keystr(path, simple=True, separator=".").removesuffix(".value")
 
 
 def _leaf(name: str, config: Config, layout: Layout, path: str, shape: Shape) -> Leaf:
     module, _, kind = path.rpartition(".")
     if kind not in ("kernel", "bias", "scale", "embedding"):  # a bare parameter: its path is its module's
-        module, kind = path, "embedding"
-    row = _row(name, config, module)
-    names = row.diffusers if layout == "diffusers" else row.bfl
-    suffix = (
-        "." + kind if kind == "bias" or (kind == "scale" and (name, layout) == ("transformer", "bfl")) else ".weight"
-    )
-    ratio = row.ratio if row.ratio and len(row.ratio) == len(names) else (1,) * len(names)
-    stacked = "{i}" in names[0]
-    blocks = range(shape[0]) if stacked else (0,)
+        module, kind = path, ""
+    row = _find_row(name, config, module)
+    if layout == "jaxpa":  # stacked in the file as it is here
+        stored = row.jaxpa or Stored(module)
+        return Leaf(path, shape, (f"{stored.name}.{kind}" if kind else stored.name,), stored)
+    stored = row.diffusers if layout == "diffusers" else row.bfl
+    assert stored is not None
+    own = kind == "bias" or (kind == "scale" and (name, layout) == ("transformer", "bfl"))
+    suffix = f".{kind}" if own else ".weight"
+    stacked = "{i}" in stored.name
     return Leaf(
         path,
         shape,
-        tuple(tuple(each.replace("{i}", str(i)) + suffix for each in names) for i in blocks),
-        tuple(shape[-1] * part // sum(ratio) for part in ratio),
+        tuple(stored.name.replace("{i}", str(i)) + suffix for i in (range(shape[0]) if stacked else (0,))),
+        stored,
         stacked,
         transpose=kind == "kernel",
         swap=row.swap and layout == "diffusers",
     )
 
 
-def _row(name: str, config: Config, module: str) -> Row:
+def _find_row(name: str, config: Config, module: str) -> Row:
     rows = COMPONENTS[name].rows
     if rows is not None:
         return rows[module]
@@ -248,7 +320,7 @@ def _row(name: str, config: Config, module: str) -> Row:
         bfl = re.sub(pattern, replacement, bfl)
     last = len(config.block_out_channels) - 1
     bfl = re.sub(r"\{(\d+)\}", lambda m: str(last - int(m[1])), bfl)
-    return Row((module,), (bfl[:-1],))
+    return _row(module, bfl[:-1])
 
 
 def canonical(name: str, keys: list[str]) -> dict[str, str]:

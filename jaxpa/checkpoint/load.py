@@ -7,10 +7,12 @@ parameters ready: they are used where the file is mapped. `info` is in `jaxpa.ch
 
 import dataclasses
 import json
+import math
 import os
 import shutil
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -21,7 +23,7 @@ from jax.sharding import Sharding
 from jax.typing import DTypeLike
 
 from jaxpa.checkpoint.files import DTYPES, finite, write
-from jaxpa.checkpoint.keys import COMPONENTS, Leaf, abstract
+from jaxpa.checkpoint.keys import COMPONENTS, Leaf, abstract, leaves
 from jaxpa.checkpoint.parts import PARTS, Part
 from jaxpa.checkpoint.source import MARKER, Source, find_mini, locate, resolve
 from jaxpa.config import FluxConfig, Settings
@@ -142,35 +144,26 @@ def _host_dtype(part: Part, leaf: Leaf, dtype: np.dtype) -> np.dtype:
 
 
 def _stored_dtype(part: Part, leaf: Leaf) -> np.dtype:
-    types = {DTYPES[part.tensors[name].dtype] for names in leaf.sources for name in names}
+    types = {DTYPES[part.tensors[name].dtype] for name in leaf.sources}
     return types.pop() if len(types) == 1 else np.dtype(np.float32)
 
 
 def _assemble(part: Part, leaf: Leaf, dtype: np.dtype, problems: list[str]) -> np.ndarray:
     """A parameter on the host: the mapped file itself where it lies there as it is wanted, else one buffer."""
-    if part.layout == "jaxpa":
-        stored = _read(part, leaf.path, problems)
+    if not leaf.stacked and not leaf.transpose:
+        stored = leaf.take(_read(part, leaf, 0, problems))
         return stored if stored.dtype == dtype else stored.astype(dtype)
     out = np.empty(leaf.shape, dtype)
     for index in range(len(leaf.sources)):
-        _fill(out[index] if leaf.stacked else out, part, leaf, index, problems)
+        _copy(out[index] if leaf.stacked else out, leaf.take(_read(part, leaf, index, problems)))
     return out
 
 
-def _fill(out: np.ndarray, part: Part, leaf: Leaf, index: int, problems: list[str]) -> None:
-    """One block of a parameter: its sources side by side."""
-    start = 0
-    for name, width in zip(leaf.sources[index], leaf.widths, strict=True):
-        tensor = leaf.oriented(_read(part, name, problems), width)
-        _copy(out[..., start : start + width], tensor)
-        start += width
-
-
-def _read(part: Part, name: str, problems: list[str]) -> np.ndarray:
-    """A tensor as it is stored; notes it if a number is not finite."""
-    tensor = part.tensors[name]
+def _read(part: Part, leaf: Leaf, index: int, problems: list[str]) -> np.ndarray:
+    """A source as it is stored. Notes it if a number is not finite, once for all the parameters that are its parts."""
+    tensor = part.tensors[leaf.sources[index]]
     array = tensor.read()
-    if not finite(array):
+    if leaf.begins and not finite(array):
         problems.append(f"{tensor.file}: tensor '{tensor.key}' has numbers that are not finite")
     return array
 
@@ -206,37 +199,42 @@ def convert(
         raise CheckpointError(f"{folder.parent} does not exist: create it first")
     found = resolve(source, components)
     _demand(found, found.faults(), found.absent())
-    partial = folder.absolute().parent / f".{folder.name}.{os.getpid()}.partial"
+    unfinished = folder.absolute().parent / f".{folder.name}.{os.getpid()}.partial"
     try:
-        partial.mkdir()
+        unfinished.mkdir()
         for name in PARTS:
-            _convert_part(found.parts[name], partial / name, None if dtype is None else np.dtype(dtype), progress)
-        _copy_rest(found, partial)
+            _convert_part(found.parts[name], unfinished / name, None if dtype is None else np.dtype(dtype), progress)
+        _copy_rest(found, unfinished)
         if folder.exists():
             folder.rmdir()
-        partial.rename(folder)
+        unfinished.rename(folder)
     except OSError as error:
         raise CheckpointError(f"{folder}: {error.strerror or error}; nothing was written") from error
     finally:
-        shutil.rmtree(partial, ignore_errors=True)
+        shutil.rmtree(unfinished, ignore_errors=True)
     return folder
 
 
 def _convert_part(part: Part, folder: Path, dtype: np.dtype | None, progress: Progress | None) -> None:
     problems: list[str] = []
+    stored: dict[str, list[tuple[Leaf, Leaf]]] = {}  # our file's tensors, and the parameters that each holds
+    for leaf, own in zip(part.leaves, leaves(part.name, part.config, "jaxpa"), strict=True):  # type: ignore[arg-type]
+        stored.setdefault(own.sources[0], []).append((leaf, own))
 
-    def pieces(leaf: Leaf, target: np.dtype) -> Iterator[np.ndarray]:
-        if not leaf.stacked:
-            yield _assemble(part, leaf, target, problems)
-            return
-        out = np.empty(leaf.block_shape, target)
+    def pieces(held: list[tuple[Leaf, Leaf]], target: np.dtype) -> Iterator[np.ndarray]:
+        """A tensor block by block, where the source has it in blocks."""
+        leaf, own = held[0]
+        out = np.empty(own.whole_shape[1:] if leaf.stacked else own.whole_shape, target)
         for index in range(len(leaf.sources)):
-            _fill(out, part, leaf, index, problems)
+            for leaf, own in held:
+                _copy(own.view(out), leaf.take(_read(part, leaf, index, problems)))
             yield out
 
-    targets = [dtype or _stored_dtype(part, leaf) for leaf in part.leaves]
-    total = sum(leaf.size * target.itemsize for leaf, target in zip(part.leaves, targets, strict=True))
-    done = 0
+    entries, done = [], 0
+    for name, held in stored.items():
+        target = dtype or _stored_dtype(part, held[0][0])
+        entries.append((name, target, held[0][1].whole_shape, partial(pieces, held, target)))
+    total = sum(math.prod(shape) * target.itemsize for _, target, shape, _ in entries)
 
     def wrote(count: int) -> None:
         nonlocal done
@@ -244,10 +242,6 @@ def _convert_part(part: Part, folder: Path, dtype: np.dtype | None, progress: Pr
         if progress is not None:
             progress(part.name, done, total)
 
-    entries = [
-        (leaf.path, target, leaf.shape, lambda leaf=leaf, target=target: pieces(leaf, target))
-        for leaf, target in zip(part.leaves, targets, strict=True)
-    ]
     folder.mkdir()
     write(folder / "model.safetensors", entries, FORMAT, wrote)
     if problems:

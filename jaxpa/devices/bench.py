@@ -24,7 +24,7 @@ from jaxpa.devices.timing import Clock
 from jaxpa.errors import JaxpaError
 from jaxpa.schedule import flow_times
 from jaxpa.tokens import PATCH, grid_positions
-from jaxpa.transformer import Flux, FluxVelocity
+from jaxpa.transformer import Flux, FluxConditions, FluxVelocity
 
 STD = 0.02  # of random weights: activations stay finite at any depth, so that clocks and power are a real model's
 
@@ -125,7 +125,7 @@ def _inputs(
     txt, vec, x, positions = make()
     guidance = jnp.full(batch, 3.5, jnp.float32) if config.guidance_embeds else None
     times = jnp.asarray(flow_times(steps, grid[0] * grid[1], ScheduleConfig()))
-    return FluxVelocity(model, txt, vec, guidance, positions), x, times
+    return FluxConditions(txt, vec, guidance, positions).bind(model), x, times
 
 
 def _compiled(function: Callable[..., Any], *arguments: Any) -> tuple[Callable[..., Any], dict[str, Any]]:

@@ -24,13 +24,13 @@ DATA, MODEL = "data", "model"
 # scan over blocks takes it apart. The first match counts; what no rule names is held by every device: embeddings,
 # norms, the autoencoder, layers at the ends. Modulation has one row a sample, but a quarter of the weights.
 RULES: tuple[tuple[str, P], ...] = (
-    (r"transformer\.\w+_blocks\.(\w+\.)?(mod|qkv|mlp_in|linear1)\.kernel", P(None, MODEL)),
-    (r"transformer\.\w+_blocks\.(\w+\.)?(mod|qkv|mlp_in|linear1)\.bias", P(MODEL)),
-    (r"transformer\.\w+_blocks\.(\w+\.)?(proj|mlp_out|linear2)\.kernel", P(MODEL, None)),
-    (r"text_encoder_2\.blocks\.(attention\.qkv|mlp\.wi)\.kernel", P(None, MODEL)),
+    (r"transformer\.\w+_blocks\.(\w+\.)?(mod|qkv\.[qkv]|mlp_in)\.kernel", P(None, MODEL)),
+    (r"transformer\.\w+_blocks\.(\w+\.)?(mod|qkv\.[qkv]|mlp_in)\.bias", P(MODEL)),
+    (r"transformer\.\w+_blocks\.(\w+\.)?(proj|mlp_out)\.kernel", P(MODEL, None)),
+    (r"text_encoder_2\.blocks\.(attention\.[qkv]|mlp\.wi_[01])\.kernel", P(None, MODEL)),
     (r"text_encoder_2\.blocks\.(attention\.o|mlp\.wo)\.kernel", P(MODEL, None)),
-    (r"text_encoder\.blocks\.(attention\.qkv|fc1)\.kernel", P(None, MODEL)),
-    (r"text_encoder\.blocks\.(attention\.qkv|fc1)\.bias", P(MODEL)),
+    (r"text_encoder\.blocks\.(attention\.[qkv]|fc1)\.kernel", P(None, MODEL)),
+    (r"text_encoder\.blocks\.(attention\.[qkv]|fc1)\.bias", P(MODEL)),
     (r"text_encoder\.blocks\.(attention\.out|fc2)\.kernel", P(MODEL, None)),
 )
 

@@ -15,7 +15,8 @@ from flax import nnx
 from jax.typing import DTypeLike
 
 from jaxpa.config import AutoencoderConfig
-from jaxpa.layers import attention
+from jaxpa.kernels import attention
+from jaxpa.layers import Linear, precision
 
 Module = TypeVar("Module", bound=nnx.Module)
 
@@ -65,7 +66,9 @@ class GroupNorm(nnx.Module):
 
 
 def _conv(in_channels: int, channels: int, rngs: nnx.Rngs, dtype: DTypeLike, size: int = 3) -> nnx.Conv:
-    return nnx.Conv(in_channels, channels, (size, size), padding=size // 2, rngs=rngs, param_dtype=dtype)
+    return nnx.Conv(
+        in_channels, channels, (size, size), padding=size // 2, precision=precision(dtype), rngs=rngs, param_dtype=dtype
+    )
 
 
 class Resnet(nnx.Module):
@@ -88,8 +91,8 @@ class Attention(nnx.Module):
     """Self-attention over all h * w cells with a single head as wide as the channels."""
 
     def __init__(self, channels: int, groups: int, *, rngs: nnx.Rngs, dtype: DTypeLike = jnp.float32):
-        def linear() -> nnx.Linear:
-            return nnx.Linear(channels, channels, rngs=rngs, param_dtype=dtype)
+        def linear() -> Linear:
+            return Linear(channels, channels, rngs=rngs, dtype=dtype)
 
         self.group_norm = GroupNorm(channels, groups, dtype=dtype)
         self.to_q, self.to_k, self.to_v = linear(), linear(), linear()
@@ -97,9 +100,9 @@ class Attention(nnx.Module):
 
     def __call__(self, x: jax.Array) -> jax.Array:
         batch, height, width, channels = x.shape
-        y = self.group_norm(x).reshape(batch, height * width, 1, channels)  # (B, h w, 1, C)
-        y = attention(self.to_q(y), self.to_k(y), self.to_v(y))  # (B, h w, 1, C)
-        return x + self.to_out[0](y).reshape(x.shape)  # (B, h, w, C)
+        y = self.group_norm(x).reshape(batch, height * width, channels)  # (B, h w, C)
+        y = attention(*(f.to_heads(y, 1) for f in (self.to_q, self.to_k, self.to_v)))  # (B, 1, h w, C)
+        return x + self.to_out[0].from_heads(y).reshape(x.shape)  # (B, h, w, C)
 
 
 class Downsample(nnx.Module):
@@ -107,7 +110,16 @@ class Downsample(nnx.Module):
 
     def __init__(self, channels: int, *, rngs: nnx.Rngs, dtype: DTypeLike = jnp.float32):
         padding = ((0, 1), (0, 1))
-        self.conv = nnx.Conv(channels, channels, (3, 3), strides=2, padding=padding, rngs=rngs, param_dtype=dtype)
+        self.conv = nnx.Conv(
+            channels,
+            channels,
+            (3, 3),
+            strides=2,
+            padding=padding,
+            precision=precision(dtype),
+            rngs=rngs,
+            param_dtype=dtype,
+        )
 
     def __call__(self, x: jax.Array) -> jax.Array:
         return self.conv(x)

@@ -12,7 +12,8 @@ from flax import nnx
 from jax.typing import DTypeLike
 
 from jaxpa.config import CLIPConfig
-from jaxpa.layers import MASKED, attention, stack
+from jaxpa.kernels import MASKED, attention
+from jaxpa.layers import Linear, stack
 
 
 class CLIPOutput(NamedTuple):
@@ -45,14 +46,13 @@ class CLIPAttention(nnx.Module):
 
     def __init__(self, config: CLIPConfig, *, rngs: nnx.Rngs, dtype: DTypeLike = jnp.float32):
         self.heads = config.num_attention_heads
-        self.qkv = nnx.Linear(config.hidden_size, 3 * config.hidden_size, rngs=rngs, param_dtype=dtype)
-        self.out = nnx.Linear(config.hidden_size, config.hidden_size, rngs=rngs, param_dtype=dtype)
+        width = config.hidden_size
+        self.q, self.k, self.v, self.out = (Linear(width, width, rngs=rngs, dtype=dtype) for _ in range(4))
 
     def __call__(self, x: jax.Array, bias: jax.Array) -> jax.Array:
         """x (B, M, D), bias (1, 1, M, M) -> (B, M, D)."""
-        heads = (*x.shape[:2], self.heads, -1)
-        q, k, v = (part.reshape(heads) for part in jnp.split(self.qkv(x), 3, -1))  # (B, M, H, Dh)
-        return self.out(attention(q, k, v, bias=bias).reshape(x.shape))  # (B, M, D)
+        q, k, v = (f.to_heads(x, self.heads) for f in (self.q, self.k, self.v))  # (B, H, M, Dh) each
+        return self.out.from_heads(attention(q, k, v, bias=bias))  # (B, M, D)
 
 
 class CLIPBlock(nnx.Module):
@@ -64,8 +64,8 @@ class CLIPBlock(nnx.Module):
         self.attention_norm = _norm(config, rngs, dtype)
         self.attention = CLIPAttention(config, rngs=rngs, dtype=dtype)
         self.mlp_norm = _norm(config, rngs, dtype)
-        self.fc1 = nnx.Linear(width, inner, rngs=rngs, param_dtype=dtype)
-        self.fc2 = nnx.Linear(inner, width, rngs=rngs, param_dtype=dtype)
+        self.fc1 = Linear(width, inner, rngs=rngs, dtype=dtype)
+        self.fc2 = Linear(inner, width, rngs=rngs, dtype=dtype)
 
     def __call__(self, x: jax.Array, bias: jax.Array) -> jax.Array:
         """x (B, M, D), bias (1, 1, M, M) -> (B, M, D)."""

@@ -16,7 +16,8 @@ from flax import nnx
 from jax.typing import DTypeLike
 
 from jaxpa.config import T5Config
-from jaxpa.layers import MASKED, RMSNorm, attention, stack
+from jaxpa.kernels import MASKED, attention
+from jaxpa.layers import Linear, RMSNorm, stack
 
 
 def relative_buckets(length: int, buckets: int, max_distance: int) -> np.ndarray:
@@ -43,34 +44,35 @@ class T5Attention(nnx.Module):
         self.heads = config.num_heads
         inner = config.num_heads * config.d_kv
 
-        def qkv_init(key: jax.Array, shape: tuple[int, ...], dtype: DTypeLike) -> jax.Array:
-            # The initial q carries the 1 / sqrt(Dh) that the logits lack.
-            scale = np.where(np.arange(3 * inner) < inner, config.d_kv**-0.5, 1.0)
-            return nnx.initializers.lecun_normal()(key, shape, dtype) * scale.astype(dtype)
+        width, lecun = config.d_model, nnx.initializers.lecun_normal()
 
-        width = config.d_model
-        self.qkv = nnx.Linear(width, 3 * inner, use_bias=False, kernel_init=qkv_init, rngs=rngs, param_dtype=dtype)
-        self.o = nnx.Linear(inner, width, use_bias=False, rngs=rngs, param_dtype=dtype)
+        def query_init(key: jax.Array, shape: tuple[int, ...], dtype: DTypeLike) -> jax.Array:
+            # The initial q carries the 1 / sqrt(Dh) that the logits lack.
+            return lecun(key, shape, dtype) * np.asarray(config.d_kv**-0.5, dtype)
+
+        self.q, self.k, self.v = (
+            Linear(width, inner, use_bias=False, kernel_init=init, rngs=rngs, dtype=dtype)
+            for init in (query_init, lecun, lecun)
+        )
+        self.o = Linear(inner, width, use_bias=False, rngs=rngs, dtype=dtype)
 
     def __call__(self, x: jax.Array, bias: jax.Array) -> jax.Array:
         """x (B, M, D), bias (B | 1, H, M, M) -> (B, M, D)."""
-        heads = (*x.shape[:2], self.heads, -1)
-        q, k, v = (part.reshape(heads) for part in jnp.split(self.qkv(x), 3, -1))  # (B, M, H, Dh)
-        mixed = attention(q, k, v, bias=bias, scale=1.0)  # (B, M, H, Dh)
-        return self.o(mixed.reshape(*x.shape[:2], -1))  # (B, M, D)
+        q, k, v = (f.to_heads(x, self.heads) for f in (self.q, self.k, self.v))  # (B, H, M, Dh) each
+        return self.o.from_heads(attention(q, k, v, bias=bias, scale=1.0))  # (B, M, D)
 
 
 class T5MLP(nnx.Module):
     """gelu(x wi_0) * (x wi_1), then wo."""
 
     def __init__(self, config: T5Config, *, rngs: nnx.Rngs, dtype: DTypeLike = jnp.float32):
-        self.wi = nnx.Linear(config.d_model, 2 * config.d_ff, use_bias=False, rngs=rngs, param_dtype=dtype)
-        self.wo = nnx.Linear(config.d_ff, config.d_model, use_bias=False, rngs=rngs, param_dtype=dtype)
+        self.wi_0 = Linear(config.d_model, config.d_ff, use_bias=False, rngs=rngs, dtype=dtype)
+        self.wi_1 = Linear(config.d_model, config.d_ff, use_bias=False, rngs=rngs, dtype=dtype)
+        self.wo = Linear(config.d_ff, config.d_model, use_bias=False, rngs=rngs, dtype=dtype)
 
     def __call__(self, x: jax.Array) -> jax.Array:
         """x (B, M, D) -> (B, M, D)."""
-        gate, linear = jnp.split(self.wi(x), 2, -1)  # (B, M, F) each
-        return self.wo(jax.nn.gelu(gate, approximate=True) * linear)  # (B, M, D)
+        return self.wo(jax.nn.gelu(self.wi_0(x), approximate=True) * self.wi_1(x))  # (B, M, F), then (B, M, D)
 
 
 class T5Block(nnx.Module):

@@ -10,7 +10,7 @@ import jaxpa
 from jaxpa.attention import maps as attention
 from jaxpa.attention.observe import FoundMask, soft_masks
 from jaxpa.config import TransformerConfig
-from jaxpa.tokens import Routing, grid_positions, identity_source
+from jaxpa.tokens import Routing, grid_positions
 from jaxpa.transformer import BlockTrace, Flux
 from weights.recipe.world import FAMILIES, render_many
 
@@ -36,8 +36,7 @@ def flux():
 def routing():
     """The other row's tokens as context, the last two of them padding."""
     context = jnp.stack([N + jnp.arange(K), jnp.arange(K)])
-    valid = jnp.broadcast_to(jnp.arange(K) < K - 2, (B, K))
-    return Routing(identity_source(B, N), context, jnp.zeros((B, K, 2)), valid)
+    return Routing(context=context, positions=jnp.zeros((B, K, 3)), length=jnp.full(B, N + K - 2))
 
 
 @pytest.fixture(scope="module")
@@ -51,7 +50,7 @@ def traces(flux, routing):
         return trace, [observer(trace) for observer in observers]
 
     def both(model, routing):
-        return model(*args, routing), model(*args, routing, see)
+        return model(*args, routing), model(*args, routing, observe=see)
 
     jax.config.update("jax_disable_most_optimizations", True)  # programs that run once
     try:
@@ -74,9 +73,9 @@ def test_looking_changes_nothing(traces, case):
 @pytest.mark.parametrize("case", ["plain", "context"])
 def test_probabilities_are_the_softmax(traces, case):
     trace, (p, mean, *parts) = blocks(traces[case][1][1])
-    logits = np.einsum("lbqhd,lbkhd->lbhqk", trace.q.astype(np.float64), trace.k.astype(np.float64)) / np.sqrt(8)
+    logits = np.einsum("lbhqd,lbhkd->lbhqk", trace.q.astype(np.float64), trace.k.astype(np.float64)) / np.sqrt(8)
     if case == "context":
-        logits = logits + trace.bias
+        logits[..., -2:] = -np.inf
     truth = softmax(logits, -1)  # (L, B, H, M + N, M + N + K)
     keys = M + N + (K if case == "context" else 0)
     assert p.shape == (5, B, 2, M + N, keys)
@@ -100,8 +99,9 @@ def test_padding_of_the_context_is_not_seen(traces):
 
 
 def test_half_precision_is_compared_in_float32():
-    trace = BlockTrace(normal(0, 1, M, 4), normal(0, 1, N, 4), *(normal(k, 1, M + N, 2, 4) for k in (1, 2)), None)
-    half = jax.tree.map(lambda x: x.astype(jnp.bfloat16), trace)
+    streams = normal(0, 1, M, 4), normal(0, 1, N, 4)
+    trace = BlockTrace(0, *streams, *(normal(k, 1, 2, M + N, 4) for k in (1, 1, 2, 3)), None)  # type: ignore[arg-type]
+    half = jax.tree.map(lambda x: jnp.asarray(x, jnp.bfloat16), trace)
     p = attention.probabilities(half)
     assert p.dtype == jnp.float32
     np.testing.assert_allclose(p.sum(-1), 1, atol=1e-6)

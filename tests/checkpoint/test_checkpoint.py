@@ -84,7 +84,7 @@ def test_sharding(folder):
     asked = []
     got = load_component(folder / "transformer", sharding=lambda *leaf: asked.append(leaf) or device)
     assert same(got, load_component(folder / "transformer", sharding=device))
-    assert ("transformer", "double_blocks.img.qkv.kernel", (2, 16, 48)) in asked
+    assert ("transformer", "double_blocks.img.qkv.q.kernel", (2, 16, 16)) in asked
 
 
 def test_text_encoder_names(folder):

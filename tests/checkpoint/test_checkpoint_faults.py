@@ -109,7 +109,7 @@ def test_wrong_configurations(folder):
     content = json.loads(path.read_text())
     for change, words in (
         ({"axes_dims_rope": [1, 2, 3]}, "must add up to attention_head_dim"),
-        ({"out_channels": 4}, "unsupported configuration: out_channels = 4"),
+        ({"out_channels": 4}, "tensor 'proj_out.bias' is [16], the configuration asks for [4]"),
         ({"num_layers": "two"}, str(path)),
         ({"_class_name": "SD3Transformer2DModel"}, "SD3Transformer2DModel, not FluxTransformer2DModel"),
     ):

@@ -70,7 +70,7 @@ def test_random_weights():
     pairs = zip(jax.tree.leaves(model), jax.tree.leaves(wanted), strict=True)
     assert all((a.shape, a.dtype) == (b.shape, b.dtype) for a, b in pairs)
     kernels = [
-        np.asarray(x.kernel[...], np.float32) for x in (model.double_blocks.img.qkv, model.single_blocks.linear1)
+        np.asarray(x.kernel[...], np.float32) for x in (model.double_blocks.img.qkv.q, model.single_blocks.mlp_in)
     ]
     for w in kernels:
         # Of 2e4 numbers and more: means within 5 standard errors, no pattern along any axis or between blocks.
@@ -79,8 +79,8 @@ def test_random_weights():
         for axis in range(3):
             a, b = w.take(range(1, w.shape[axis]), axis).ravel(), w.take(range(w.shape[axis] - 1), axis).ravel()
             assert abs(np.corrcoef(a, b)[0, 1]) < 5 / a.size**0.5
-    assert not np.array_equal(model.double_blocks.img.qkv.kernel[...], model.double_blocks.txt.qkv.kernel[...])
-    np.testing.assert_array_equal(model.single_blocks.query_norm.scale[...], 1)
+    assert not np.array_equal(model.double_blocks.img.qkv.q.kernel[...], model.double_blocks.txt.qkv.q.kernel[...])
+    np.testing.assert_array_equal(model.single_blocks.qkv.query_norm.scale[...], 1)
     assert model.img_in.bias is not None
     np.testing.assert_array_equal(model.img_in.bias[...], 0)
 

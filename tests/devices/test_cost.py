@@ -79,6 +79,8 @@ def products(jaxpr: Any) -> int:
             total += 2 * out * math.prod(kernel) // kernel[eqn.params["dimension_numbers"].rhs_spec[0]]
         assert eqn.primitive.name != "while"
         inner = [x for x in eqn.params.values() if hasattr(x, "eqns") or hasattr(x, "jaxpr")]
+        if eqn.primitive.name == "cond":  # one for each platform, the last one for all others: all do the same
+            inner = [eqn.params["branches"][-1]]
         times = eqn.params["length"] if eqn.primitive.name == "scan" else 1
         total += times * sum(products(getattr(x, "jaxpr", x)) for x in inner)
     return total
@@ -94,12 +96,12 @@ def forward(config: TransformerConfig, n: int, m: int, k: int = 0) -> tuple[Any,
     if k:
         routing = Routing(
             shaped(1, n, dtype=jnp.int32),
-            shaped(1, k, dtype=jnp.int32),
-            shaped(1, k, 2),
-            shaped(1, k, dtype=bool),
+            context=shaped(1, k, dtype=jnp.int32),
+            positions=shaped(1, k, 3),
+            length=shaped(1, dtype=jnp.int32),
         )
     inputs = (shaped(1, n, config.in_channels), shaped(1, m, config.joint_attention_dim),
-              shaped(1, config.pooled_projection_dim), shaped(1), shaped(1), shaped(n, 2), routing)  # fmt: skip
+              shaped(1, config.pooled_projection_dim), shaped(1), shaped(1), shaped(n, 3), routing)  # fmt: skip
     return (lambda model, *args: model(*args)), (abstract("transformer", config, F32), *inputs)
 
 

@@ -102,19 +102,20 @@ def test_axes_are_automatic(facts):
 
 def test_parameters_are_shared_out(facts):
     shares = facts["meshes"]["2 x 2"]["shares"]
-    split = {"transformer": ("mod", "qkv", "mlp_in", "linear1", "proj", "mlp_out", "linear2"),
-             "text_encoder_2": ("qkv", "wi", "o", "wo"), "text_encoder": ("qkv", "fc1", "out", "fc2")}  # fmt: skip
+    split = {"transformer": ("mod", "q", "k", "v", "mlp_in", "proj", "mlp_out"),
+             "text_encoder_2": ("q", "k", "v", "wi_0", "wi_1", "o", "wo"),
+             "text_encoder": ("q", "k", "v", "fc1", "out", "fc2")}  # fmt: skip
     for name, share in shares.items():
         component, *path = name.split(".")
         module, kind = path[-2:] if len(path) > 1 else ("", path[0])
         inside = "blocks." in name and component != "vae" and module in split[component]
-        whole_bias = kind == "bias" and module in ("proj", "mlp_out", "linear2", "out", "fc2")
+        whole_bias = kind == "bias" and module in ("proj", "mlp_out", "out", "fc2")
         assert share == (0.5 if inside and not whole_bias else 1), name
     assert set(facts["meshes"]["4 x 1"]["shares"].values()) == {1}
 
 
 def test_what_does_not_divide_is_whole(facts):
-    assert facts["meshes"]["1 x 4"]["shares"]["transformer.double_blocks.img.qkv.kernel"] == 0.25
+    assert facts["meshes"]["1 x 4"]["shares"]["transformer.double_blocks.img.qkv.q.kernel"] == 0.25
     sizes = {"data": 1, "model": 3}
     sharding = rules(AbstractMesh(tuple(sizes.values()), tuple(sizes), axis_types=(AxisType.Auto,) * 2))
     assert sharding("transformer", "single_blocks.mod.kernel", (2, 16, 48)).spec == P(None, None, "model")

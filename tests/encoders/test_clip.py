@@ -116,7 +116,7 @@ def test_full_size_has_the_tensors_of_the_reference() -> None:
     layer = "encoder.layers.{}."
     modules = {
         "blocks.attention_norm": [layer + "layer_norm1"],
-        "blocks.attention.qkv": [f"{layer}self_attn.{part}_proj" for part in "qkv"],
+        **{f"blocks.attention.{part}": [f"{layer}self_attn.{part}_proj"] for part in "qkv"},
         "blocks.attention.out": [layer + "self_attn.out_proj"],
         "blocks.mlp_norm": [layer + "layer_norm2"],
         "blocks.fc1": [layer + "mlp.fc1"],

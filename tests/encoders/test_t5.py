@@ -102,7 +102,7 @@ def test_bfloat16_stays_bfloat16_and_close() -> None:
 def test_initial_outputs_are_of_order_one() -> None:
     config = T5Config(vocab_size=64, d_model=48, d_kv=64, d_ff=96, num_layers=4, num_heads=2)
     model = T5Encoder(config, rngs=nnx.Rngs(0))
-    q, k, _ = np.split(np.asarray(model.blocks.attention.qkv.kernel[...]), 3, -1)
+    q, k = (np.asarray(part.kernel[...]) for part in (model.blocks.attention.q, model.blocks.attention.k))
     # The logits are not scaled: q starts smaller by sqrt(d_kv).
     np.testing.assert_allclose(k.std() / q.std(), 8.0, rtol=0.05)
     assert 0.5 < run(model, np.arange(64, dtype=np.int32)[None]).std() < 2.0
@@ -135,11 +135,9 @@ def test_full_size_has_the_tensors_of_the_reference() -> None:
         "token_embedding": ["shared"],
         "relative_bias": [attention.format(0) + "relative_attention_bias"],
         "blocks.attention_norm.scale": [layer + "0.layer_norm"],
-        "blocks.attention.qkv.kernel": [attention + part for part in "qkv"],
-        "blocks.attention.o.kernel": [attention + "o"],
+        **{f"blocks.attention.{part}.kernel": [attention + part] for part in "qkvo"},
         "blocks.mlp_norm.scale": [layer + "1.layer_norm"],
-        "blocks.mlp.wi.kernel": [layer + "1.DenseReluDense.wi_0", layer + "1.DenseReluDense.wi_1"],
-        "blocks.mlp.wo.kernel": [layer + "1.DenseReluDense.wo"],
+        **{f"blocks.mlp.{part}.kernel": [layer + "1.DenseReluDense." + part] for part in ("wi_0", "wi_1", "wo")},
         "final_norm.scale": ["encoder.final_layer_norm"],
     }
     assert set(ours) == set(sources)

@@ -35,13 +35,16 @@ def test_transformer(goldens, folder):
     assert ours.dtype == dtype
     for i, block in enumerate(theirs.transformer_blocks):
         a = block.attn
-        check(ours.double_blocks.img.qkv.kernel[i], [a.to_q.weight, a.to_k.weight, a.to_v.weight], (1, 0))
-        check(ours.double_blocks.txt.qkv.bias[i], [a.add_q_proj.bias, a.add_k_proj.bias, a.add_v_proj.bias])
+        check(ours.double_blocks.img.qkv.k.kernel[i], [a.to_k.weight], (1, 0))
+        check(ours.double_blocks.txt.qkv.v.bias[i], [a.add_v_proj.bias])
         check(ours.double_blocks.txt.mlp_out.kernel[i], [block.ff_context.net[2].weight], (1, 0))
-        check(ours.double_blocks.img.key_norm.scale[i], [a.norm_k.weight])
+        check(ours.double_blocks.img.qkv.key_norm.scale[i], [a.norm_k.weight])
     for i, block in enumerate(theirs.single_transformer_blocks):
-        parts = [block.attn.to_q, block.attn.to_k, block.attn.to_v, block.proj_mlp]
-        check(ours.single_blocks.linear1.kernel[i], [part.weight for part in parts], (1, 0))
+        check(ours.single_blocks.qkv.q.kernel[i], [block.attn.to_q.weight], (1, 0))
+        check(ours.single_blocks.mlp_in.kernel[i], [block.proj_mlp.weight], (1, 0))
+        both = jnp.concatenate([ours.single_blocks.proj.kernel[i], ours.single_blocks.mlp_out.kernel[i]])
+        check(both, [block.proj_out.weight], (1, 0))
+        check(ours.single_blocks.mlp_out.bias[i], [block.proj_out.bias])
     scale, shift = theirs.norm_out.linear.weight.chunk(2)
     check(ours.final_mod.kernel, [shift, scale], (1, 0))
 
@@ -56,7 +59,7 @@ def test_text_encoders_and_autoencoder(goldens, folder):
     check(ours.text_encoder_2.token_embedding, [t5.shared.weight])
     for i, block in enumerate(t5.encoder.block):
         mlp = block.layer[1].DenseReluDense
-        check(ours.text_encoder_2.blocks.mlp.wi.kernel[i], [mlp.wi_0.weight, mlp.wi_1.weight], (1, 0))
+        check(ours.text_encoder_2.blocks.mlp.wi_1.kernel[i], [mlp.wi_1.weight], (1, 0))
     clip = CLIPTextModel.from_pretrained(path / "text_encoder", dtype=kind)
     last = [value for key, value in clip.state_dict().items() if key.endswith("final_layer_norm.weight")]
     check(ours.text_encoder.final_norm.scale, last)

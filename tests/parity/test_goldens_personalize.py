@@ -29,7 +29,7 @@ from jaxpa.tokens import (
     shift,
     unpatchify,
 )
-from jaxpa.transformer import FluxVelocity
+from jaxpa.transformer import FluxConditions, FluxVelocity
 
 # The official code on an older torch stack agrees with itself to 4e-6 a forward; over six steps of
 # two rows the differences add up to about 1e-5 here. The closest two different runs differ by 0.026.
@@ -80,7 +80,7 @@ def test_inputs(goldens, schedule_config):
     times = flow_times(steps, h * w, schedule_config)
     close(times, inputs["sigmas"], 1e-6)
     close(times[:-1], inputs["timesteps"], 1e-6)
-    np.testing.assert_array_equal(grid_positions(h, w), inputs["img_ids"][:, 1:])
+    np.testing.assert_array_equal(grid_positions(h, w), inputs["img_ids"])
     mask, target = (inputs[key].reshape(-1) > 0 for key in ("mask", "shift_mask"))
     here, there = bounding_box(mask, h, w), bounding_box(target, h, w)
     rows, cols = int(there.top - here.top), int(there.left - here.left)
@@ -111,8 +111,8 @@ def test_inversion(model, goldens, schedule_config):
     times = flow_times(len(g["sigmas"]) - 1, g["ref0/image_latents"].shape[1], schedule_config)
     close(times, g["sigmas"], 1e-6)
     forward = official_forward_times(times)
-    velocity = FluxVelocity(model, jnp.asarray(g["source_prompt_embeds"]), jnp.asarray(g["source_pooled"]),
-                            jnp.zeros(1), jnp.asarray(g["img_ids"][:, 1:]))  # fmt: skip
+    text = jnp.asarray(g["source_prompt_embeds"]), jnp.asarray(g["source_pooled"])
+    velocity = FluxConditions(*text, jnp.zeros(1), jnp.asarray(g["img_ids"])).bind(model)
     run = jax.jit(lambda velocity, x0, noise, gamma: invert(velocity, x0, noise, forward, gamma))
     ask = jax.jit(lambda velocity, y, t: velocity(y, t[None]))
     runs = [key.removesuffix("/inverted_latents") for key in g if key.endswith("/inverted_latents")]
@@ -163,25 +163,22 @@ def routings(masks: np.ndarray, targets: np.ndarray, variant: str, padding: bool
     size = n * references  # padded on purpose: what is not valid must not matter
     attended = jnp.asarray(masks.reshape(references, n) > 0) & variant.startswith(("concat", "paper"))
     context = reference_context(attended, placement, 1, (h, w), where, size)
-    gated = context._replace(valid=context.valid & (variant != "paper_gated"))
-    return Routing(replaced, *gated), Routing(plain, *context)
+    gated = context._replace(length=jnp.where(variant == "paper_gated", n, context.length))
+    return Routing(replaced, **gated._asdict()), Routing(plain, **context._asdict())
 
 
 def bind(model, inputs, guidance: float) -> FluxVelocity:
     rows = inputs["prompt_embeds"].shape[0]
-    return FluxVelocity(
-        model, jnp.asarray(inputs["prompt_embeds"]), jnp.asarray(inputs["pooled"]), jnp.full((rows,), guidance),
-        jnp.asarray(inputs["img_ids"][:, 1:]),
-    )  # fmt: skip
+    text = jnp.asarray(inputs["prompt_embeds"]), jnp.asarray(inputs["pooled"])
+    return FluxConditions(*text, jnp.full((rows,), guidance), jnp.asarray(inputs["img_ids"])).bind(model)
 
 
 def test_one_forward(model, goldens):
     """Outputs and the image stream after every block, replaced or not, with each kind of concatenation."""
     g, inputs = goldens.load("pa_forward.safetensors"), goldens.load("pa_inputs.safetensors")
     velocity = bind(model, inputs, 3.5)
-    run = jax.jit(lambda velocity, x, t, routing: velocity.model(
-        x, velocity.txt, velocity.vec, t, velocity.guidance, velocity.positions, routing,
-        observe=lambda trace: (trace.img, trace.txt[:, :8])))  # fmt: skip
+    see = lambda trace: (trace.img, trace.txt[:, :8])  # noqa: E731
+    run = jax.jit(lambda velocity, x, t, routing: velocity(x, t, routing, see))
     names = sorted(key.removesuffix("/out") for key in g if key.endswith("/out"))
     assert names
     for name in names:

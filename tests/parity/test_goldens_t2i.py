@@ -14,7 +14,7 @@ from jaxpa.encoders.text import TextEmbedding, Tokenizers, encode
 from jaxpa.sampling import sample
 from jaxpa.schedule import flow_times
 from jaxpa.tokens import PATCH, grid_positions, patchify, unpatchify
-from jaxpa.transformer import FluxVelocity
+from jaxpa.transformer import FluxConditions, FluxVelocity
 
 pytestmark = pytest.mark.filterwarnings("ignore:prompt")  # one of them is longer than CLIP reads
 
@@ -41,7 +41,7 @@ class Run:
     def velocity(self, text: TextEmbedding) -> FluxVelocity:
         """The network of as many rows as there are texts."""
         guidance = jnp.full((len(text),), GUIDANCE) if self.parts.config.transformer.guidance_embeds else None
-        return FluxVelocity(self.parts.transformer, text.txt, text.vec, guidance, grid_positions(self.h, self.w))
+        return FluxConditions(text.txt, text.vec, guidance, grid_positions(self.h, self.w)).bind(self.parts.transformer)
 
     @property
     def stored_text(self) -> TextEmbedding:

@@ -38,7 +38,7 @@ def test_random_text(case, forward):
     _, model, g = case
     names = [k.split("/")[1] for k in g if k.startswith("a/t") and k.endswith("/out")]
     batch = g["a/latents"].shape[0]
-    positions = jnp.asarray(g["a/img_ids"][:, 1:])
+    positions = jnp.asarray(g["a/img_ids"])
     assert names
     for name in names:
         t = float(name.split("_g")[0][1:])
@@ -58,7 +58,7 @@ def test_encoded_text(case, forward, goldens):
         which, at = name.split("/")
         key, row = rows[which]
         h, w = (8, 8) if which == "b" else (6, 4)
-        positions = jnp.asarray(g[f"{which}/img_ids"][:, 1:]) if f"{which}/img_ids" in g else grid_positions(h, w)
+        positions = jnp.asarray(g[f"{which}/img_ids"]) if f"{which}/img_ids" in g else grid_positions(h, w)
         t = jnp.full((1,), float(at.split("_g")[0][1:]))
         out = forward(model, g[f"{which}/latents"], text[key][row : row + 1], text["clip_pooled"][row : row + 1],
                       t, guidance_of(at, 1), positions)  # fmt: skip
@@ -71,7 +71,7 @@ def test_every_block(case, goldens):
     guidance = jnp.asarray(g["a/mixed/guidance"]) if "a/mixed/guidance" in g else None
     t = jnp.asarray(g["a/mixed/timestep"])
     velocity, (double, single) = jax.jit(
-        lambda m: m(g["a/latents"], g["a/txt"], g["a/pooled"], t, guidance, jnp.asarray(g["a/img_ids"][:, 1:]),
+        lambda m: m(g["a/latents"], g["a/txt"], g["a/pooled"], t, guidance, jnp.asarray(g["a/img_ids"]),
                     observe=lambda trace: (trace.img, trace.txt))
     )(model)  # fmt: skip
     close(velocity, g["a/mixed/out"], SINUSOID)
@@ -88,7 +88,7 @@ def test_every_block(case, goldens):
 def test_rotary_table(case):
     """Against the reference's tables, where every frequency stands twice in a row."""
     _, model, g = case
-    positions = jnp.asarray(g["a/img_ids"][:, 1:])
+    positions = jnp.asarray(g["a/img_ids"])
     text = g["a/rope_cos"].shape[0] - positions.shape[0]
     table = rope.table(jnp.pad(positions, ((text, 0), (0, 0))), model.config.axes_dims_rope)
     close(jnp.repeat(table.cos[0], 2, -1), g["a/rope_cos"], 1e-6)

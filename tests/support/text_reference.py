@@ -46,22 +46,17 @@ def _layers(count: int, make: Callable[[int], np.ndarray]) -> np.ndarray:
 
 
 def fill_t5(config: T5Config, weights: Weights) -> T5Encoder:
-    def join(i: int, layer: str, names: tuple[str, ...]) -> np.ndarray:
-        return np.concatenate([weights[f"encoder.block.{i}.layer.{layer}.{n}.weight"].T for n in names], -1)
-
-    def stacked(layer: str, *names: str) -> np.ndarray:
-        return _layers(config.num_layers, lambda i: join(i, layer, names))
+    def stacked(layer: str, name: str) -> np.ndarray:
+        return _layers(config.num_layers, lambda i: weights[f"encoder.block.{i}.layer.{layer}.{name}.weight"].T)
 
     bias = "encoder.block.0.layer.0.SelfAttention.relative_attention_bias.weight"
     values = {
         "token_embedding": weights["shared.weight"],
         "relative_bias": weights[bias],
         "blocks.attention_norm.scale": stacked("0", "layer_norm"),
-        "blocks.attention.qkv.kernel": stacked("0.SelfAttention", "q", "k", "v"),
-        "blocks.attention.o.kernel": stacked("0.SelfAttention", "o"),
+        **{f"blocks.attention.{part}.kernel": stacked("0.SelfAttention", part) for part in "qkvo"},
         "blocks.mlp_norm.scale": stacked("1", "layer_norm"),
-        "blocks.mlp.wi.kernel": stacked("1.DenseReluDense", "wi_0", "wi_1"),
-        "blocks.mlp.wo.kernel": stacked("1.DenseReluDense", "wo"),
+        **{f"blocks.mlp.{part}.kernel": stacked("1.DenseReluDense", part) for part in ("wi_0", "wi_1", "wo")},
         "final_norm.scale": weights["encoder.final_layer_norm.weight"],
     }
     return _fill(T5Encoder(config, rngs=nnx.Rngs(0)), values)
@@ -70,18 +65,15 @@ def fill_t5(config: T5Config, weights: Weights) -> T5Encoder:
 def fill_clip(config: CLIPConfig, weights: Weights) -> CLIPTextEncoder:
     weights = {name.removeprefix("text_model."): value for name, value in weights.items()}
 
-    def stacked(kind: str, *names: str) -> np.ndarray:
-        def one(i: int) -> np.ndarray:
-            return np.concatenate([weights[f"encoder.layers.{i}.{name}.{kind}"].T for name in names], -1)
-
-        return _layers(config.num_hidden_layers, one)
+    def stacked(kind: str, name: str) -> np.ndarray:
+        return _layers(config.num_hidden_layers, lambda i: weights[f"encoder.layers.{i}.{name}.{kind}"].T)
 
     values = {
         "token_embedding": weights["embeddings.token_embedding.weight"],
         "position_embedding": weights["embeddings.position_embedding.weight"],
     }
     for ours, kind in (("kernel", "weight"), ("bias", "bias")):
-        values[f"blocks.attention.qkv.{ours}"] = stacked(kind, *(f"self_attn.{part}_proj" for part in ("q", "k", "v")))
+        values |= {f"blocks.attention.{part}.{ours}": stacked(kind, f"self_attn.{part}_proj") for part in "qkv"}
         values[f"blocks.attention.out.{ours}"] = stacked(kind, "self_attn.out_proj")
         values[f"blocks.fc1.{ours}"] = stacked(kind, "mlp.fc1")
         values[f"blocks.fc2.{ours}"] = stacked(kind, "mlp.fc2")

@@ -13,7 +13,7 @@ from jaxpa.loops import stepped
 from jaxpa.personalize import Phase, Task, reference_context, replacement_source
 from jaxpa.sampling import bound
 from jaxpa.schedule import flow_times
-from jaxpa.tokens import Placement, Routing, identity_source
+from jaxpa.tokens import Placement, Routing
 
 H, W, C = 4, 5, 3
 N = H * W
@@ -41,16 +41,16 @@ class Toy:
 
     def __call__(self, x: jax.Array, t: jax.Array, routing: Routing | None = None) -> jax.Array:
         b, n = x.shape[:2]
-        routing = routing or Routing(identity_source(b, n))
+        routing = routing or Routing()
         features = jnp.tanh(x + self.shift)
-        query = tokens.gather(features, routing.source)
-        places = jnp.broadcast_to(tokens.grid_positions(H, W), (b, n, 2))
-        keys, valid = query, jnp.ones((b, n), bool)
-        key_places = places
-        if routing.context is not None and routing.positions is not None and routing.valid is not None:
+        query = features if routing.source is None else tokens.gather(features, routing.source)
+        places = jnp.broadcast_to(tokens.grid_positions(H, W), (b, n, 3))
+        keys, key_places = query, places
+        if routing.context is not None and routing.positions is not None:
             keys = jnp.concatenate([query, tokens.gather(features, routing.context)], 1)
             key_places = jnp.concatenate([places, routing.positions], 1)
-            valid = jnp.concatenate([valid, routing.valid], 1)
+        length = jnp.full(b, keys.shape[1]) if routing.length is None else routing.length
+        valid = jnp.arange(keys.shape[1]) < length[:, None]
         distance = jnp.sum((places[:, :, None] - key_places[:, None]) ** 2, -1)
         logits = query @ jnp.swapaxes(keys, 1, 2) - 0.1 * distance
         weights = jax.nn.softmax(jnp.where(valid[:, None], logits, -1e30))
@@ -76,7 +76,7 @@ class Linear:
     slope: jax.Array
 
     def __call__(self, x: jax.Array, t: jax.Array, routing: Routing | None = None) -> jax.Array:
-        return self.slope * (x if routing is None else tokens.gather(x, routing.source))
+        return self.slope * (x if routing is None or routing.source is None else tokens.gather(x, routing.source))
 
 
 def toy(rows: int, seed: int = 0) -> Toy:
@@ -118,7 +118,7 @@ def make_task(
     late = None
     if concat is not None:
         context = CONTEXT(masks, placement, images, (H, W), concat, size)
-        late = Routing(identity_source(references + images, N), *context)
+        late = Routing(**context._asdict())
     early = Phase(rows if level == "layer" else alone, Routing(SOURCE(placement, images)))
     held = jnp.asarray(inversion.control(steps, eta))
     after = Phase(alone if late is None else rows, late)

@@ -109,7 +109,8 @@ def distillation_loss(
     mixed = x0 + t[:, None, None] * (noise - x0)
     guided = guided_velocity(teacher, caption, nothing, other, guidance, grid)
     target = jax.lax.stop_gradient(guided(mixed, t))
-    own = replace(bind(teacher._replace(transformer=student.transformer), *caption, grid), guidance=guidance)
+    own = bind(teacher._replace(transformer=student.transformer), *caption, grid)
+    own = replace(own.conditions, guidance=guidance).bind(own.model)
     return jnp.mean((own(mixed, t) - target) ** 2)
 
 

@@ -38,18 +38,11 @@ INDEX = {
 
 def tensors(name: str, config: Config, module: Any) -> dict[str, np.ndarray]:
     """The parameters of a network under diffusers' (transformers') names: what `keys.leaves` describes, backwards."""
-    out = {}
+    out: dict[str, np.ndarray] = {}
     for leaf, value in zip(leaves(name, config, "diffusers"), jax.tree.leaves(module), strict=True):
         blocks = np.asarray(value) if leaf.stacked else np.asarray(value)[None]
-        for names, block in zip(leaf.sources, blocks, strict=True):
-            start = 0
-            for key, width in zip(names, leaf.widths, strict=True):
-                part = block[..., start : start + width]
-                part = np.roll(part, width // 2, axis=-1) if leaf.swap else part
-                if leaf.transpose:
-                    part = part.T if part.ndim == 2 else part.transpose(3, 2, 0, 1)
-                out[key] = np.ascontiguousarray(part)
-                start += width
+        for key, block in zip(leaf.sources, blocks, strict=True):
+            leaf.put(block, out.setdefault(key, np.empty(leaf.stored_shape, block.dtype)))
     return out
 
 

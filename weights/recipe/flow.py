@@ -22,7 +22,7 @@ from jaxpa.encoders.autoencoder import Autoencoder
 from jaxpa.encoders.clip import CLIPTextEncoder
 from jaxpa.encoders.t5 import T5Encoder
 from jaxpa.tokens import grid_positions, patchify
-from jaxpa.transformer import Flux, FluxVelocity
+from jaxpa.transformer import Flux, FluxConditions, FluxVelocity
 from weights.recipe.training import Log, load_state, optimiser, save_state, trapezoid
 
 
@@ -71,9 +71,7 @@ def without_queries(model: Any) -> Any:
 
     def still(path: Any, leaf: jax.Array) -> jax.Array:
         name = jax.tree_util.keystr(path, simple=True, separator=".")
-        if not (name.startswith("t5.") and "qkv" in name):
-            return leaf
-        return leaf.at[-1, :, : leaf.shape[-1] // 3].set(0.0)
+        return leaf.at[-1].set(0.0) if name.startswith("t5.") and ".attention.q." in name else leaf
 
     return jax.tree_util.tree_map_with_path(still, model)
 
@@ -109,9 +107,8 @@ def reconfigured(network: Flux, config: TransformerConfig, seed: int = 0) -> Flu
 def bind(model: TextToImage, t5_ids: jax.Array, clip_ids: jax.Array, grid: tuple[int, int]) -> FluxVelocity:
     """The velocity of captions: ids (B, M) and (B, 77)."""
     guidance = jnp.ones(len(t5_ids)) if model.transformer.config.guidance_embeds else None
-    return FluxVelocity(
-        model.transformer, model.t5(t5_ids), model.clip(clip_ids).pooled, guidance, grid_positions(*grid)
-    )
+    conditions = FluxConditions(model.t5(t5_ids), model.clip(clip_ids).pooled, guidance, grid_positions(*grid))
+    return conditions.bind(model.transformer)
 
 
 def flow_loss(model: TextToImage, batch: Batch, empty: tuple[np.ndarray, np.ndarray], key: jax.Array) -> jax.Array:

@@ -1,0 +1,164 @@
+"""The two kinds of blocks of the MM-DiT.
+
+    x += gate * f(norm(x) * (1 + scale) + shift)
+
+f is attention over text and image, or an MLP; (shift, scale, gate) come from outside, as linear functions of one vector
+made of time, guidance and the pooled text (adaLN). Double blocks keep text and image in two streams with weights of
+their own, single blocks hold both in one sequence. Names follow the reference implementation.
+"""
+
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+from flax import nnx
+from jax.typing import DTypeLike
+
+from jaxpa.config import TransformerConfig
+from jaxpa.kernels import attention
+from jaxpa.layers import Linear, RMSNorm, layer_norm
+from jaxpa.rope import Rotary, rotate
+from jaxpa.tokens import gather
+
+
+class Shared(NamedTuple):
+    """What all blocks of one kind share in a forward, and the one block's share of the routing.
+
+    rotary: tables (B | 1, M + N + K, Dh / 2); source (B, N) in double blocks, (B, M + N) in single ones, and weight
+    (B | 1, N | M + N | 1, 3 | 1): see `Routing`; context (B, K), into B * (M + N); length (B,), valid keys.
+    """
+
+    rotary: Rotary
+    source: jax.Array | None = None
+    context: jax.Array | None = None
+    length: jax.Array | None = None
+    weight: jax.Array | None = None
+
+
+class Attended(NamedTuple):
+    """The attention's output (B, H, M + N, Dh), and what it compared: see `BlockTrace`."""
+
+    out: jax.Array
+    query: jax.Array
+    q: jax.Array
+    k: jax.Array
+    v: jax.Array
+
+
+Streams = tuple[jax.Array, jax.Array]  # img (B, N, D), txt (B, M, D)
+
+
+class Heads(nnx.Module):
+    """Queries, keys and values of a sequence, queries and keys normed head by head."""
+
+    def __init__(self, config: TransformerConfig, *, rngs: nnx.Rngs, dtype: DTypeLike):
+        d, dh = config.width, config.attention_head_dim
+        self.heads = config.num_attention_heads
+        self.q, self.k, self.v = (Linear(d, d, rngs=rngs, dtype=dtype) for _ in range(3))
+        self.query_norm, self.key_norm = RMSNorm(dh, dtype=dtype), RMSNorm(dh, dtype=dtype)
+
+    def __call__(self, q: jax.Array, k: jax.Array, v: jax.Array) -> tuple[jax.Array, jax.Array, jax.Array]:
+        """The features (B, S, D) that feed each of them -> (B, H, S, Dh) each."""
+        q, k, v = (f.to_heads(x, self.heads) for f, x in ((self.q, q), (self.k, k), (self.v, v)))
+        return self.query_norm(q), self.key_norm(k), v
+
+
+class Stream(nnx.Module):
+    """One stream of a double block: its modulation, projections and MLP."""
+
+    def __init__(self, config: TransformerConfig, *, rngs: nnx.Rngs, dtype: DTypeLike):
+        d = config.width
+        self.mod = Linear(d, 6 * d, rngs=rngs, dtype=dtype)
+        self.qkv = Heads(config, rngs=rngs, dtype=dtype)
+        self.proj = Linear(d, d, rngs=rngs, dtype=dtype)
+        self.mlp_in = Linear(d, config.mlp_width, rngs=rngs, dtype=dtype)
+        self.mlp_out = Linear(config.mlp_width, d, rngs=rngs, dtype=dtype)
+
+    def update(self, x: jax.Array, attended: jax.Array, gates: list[jax.Array]) -> jax.Array:
+        """Add the attention's and the MLP's part to the stream; gates are (gate, shift, scale, gate)."""
+        gate_attention, shift, scale, gate_mlp = gates
+        x = x + gate_attention * self.proj.from_heads(attended)  # (B, S, D)
+        hidden = jax.nn.gelu(self.mlp_in(modulate(x, shift, scale)), approximate=True)  # (B, S, 4 D)
+        return x + gate_mlp * self.mlp_out(hidden)  # (B, S, D)
+
+
+class DoubleBlock(nnx.Module):
+    """Two streams with weights of their own, one attention over both (text first)."""
+
+    def __init__(self, config: TransformerConfig, *, rngs: nnx.Rngs, dtype: DTypeLike):
+        self.img = Stream(config, rngs=rngs, dtype=dtype)
+        self.txt = Stream(config, rngs=rngs, dtype=dtype)
+
+    def __call__(self, streams: Streams, mod: tuple[jax.Array, jax.Array], shared: Shared) -> tuple[Streams, Attended]:
+        """The streams and their modulations (B, 6 D) -> the streams, and what the attention saw."""
+        img, txt = streams
+        m = txt.shape[1]
+        img_shift, img_scale, *img_gates = chunks(mod[0], 6)  # (B, 1, D) each
+        txt_shift, txt_scale, *txt_gates = chunks(mod[1], 6)
+        txt_y = modulate(txt, txt_shift, txt_scale)  # (B, M, D)
+        img_y = modulate(img, img_shift, img_scale)  # (B, N, D)
+        qkv = zip(self.txt.qkv(txt_y, txt_y, txt_y), self.img.qkv(*routed(img_y, shared)), strict=True)
+        seen = attend(*(jnp.concatenate(pair, 2) for pair in qkv), shared)  # of (B, H, M + N, Dh) each
+        img = self.img.update(img, seen.out[:, :, m:], img_gates)  # (B, N, D)
+        txt = self.txt.update(txt, seen.out[:, :, :m], txt_gates)  # (B, M, D)
+        return (img, txt), seen
+
+
+class SingleBlock(nnx.Module):
+    """Both streams as one sequence; attention and MLP run side by side from the same features."""
+
+    def __init__(self, config: TransformerConfig, *, rngs: nnx.Rngs, dtype: DTypeLike):
+        d = config.width
+        self.mod = Linear(d, 3 * d, rngs=rngs, dtype=dtype)
+        self.qkv = Heads(config, rngs=rngs, dtype=dtype)
+        self.proj = Linear(d, d, use_bias=False, rngs=rngs, dtype=dtype)
+        self.mlp_in = Linear(d, config.mlp_width, rngs=rngs, dtype=dtype)
+        self.mlp_out = Linear(config.mlp_width, d, rngs=rngs, dtype=dtype)  # its bias is that of the sum
+
+    def __call__(self, x: jax.Array, mod: jax.Array, shared: Shared) -> tuple[jax.Array, Attended]:
+        """[text; image] (B, M + N, D), its modulation (B, 3 D) -> the sequence, and what the attention saw."""
+        shift, scale, gate = chunks(mod, 3)  # (B, 1, D) each
+        y = modulate(x, shift, scale)  # (B, M + N, D)
+        seen = attend(*self.qkv(*routed(y, shared)), shared)  # of (B, H, M + N, Dh) each
+        hidden = jax.nn.gelu(self.mlp_in(y), approximate=True)  # (B, M + N, 4 D)
+        return x + gate * (self.proj.from_heads(seen.out) + self.mlp_out(hidden)), seen  # (B, M + N, D)
+
+
+def modulate(x: jax.Array, shift: jax.Array, scale: jax.Array) -> jax.Array:
+    """adaLN: norm(x) * (1 + scale) + shift."""
+    # A TPU's compiler would compute the norm again for every tile of the product that follows.
+    return jax.lax.optimization_barrier(layer_norm(x) * (1 + scale) + shift)
+
+
+def chunks(mod: jax.Array, count: int) -> list[jax.Array]:
+    """(B, count D) -> `count` times (B, 1, D)."""
+    return jnp.split(mod[:, None], count, -1)
+
+
+def routed(x: jax.Array, shared: Shared) -> tuple[jax.Array, jax.Array, jax.Array]:
+    """The features that feed queries, keys and values: x (B, S, D) where the routing leaves them, three times."""
+    if shared.source is None:
+        return x, x, x
+    there = gather(x, shared.source)  # (B, S, D)
+    if shared.weight is None:
+        return there, there, there
+    weights = jnp.broadcast_to(shared.weight, (*shared.weight.shape[:2], 3)).astype(x.dtype)
+    q, k, v = (weights[..., i, None] for i in range(3))  # (B | 1, S | 1, 1) each
+    return tuple((1 - w) * x + w * there for w in (q, k, v))  # type: ignore[return-value]
+
+
+def attend(q: jax.Array, k: jax.Array, v: jax.Array, shared: Shared) -> Attended:
+    """Joint attention over [text; image], q, k, v (B, H, M + N, Dh), and the context."""
+    query = q
+    if shared.context is not None:
+        k, v = (jnp.concatenate([x, gather_heads(x, shared.context)], 2) for x in (k, v))  # (B, H, M + N + K, Dh)
+    own = q.shape[2]
+    q = rotate(q, Rotary(shared.rotary.cos[:, :own], shared.rotary.sin[:, :own]))
+    k = rotate(k, shared.rotary)
+    return Attended(attention(q, k, v, length=shared.length), query, q, k, v)
+
+
+def gather_heads(x: jax.Array, index: jax.Array) -> jax.Array:
+    """Pick tokens across rows: x (B, H, S, Dh), index (B, K) into B * S -> (B, H, K, Dh)."""
+    b, h, s, dh = x.shape
+    return x.swapaxes(0, 1).reshape(h, b * s, dh)[:, index].swapaxes(0, 1)

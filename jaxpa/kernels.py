@@ -1,0 +1,193 @@
+"""Softmax attention, as each kind of device computes it best.
+
+    attention(q, k, v) = softmax(q k^T scale) v,  q (B, H, Sq, Dh), k and v (B, H, Sk, Dh) -> (B, H, Sq, Dh)
+
+Which implementation runs is decided where a program is lowered, not where it is traced
+(`jax.lax.platform_dependent`): a program that is compiled for another platform gets that platform's attention.
+
+    TPU     splash attention (Pallas), from LONG keys on
+    NVIDIA  cuDNN's fused kernel, in half precision
+    CPU     a loop over heads, whose logits then stay in cache
+    else    a loop over blocks of queries: the (Sq, Sk) logits of a long sequence are never held at once
+"""
+
+import math
+from collections.abc import Callable
+from functools import partial
+
+import jax
+import jax.numpy as jnp
+from jax.sharding import PartitionSpec as P
+
+from jaxpa.layers import precision
+
+MASKED = -1e30  # logit of a key that may not be attended to; finite, so that a row without any key stays a number
+LONG = 1024  # keys from which logits no longer fit a device's fast memory
+
+
+def attention(
+    q: jax.Array,
+    k: jax.Array,
+    v: jax.Array,
+    *,
+    bias: jax.Array | None = None,
+    length: jax.Array | None = None,
+    scale: float | None = None,
+) -> jax.Array:
+    """Attention of q (B, H, Sq, Dh) to k and v (B, H, Sk, Dh) -> (B, H, Sq, Dh).
+
+    bias (B | 1, H | 1, Sq | 1, Sk) is added to the logits; length (B,): only so many keys of a row are attended to,
+    the first ones; scale: of the logits, 1 / sqrt(Dh) by default. Softmax is float32 inside.
+    """
+    scale = q.shape[-1] ** -0.5 if scale is None else scale
+    by_platform = {"cpu": _by_head}
+    if bias is None and _splash_takes(q, k):
+        by_platform["tpu"] = _splash
+    if bias is None and _cudnn_takes(q):
+        by_platform["cuda"] = _cudnn
+    if q.shape[2] * k.shape[2] <= LONG**2 // 4:  # small: one product
+        by_platform = {name: f for name, f in by_platform.items() if name == "cuda"}
+    implementations = {name: partial(f, scale=scale) for name, f in by_platform.items()}
+    return jax.lax.platform_dependent(
+        q, k, v, bias, length, default=partial(_by_query_block, scale=scale), **implementations
+    )
+
+
+def _softmax(
+    q: jax.Array, k: jax.Array, v: jax.Array, bias: jax.Array | None, length: jax.Array | None, *, scale: float
+) -> jax.Array:
+    """As it is written down, all logits at once."""
+    logits = jnp.einsum("bhqd,bhkd->bhqk", q, k, precision=precision(q.dtype), preferred_element_type=jnp.float32)
+    logits = logits * scale if bias is None else logits * scale + bias.astype(jnp.float32)
+    if length is not None:
+        logits = jnp.where(jnp.arange(k.shape[2]) < length[:, None, None, None], logits, MASKED)
+    p = jax.nn.softmax(logits).astype(v.dtype)
+    return jnp.einsum("bhqk,bhkd->bhqd", p, v, precision=precision(v.dtype))
+
+
+def _by_head(
+    q: jax.Array, k: jax.Array, v: jax.Array, bias: jax.Array | None, length: jax.Array | None, *, scale: float
+) -> jax.Array:
+    """One head after the other."""
+    heads = q.shape[1]
+    if bias is not None:
+        bias = jnp.broadcast_to(bias, (bias.shape[0], heads, *bias.shape[2:]))
+
+    def one(head: jax.Array) -> jax.Array:
+        parts = [None if x is None else jax.lax.dynamic_slice_in_dim(x, head, 1, axis=1) for x in (q, k, v, bias)]
+        return _softmax(*parts, length, scale=scale)[:, 0]  # type: ignore[arg-type]
+
+    return jnp.moveaxis(jax.lax.map(one, jnp.arange(heads)), 0, 1)
+
+
+def _by_query_block(
+    q: jax.Array, k: jax.Array, v: jax.Array, bias: jax.Array | None, length: jax.Array | None, *, scale: float
+) -> jax.Array:
+    """A block of queries after the other; short sequences at once."""
+    queries, keys = q.shape[2], k.shape[2]
+    blocks = math.gcd(queries, 2 ** max(0, math.ceil(math.log2(queries * keys / LONG**2))))
+    if blocks == 1:
+        return _softmax(q, k, v, bias, length, scale=scale)
+    size = queries // blocks
+
+    def one(block: jax.Array) -> jax.Array:
+        rows = partial(jax.lax.dynamic_slice_in_dim, start_index=block * size, slice_size=size, axis=2)
+        part = bias if bias is None or bias.shape[2] == 1 else rows(bias)
+        return _softmax(rows(q), k, v, part, length, scale=scale)
+
+    out = jax.lax.map(one, jnp.arange(blocks))  # (blocks, B, H, size, Dh)
+    return jnp.moveaxis(out, 0, 2).reshape(q.shape)
+
+
+# NVIDIA ------------------------------------------------------------------------------------------------------
+
+
+def _cudnn_takes(q: jax.Array) -> bool:
+    """Half precision, heads of at most 128 channels in eights, and no card here that is too old for the kernel."""
+    half = q.dtype in (jnp.bfloat16, jnp.float16)
+    return half and q.shape[-1] <= 128 and q.shape[-1] % 8 == 0 and not _old_card()
+
+
+def _old_card() -> bool:
+    """Whether this process runs on an NVIDIA card before Ampere; a program for another machine is not meant for it."""
+    if jax.default_backend() != "gpu":
+        return False
+    capability = getattr(jax.devices()[0], "compute_capability", None)  # AMD's are "gfx90a"
+    return isinstance(capability, str) and capability[:1].isdigit() and float(capability) < 8
+
+
+def _cudnn(
+    q: jax.Array, k: jax.Array, v: jax.Array, bias: None, length: jax.Array | None, *, scale: float
+) -> jax.Array:
+    lengths: dict[str, jax.Array] = {}
+    if length is not None:  # the kernel wants both
+        queries = jnp.full(q.shape[0], q.shape[2], jnp.int32)
+        lengths = {"query_seq_lengths": queries, "key_value_seq_lengths": length.astype(jnp.int32)}
+    q, k, v = (x.swapaxes(1, 2) for x in (q, k, v))  # (B, S, H, Dh)
+    out = jax.nn.dot_product_attention(q, k, v, scale=scale, implementation="cudnn", **lengths)
+    return out.swapaxes(1, 2)
+
+
+# TPU ---------------------------------------------------------------------------------------------------------
+
+LANES = 128  # channels of a TPU's vector register: the unit of the kernel's blocks
+ROWS = (1536, 1024, 768, 512, 384, 256, 128)  # queries of a block: as many as divide the sequence
+COLUMNS = (4608, 3072, 2304, 2048, 1536, 1024, 768, 512)  # keys that are held at once
+PART = (768, 512)  # keys of one product
+
+
+def _splash_takes(q: jax.Array, k: jax.Array) -> bool:
+    return q.dtype == jnp.bfloat16 and q.shape[-1] % LANES == 0 and k.shape[2] >= LONG and q.shape[2] >= LONG
+
+
+def _block_sizes(rows: int, columns: int) -> tuple[int, int, int]:
+    """Queries of a block, keys of a block, keys of a product, for sequences in whole multiples of 512."""
+    part = next(size for size in PART if columns % size == 0)
+    block = next(size for size in COLUMNS if columns % size == 0 and size % part == 0)
+    return next(size for size in ROWS if rows % size == 0), block, part
+
+
+def _splash(
+    q: jax.Array, k: jax.Array, v: jax.Array, bias: None, length: jax.Array | None, *, scale: float
+) -> jax.Array:
+    """JAX's splash attention; what does not fill a block is padded, and masked by segments."""
+    from jax.experimental.pallas.ops.tpu import splash_attention as splash
+
+    queries, keys = q.shape[2], k.shape[2]
+    rows, columns = (-(-size // PART[-1]) * PART[-1] for size in (queries, keys))
+    if columns > keys and length is None:
+        length = jnp.full(q.shape[0], keys, jnp.int32)
+    sizes = splash.BlockSizes(*_block_sizes(rows, columns))
+
+    def local(q: jax.Array, k: jax.Array, v: jax.Array, length: jax.Array | None) -> jax.Array:
+        mask = splash.MultiHeadMask([splash.FullMask((rows, columns))] * q.shape[1])
+        kernel = jax.vmap(splash.make_splash_mha_single_device(mask, block_sizes=sizes))
+        if length is None:
+            return kernel(q, k, v)
+        masked = (jnp.arange(columns) >= length[:, None]).astype(jnp.int32)  # (B, Sk): another segment
+        return kernel(q, k, v, splash.SegmentIds(jnp.zeros((q.shape[0], rows), jnp.int32), masked))
+
+    q = _padded((q.astype(jnp.float32) * scale).astype(q.dtype), rows)  # the kernel does not scale
+    return _over_mesh(local, q, _padded(k, columns), _padded(v, columns), length)[:, :, :queries]
+
+
+def _padded(x: jax.Array, size: int) -> jax.Array:
+    """(B, H, S, Dh) -> (B, H, size, Dh)."""
+    return jnp.pad(x, ((0, 0), (0, 0), (0, size - x.shape[2]), (0, 0)))
+
+
+def _over_mesh(
+    local: Callable[..., jax.Array], q: jax.Array, k: jax.Array, v: jax.Array, length: jax.Array | None
+) -> jax.Array:
+    """A kernel that XLA cannot partition, on each device's rows and heads, where a mesh is in use."""
+    mesh = jax.sharding.get_abstract_mesh()
+    if mesh.empty:
+        return local(q, k, v, length)
+    data, model = (
+        name if name in mesh.axis_names and size % mesh.shape[name] == 0 else None
+        for name, size in zip(("data", "model"), q.shape[:2], strict=True)
+    )
+    heads, lengths = P(data, model), None if length is None else P(data)
+    return jax.shard_map(local, mesh=mesh, in_specs=(heads, heads, heads, lengths), out_specs=heads, check_vma=False)(
+        q, k, v, length
+    )
