@@ -186,15 +186,16 @@ class Pipeline(Model):
         inside = guidance if preset.guidance_inside is None else preset.guidance_inside
         scale = token_guidance(placement, np.float32(guidance), np.float32(inside))
         r = len(captions)
-        alone = self.guided(prompts, grid, guidance, negative)
+        alone = self.conditions(prompts, grid, guidance, negative)
         if preset.level == "layer":
-            before = Phase(self.guided(rows, grid, guidance, negative, r, inside, scale), early)
+            before = Phase(self.conditions(rows, grid, guidance, negative, r, inside, scale), early)
         else:
-            before = Phase(self.guided(prompts, grid, guidance, negative, 0, inside, scale), early)
-        after = Phase(self.guided(rows, grid, guidance, negative, r) if late else alone, late)
+            before = Phase(self.conditions(prompts, grid, guidance, negative, 0, inside, scale), early)
+        after = Phase(self.conditions(rows, grid, guidance, negative, r) if late else alone, late)
         eta = jnp.asarray(inversion.control(len(times) - 1, preset.eta))
         tasks = [
-            Task(path, eta, jnp.asarray(times), jnp.float32(tau), before, after, level=preset.level) for tau in gates
+            Task(path, eta, jnp.asarray(times), jnp.float32(tau), before, after, self.parts.transformer, preset.level)
+            for tau in gates
         ]
         return jnp.concatenate([_personalized(task, x, on_step) for task in tasks])
 

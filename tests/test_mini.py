@@ -15,7 +15,7 @@ from jaxpa.personalize import PRESETS
 from jaxpa.sampling import ClassifierFree, initial_noise, sample
 from jaxpa.schedule import flow_times
 from jaxpa.tokens import PATCH, grid_positions, unpatchify
-from jaxpa.transformer import FluxVelocity
+from jaxpa.transformer import FluxConditions
 
 FOLDER = find_mini()
 SETTINGS = json.loads((FOLDER / "jaxpa.json").read_text())
@@ -146,7 +146,7 @@ def test_same_picture_as_the_reference(parts, pipeline):
         assert error(own.vec, vec) < TEXT
 
     guidance = jnp.full(2, SETTINGS["guidance"], jnp.float32)
-    velocity = FluxVelocity(parts.transformer, text.txt, text.vec, guidance, grid_positions(h, w))
+    velocity = FluxConditions(text.txt, text.vec, guidance, grid_positions(h, w)).bind(parts.transformer)
     times = jnp.asarray(flow_times(STEPS, h * w, parts.config.scheduler))
     ours = jax.jit(sample)(ClassifierFree(velocity, jnp.float32(CLASSIFIER_FREE)), x, times)
     assert error(ours, theirs) < LATENTS

@@ -20,6 +20,7 @@ from jaxpa.attention import maps as attention
 from jaxpa.attention.maps import Quadrants
 from jaxpa.errors import JaxpaError
 from jaxpa.inversion import ForwardTimes, forward_times
+from jaxpa.loops import stepped
 from jaxpa.media import images
 from jaxpa.media.images import Picture
 from jaxpa.model import Model
@@ -27,8 +28,6 @@ from jaxpa.request.groups import Sampling
 from jaxpa.request.request import Request
 from jaxpa.tokens import Routing
 from jaxpa.transformer import FluxVelocity, Observer
-
-_step = jax.jit(sampling.step)
 
 
 def ask(
@@ -116,7 +115,8 @@ def capture(model: Model, request: Request, image: Picture | None, look: Look) -
     if picture is None:
         velocity = model.guided(text, grid, guidance, model.negative(said.negative_prompt, guidance, 1))
         x = model.noise(np.asarray(said.seeds(), np.uint32)[:1], grid)
-        states = [x := x if i == 0 else _step(velocity, x, times, i - 1) for i in range(len(times))]
+        run = sampling.sampling_run(velocity, x, jnp.asarray(times))
+        states = [x, *(progress.result for progress in stepped(run))]
     else:
         x = model.encode_image(images.to_array(picture, *canvas)[None])
         states = [x] * len(times)
