@@ -251,10 +251,10 @@ def test_bad_masks(tmp_path: Path) -> None:
     with pytest.raises(JaxpaError, match="its picture 613 x 400"):
         images.read_mask(disc(), (613, 400))
     Image.new("L", (60, 40), 127).save(path)
-    with pytest.raises(JaxpaError, match=r"m\.png is empty, its brightest spot is 0\.5 of 1: make"):
+    with pytest.raises(JaxpaError, match=r"m\.png is empty: its brightest spot is 0\.5 of 1, make"):
         images.read_mask(path)
     for bad in (np.full((2, 2), np.nan), np.full((2, 2), -1), np.full((2, 2), 1j), np.zeros((0, 2))):
-        with pytest.raises(JaxpaError, match=r"the mask has values that are no numbers from 0 up: give"):
+        with pytest.raises(JaxpaError, match=r"the mask must hold finite numbers from 0 up: give"):
             images.read_mask(bad)
 
 
@@ -270,7 +270,7 @@ def test_pictures_survive_arrays() -> None:
     np.testing.assert_array_equal(np.asarray(images.to_image(jnp.asarray(array, jnp.bfloat16)).size), (16, 16))
     clipped = np.asarray(images.to_image(np.array([[[-3, 0.002, 9]]])))
     assert clipped.tolist() == [[[0, 128, 255]]]
-    with pytest.raises(JaxpaError, match="not finite"):
+    with pytest.raises(JaxpaError, match="NaN or infinity"):
         images.to_image(np.full((1, 1, 3), np.nan))
 
 
