@@ -29,7 +29,8 @@ class InvertCommand(Making):
     """Walk a picture back to its noise and sample it again: how much an inversion loses."""
 
     image: Path
-    """The picture."""
+    """The picture: PNG, JPEG, WebP, BMP, TIFF, GIF, PPM or JPEG 2000; 200 million pixels at most (JAXPA_MAX_PIXELS
+    raises it)."""
     prompt: str
     """What the picture shows."""
     figure: bool = True  # type: ignore[misc]

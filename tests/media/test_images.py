@@ -1,5 +1,6 @@
 """Pictures, mask pictures and their files: every mode, every fault, round trips."""
 
+import inspect
 import json
 import os
 import stat
@@ -14,6 +15,8 @@ import numpy as np
 import pytest
 from PIL import ExifTags, Image, PngImagePlugin
 
+from jaxpa.cli.invert import InvertCommand
+from jaxpa.cli.mask import MaskCommand
 from jaxpa.errors import JaxpaError
 from jaxpa.media import images
 
@@ -364,3 +367,10 @@ def test_check_output(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
 def test_pictures_need_no_jax() -> None:
     code = "import sys, jaxpa.media.images; sys.exit('jax' in sys.modules)"  # so that bad input is told at once
     subprocess.run([sys.executable, "-c", code], check=True, cwd=Path(images.__file__).parents[2])
+
+
+def test_the_help_states_what_is_read() -> None:
+    for command in (MaskCommand, InvertCommand):
+        said = " ".join(inspect.getsource(command).split()).replace("JPEG 2000", "JPEG2000").upper()
+        assert all(form in said for form in images.READ_FORMATS)
+        assert f"{images.MAX_PIXELS // 10**6} million pixels at most ({images.LIMIT}".upper() in said
