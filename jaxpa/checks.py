@@ -69,6 +69,17 @@ def whole(name: str, x: Any, low: int) -> None:
         raise ValueError(f"{name} must be a whole number, at least {low}, not {x!r}")
 
 
+def block_range(name: str, x: Any, count: int | None = None) -> None:
+    """The numbers of a first and a last block, out of `count` where it is known. Raises ValueError."""
+    if not isinstance(x, tuple | list) or len(x) != 2:
+        raise ValueError(f"{name} must be a first and a last block, such as (10, 20), not {x!r}")
+    for each in x:
+        whole(name, each, 0)
+    if x[0] > x[1] or (count is not None and x[1] >= count):
+        out_of = "" if count is None else f" out of 0 to {count - 1}"
+        raise ValueError(f"{name} must be a first and a last block in this order{out_of}, not {x!r}")
+
+
 def indices(name: str, x: Any, shape: tuple[Size, ...], size: int) -> None:
     """Whole numbers from 0 to size - 1. Raises ValueError."""
     array(name, x, shape, int)

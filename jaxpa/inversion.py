@@ -16,6 +16,7 @@ from jaxpa import checks
 from jaxpa.errors import check_choice
 from jaxpa.loops import Loop, Run, trajectory
 from jaxpa.sampling import Velocity, at, prepare, sampling_run
+from jaxpa.solvers import Name
 
 
 def straight_line(x0: jax.Array, noise: jax.Array, times: jax.Array) -> jax.Array:
@@ -139,7 +140,7 @@ def invert(
     return trajectory(inversion_run(velocity, x0, noise, forward, gamma, sweeps))
 
 
-def follow_back(velocity: Velocity, x0: jax.Array, times: jax.Array, solver: str = "euler") -> jax.Array:
+def follow_back(velocity: Velocity, x0: jax.Array, times: jax.Array, solver: Name = "euler") -> jax.Array:
     """The model's own flow from data to noise by any solver: x0 (R, N, C), times (S + 1,) -> path (S + 1, R, N, C).
 
     The solver walks the schedule backwards, from t = 0, so its error has the solver's order; unlike `invert`, it does

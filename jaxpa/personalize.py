@@ -8,8 +8,7 @@ subject comes from, where it goes, and until when, is data: index arrays and a n
     level "token"  the sampler's own tokens between steps; no reference row at all
 """
 
-from dataclasses import dataclass, field
-from functools import partial
+from dataclasses import dataclass, field, replace
 from typing import Any, Literal, NamedTuple, get_args
 
 import jax
@@ -21,111 +20,27 @@ from jaxpa.errors import check_choice
 from jaxpa.inversion import reference_step
 from jaxpa.loops import Loop, Run, fused
 from jaxpa.presets import PRESETS as PRESETS
-from jaxpa.presets import Level, Positions
+from jaxpa.presets import Level
 from jaxpa.presets import Preset as Preset
 from jaxpa.sampling import at, bound, euler_step, prepare
 from jaxpa.schedule import steps_above
-from jaxpa.solvers import Flow, solver_of
-from jaxpa.tokens import (
-    Placement,
-    Routing,
-    compose,
-    dilate,
-    gather,
-    grid_positions,
-    identity_source,
-    perturb_mask,
-    restrict,
-    shuffle_windows,
-)
-
-
-def replacement_source(placement: Placement, images: int) -> jax.Array:
-    """Where each token of [R references; G images] takes its features from: (R + G, N) int32.
-
-    placement.source and .target are (R, N), the same for all images, or (G, R, N). Where targets overlap the later
-    reference wins. Reference rows are never touched.
-    """
-    _check_placement(placement)
-    references, n = placement.source.shape[-2:]
-    source, target = (jnp.broadcast_to(a, (images, references, n)) for a in placement)
-    index = identity_source(references + images, n)
-    rows = index[references:]
-    for j in range(references):
-        rows = jnp.where(target[:, j], j * n + source[:, j], rows)
-    return jnp.concatenate([index[:references], rows]).astype(jnp.int32)
-
-
-def _check_placement(placement: Placement) -> None:
-    checks.array("placement.source", placement.source, ("...", "R", "N"), int)
-    checks.array("placement.target", placement.target, placement.source.shape, bool)
-    checks.within("placement.source", placement.source, 0, placement.source.shape[-1] - 1)
-
-
-class Context(NamedTuple):
-    """Reference tokens that every row may attend to: the last three fields of a `tokens.Routing`."""
-
-    context: jax.Array
-    positions: jax.Array
-    length: jax.Array
-
-
-def reference_context(
-    masks: jax.Array, placement: Placement, images: int, grid: tuple[int, int], where: Positions, size: int
-) -> Context:
-    """The masked tokens of all references as context, in order, padded to `size` (static; R N at most).
-
-    masks (R, N) bool; `where` gives their rotary positions: (0, 0) as in the paper, those of the cells that they are
-    put on, their own, or their own moved by the grid's width (Section 3.2 compares the last three).
-    """
-    check_choice("where", where, get_args(Positions))
-    checks.array("masks", masks, ("R", grid[0] * grid[1]), bool)
-    _check_placement(placement)
-    references, n = masks.shape
-    batch = references + images
-    picked = jnp.nonzero(masks.reshape(-1), size=size, fill_value=0)[0]  # (K,) into R * N
-    length = jnp.full(batch, n + masks.sum(), jnp.int32)
-    cells = grid_positions(*grid)  # (N, 3)
-    if where == "zero":
-        positions = jnp.zeros((batch, size, 3))
-    elif where == "target":
-        positions = _target_positions(placement, images, cells)[:, picked]
-    else:
-        offset = jnp.array([0.0, 0.0, grid[1]]) if where == "shifted" else jnp.zeros(3)
-        positions = jnp.broadcast_to((cells + offset)[picked % n], (batch, size, 3))
-    rows = jnp.broadcast_to(picked.astype(jnp.int32), (batch, size))
-    return Context(rows, positions, length)
-
-
-def _target_positions(placement: Placement, images: int, cells: jax.Array) -> jax.Array:
-    """For every reference token the position of the cell it is put on (its own where it is not put anywhere).
-
-    -> (R + G, R * N, 2). Reference rows see the first image's.
-    """
-    references, n = placement.source.shape[-2:]
-    source, target = (jnp.broadcast_to(a, (images, references, n)) for a in placement)
-    own = jnp.broadcast_to(jnp.arange(n), (images, references, n))
-
-    def scatter(own: jax.Array, source: jax.Array, target: jax.Array) -> jax.Array:
-        # A token that is put on several cells (an enlarged subject) stands at the first of them.
-        first = jnp.full(n, n).at[jnp.where(target, source, n)].min(jnp.arange(n), mode="drop")
-        return jnp.where(first < n, first, own)
-
-    landed = jax.vmap(jax.vmap(scatter))(own, source, target)  # (G, R, N)
-    positions = cells[landed].reshape(images, references * n, 3)
-    return jnp.concatenate([jnp.broadcast_to(positions[:1], (references, *positions.shape[1:])), positions])
+from jaxpa.solvers import Flow, Name, solver_of
+from jaxpa.tokens import Routing, gather
 
 
 class Phase(NamedTuple):
     """One of the two stretches of a sampling: before tau, after tau.
 
-    conditions  what `bind(model)` makes the velocity of, or a velocity itself; for the R + G rows
-                [references; images] where the references ride along, else for the G images
-    routing     of those R + G rows; None: the images go alone, unchanged
+    conditions  what `bind(model)` makes the velocity of, or a velocity itself. Of the R + G rows [references; images]
+                where the references ride along, else of the G images
+    routing     of those rows; None: the images go alone, unchanged
+    joined      (K,) int32 into R * N: the reference tokens that are a part of each image's sequence, [image; reference]
+                of N + K tokens in G rows (`routing.join`); None: there are none
     """
 
     conditions: Any
     routing: Routing | None = None
+    joined: jax.Array | None = None
 
 
 @jax.tree_util.register_dataclass
@@ -135,9 +50,11 @@ class Task:
 
     path     (S + 1, R, N, C), the references at every flow time (`inversion`)
     eta      (S,), how firmly they are held on it
-    times    (S + 1,), the schedule; tau () the flow time of the gate
+    times    (S + 1,), the schedule
+    tau      (), the flow time of the gate; or (L,), one for each block, double blocks first (level "layer"): the
+             references then ride along as long as one of the blocks needs them
     early    while t > tau: replacement, and context if it is not gated. At level "token" its conditions have G rows.
-    late     after tau: context, or nothing
+    late     after tau: context, joined tokens, or nothing
     model    the network, once for both phases; None where their conditions are velocities
     solver   a name of `solvers.SOLVERS`
     """
@@ -150,11 +67,14 @@ class Task:
     late: Phase
     model: Any = None
     level: Level = field(default="layer", metadata={"static": True})
-    solver: str = field(default="euler", metadata={"static": True})
+    solver: Name = field(default="euler", metadata={"static": True})
 
 
 class State(NamedTuple):
-    """What a sampling carries: reference rows (R, N, C), images (G, N, C), and the solver's memory."""
+    """What a sampling carries: reference tokens, images (G, N, C), and the solver's memory.
+
+    references: (R, N, C); where they are joined to the images' sequences, (G, K, C)
+    """
 
     references: jax.Array
     images: jax.Array
@@ -166,8 +86,10 @@ class State(NamedTuple):
 class _Stretch:
     """What the steps on one side of tau read.
 
-    together: "rows", references and images are one batch; "tokens", the images read their tokens through the
-    replacement (level "token"); "apart", the images go alone.
+    path: of the reference tokens of a `State`. taus: (L,) where the blocks' own differ.
+
+    together: "rows", references and images are one batch; "sequence", one sequence; "tokens", the images read their
+    tokens through the replacement (level "token"); "apart", the images go alone.
     """
 
     velocity: Any
@@ -175,58 +97,96 @@ class _Stretch:
     path: jax.Array
     eta: jax.Array
     times: jax.Array
-    together: Literal["rows", "tokens", "apart"] = field(metadata={"static": True})
-    solver: str = field(metadata={"static": True})
+    taus: jax.Array | None
+    together: Literal["rows", "sequence", "tokens", "apart"] = field(metadata={"static": True})
+    solver: Name = field(metadata={"static": True})
 
-    def rows(self, state: State) -> jax.Array:
-        """What the solver steps: the images, after the references where they ride along."""
-        return jnp.concatenate([state.references, state.images]) if self.together == "rows" else state.images
+    def join(self, references: jax.Array, images: jax.Array) -> jax.Array:
+        """What the solver steps."""
+        if self.together == "rows":
+            return jnp.concatenate([references, images])  # (R + G, N, C)
+        return jnp.concatenate([images, references], 1) if self.together == "sequence" else images  # (G, N + K, C)
 
-    def replaced(self, x: jax.Array, i: jax.Array) -> jax.Array:
-        """Images (G, N, C) at times[i], with the references' tokens at level "token"."""
+    def part(self, x: jax.Array) -> tuple[jax.Array | None, jax.Array]:
+        """The references of what is stepped, if they are in it, and the images."""
+        if self.together == "rows":
+            return x[: self.path.shape[1]], x[self.path.shape[1] :]
+        if self.together == "sequence":
+            n = x.shape[1] - self.path.shape[2]
+            return x[:, n:], x[:, :n]
+        return None, x
+
+    def read(self, x: jax.Array, i: jax.Array) -> jax.Array:
+        """What the model sees of x at times[i]: at level "token" the references' tokens in their places."""
         if self.together != "tokens":
             return x
         assert self.routing is not None
-        references = self.path.shape[1]
-        return gather(jnp.concatenate([self.path[i], x]), self.routing.source)[references:]
+        assert self.routing.source is not None
+        r, source = self.path.shape[1], self.routing.source
+        there = gather(jnp.concatenate([self.path[i], x]), source)[r:]
+        if self.routing.weight is None:
+            return there
+        weight = jnp.broadcast_to(self.routing.weight, (1, *source.shape, 1))[0, r:]
+        return (1 - weight) * x + weight * there
 
-    def ask(self, x: jax.Array, i: jax.Array) -> jax.Array:
-        """The velocity of rows at times[i]."""
-        routing = self.routing if self.together == "rows" else None
-        return at(self.velocity, i)(self.replaced(x, i), jnp.broadcast_to(self.times[i], x.shape[:1]), routing)
+    def routed(self, i: jax.Array) -> Routing | None:
+        """The routing of step i: blocks whose tau is not below its time keep their own features."""
+        if self.together in ("tokens", "apart"):
+            return None
+        if self.taus is None or self.routing is None:
+            return self.routing
+        above = (self.times[i] > self.taus).astype(jnp.float32)[:, None, None, None]
+        return replace(self.routing, weight=above if self.routing.weight is None else above * self.routing.weight)
 
     def move(self, x: jax.Array, v: jax.Array, i: jax.Array) -> jax.Array:
-        """Rows from times[i] to times[i + 1]."""
-        if self.together != "rows":
-            return euler_step(self.replaced(x, i), v, self.times[i], self.times[i + 1])
-        r = self.path.shape[1]
-        held = reference_step(x[:r], v[:r], self.path, self.times, self.eta, i)
-        return jnp.concatenate([held, euler_step(x[r:], v[r:], self.times[i], self.times[i + 1])])
+        """From times[i] to times[i + 1]."""
+        (references, images), (of_references, of_images) = self.part(self.read(x, i)), self.part(v)
+        moved = euler_step(images, of_images, self.times[i], self.times[i + 1])
+        if references is None or of_references is None:
+            return moved
+        return self.join(reference_step(references, of_references, self.path, self.times, self.eta, i), moved)
 
     def step(self, i: jax.Array, state: State) -> State:
-        """All rows from times[i] to times[i + 1]."""
-        flow = Flow(self.ask, self.move, self.times)
-        x, memory = solver_of(self.solver).step(flow, self.rows(state), state.memory, i)
-        if self.together == "rows":
-            r = self.path.shape[1]
-            return State(x[:r], x[r:], memory)
-        # References that take no part stand on their path as long as they are needed.
-        return State(self.path[i + 1] if self.together == "tokens" else state.references, x, memory)
+        """Everything from times[i] to times[i + 1]."""
+        routing = self.routed(i)
 
+        def ask(x: jax.Array, j: jax.Array) -> jax.Array:
+            return at(self.velocity, j)(self.read(x, j), jnp.broadcast_to(self.times[j], x.shape[:1]), routing)
 
-def _enter(phase: Phase, together: Any, task: Task, state: State) -> tuple[_Stretch, State]:
-    """A stretch and its first state. The solver starts anew: its memory is of another flow, and of other rows."""
-    velocity = prepare(bound(phase.conditions, task.model), task.times)
-    stretch = _Stretch(velocity, phase.routing, task.path, task.eta, task.times, together, task.solver)
-    return stretch, state._replace(memory=solver_of(task.solver).init(stretch.rows(state)))
+        flow, x = Flow(ask, self.move, self.times), self.join(state.references, state.images)
+        x, memory = solver_of(self.solver).step(flow, x, state.memory, i)
+        references, images = self.part(x)
+        if references is None:  # they take no part, and stand on their path as long as they are needed
+            references = self.path[i + 1] if self.together == "tokens" else state.references
+        return State(references, images, memory)
 
 
 def _enter_early(task: Task, state: State) -> tuple[_Stretch, State]:
-    return _enter(task.early, "rows" if task.level == "layer" else "tokens", task, state)
+    taus = task.tau if jnp.ndim(task.tau) else None
+    return _enter(task, task.early, "rows" if task.level == "layer" else "tokens", task.path, state, taus)
 
 
 def _enter_late(task: Task, state: State) -> tuple[_Stretch, State]:
-    return _enter(task.late, "apart" if task.late.routing is None else "rows", task, state)
+    phase, path = task.late, task.path
+    if phase.joined is None:
+        return _enter(task, phase, "apart" if phase.routing is None else "rows", path, state)
+
+    def pick(references: jax.Array) -> jax.Array:  # (..., R, N, C) -> (..., 1, K, C)
+        return references.reshape(*references.shape[:-3], 1, -1, references.shape[-1])[..., phase.joined, :]
+
+    picked = pick(state.references)
+    references = jnp.broadcast_to(picked, (len(state.images), *picked.shape[1:]))
+    return _enter(task, phase, "sequence", pick(path), state._replace(references=references))
+
+
+def _enter(
+    task: Task, phase: Phase, together: Any, path: jax.Array, state: State, taus: jax.Array | None = None
+) -> tuple[_Stretch, State]:
+    """A stretch and its first state. The solver starts anew: it remembers another flow, and other rows."""
+    velocity = prepare(bound(phase.conditions, task.model), task.times)
+    stretch = _Stretch(velocity, phase.routing, path, task.eta, task.times, taus, together, task.solver)
+    memory = solver_of(task.solver).init(stretch.join(state.references, state.images))
+    return stretch, state._replace(memory=memory)
 
 
 def _body(stretch: _Stretch, i: jax.Array, state: State) -> State:
@@ -239,7 +199,7 @@ def _images(state: State) -> jax.Array:
 
 def gate(task: Task) -> jax.Array:
     """How many steps start above tau: () int32."""
-    return steps_above(task.times, task.tau)
+    return steps_above(task.times, jnp.min(task.tau))
 
 
 def _check(task: Task, x: jax.Array) -> None:
@@ -253,7 +213,15 @@ def _check(task: Task, x: jax.Array) -> None:
     checks.array("x", x, ("G", n, channels))
     checks.array("eta", task.eta, (steps,))
     checks.within("eta", task.eta, 0, 1)
-    checks.number("tau", task.tau, 0, 1)
+    if np.ndim(task.tau):
+        checks.array("tau", task.tau, ("L",))
+        checks.within("tau", task.tau, 0, 1)
+        if task.level == "token":
+            raise ValueError('tau must be one number at level "token", which knows no blocks')
+    else:
+        checks.number("tau", task.tau, 0, 1)
+    if task.late.joined is not None:
+        checks.indices("late.joined", task.late.joined, ("K",), references * n)
     rows = references + x.shape[0]
     for name, phase in (("early", task.early), ("late", task.late)):
         if phase.routing is not None and phase.routing.source is not None:
@@ -283,79 +251,3 @@ def sample(task: Task, x: jax.Array, above: int | None = None) -> jax.Array:
     program serves every tau. `jax.grad` cannot go backwards through a loop of unknown length: it needs `above`.
     """
     return fused(task_run(task, x, above))
-
-
-def move_noise(noise: jax.Array, inverted: jax.Array, source: jax.Array) -> jax.Array:
-    """Start noise whose target region is the reference's inverted noise, moved with its tokens.
-
-    noise (G, N, C), inverted (R, N, C), source (R + G, N) of `replacement_source` -> (G, N, C).
-    """
-    return gather(jnp.concatenate([inverted, noise]), source)[inverted.shape[0] :]
-
-
-# From references and switches to the index arrays of a task, each in one compiled function -----------------------
-
-
-def context_size(masked: int, tokens: int) -> int:
-    """The padded length of a context: a quarter, half or all of the references' tokens.
-
-    Few sizes, so that a new mask rarely needs a new program.
-    """
-    return next(size for size in (-(-tokens // 4), -(-tokens // 2), tokens) if masked <= size)
-
-
-@partial(jax.jit, static_argnames=("images", "grid", "concat", "size"))
-def routings(
-    masks: jax.Array, placement: Placement, images: int, grid: tuple[int, int], concat: Positions | None, size: int
-) -> tuple[Routing, Routing | None]:
-    """Before and after tau: masks (R, N), placement (G, R, N); `concat` and `size` as in `reference_context`."""
-    early = Routing(replacement_source(placement, images))
-    if concat is None:
-        return early, None
-    context = reference_context(masks, placement, images, grid, concat, size)
-    return early, Routing(**context._asdict())
-
-
-@partial(jax.jit, static_argnames="moved")
-def start_noise(noise: jax.Array, path: jax.Array, placement: Placement, moved: bool) -> jax.Array:
-    """Noise of the images (G, N, C): their own, or the references' under the placed cells."""
-    if not moved:
-        return noise
-    return move_noise(noise, path[0], replacement_source(placement, noise.shape[0]))
-
-
-def repeat_placement(placement: Placement, seeds: int) -> Placement:
-    """P placements (P, R, N) for each of the seeds: (seeds * P, R, N)."""
-    return Placement(*(np.tile(np.asarray(a), (seeds, 1, 1)) for a in placement))  # type: ignore[arg-type]
-
-
-@partial(jax.jit, static_argnames=("grid", "outline", "margin", "scene"))
-def perturb(
-    where: Placement, masks: jax.Array, seeds: jax.Array, shuffle: jax.Array, grid: tuple[int, int], outline: int,
-    margin: int, scene: bool,
-) -> tuple[Placement, Placement]:  # fmt: skip
-    """What is replaced in each image, and where its start noise comes from: two placements (G, R, N).
-
-    where (G, R, N), masks (R, N), seeds (G,); shuffle (), outline and margin as in `Preset`. A seed decides its image's
-    variation of the subjects (Section 3.4); a scene, the first reference, is not varied. Start noise moves unshuffled:
-    it carries the subject's shape.
-    """
-
-    def one(seed: jax.Array, reference: jax.Array, mask: jax.Array, source: jax.Array, inside: jax.Array) -> Any:
-        order, shape = jax.random.split(jax.random.fold_in(jax.random.key(seed), reference))
-        subject = mask
-        if outline:
-            subject = jnp.where(reference < scene, mask, perturb_mask(shape, mask, *grid, size=outline))
-        strength = jnp.where(reference < scene, 0.0, shuffle)
-        replaced = restrict(Placement(source, inside), subject)
-        wider = restrict(Placement(source, inside), dilate(subject, *grid, size=2 * margin + 1))
-        return compose(replaced, shuffle_windows(order, subject, *grid, strength=strength)), wider
-
-    over_references = jax.vmap(one, (None, 0, 0, 0, 0))
-    return jax.vmap(over_references, (0, None, None, 0, 0))(seeds, jnp.arange(len(masks)), masks, *where)
-
-
-@jax.jit
-def token_guidance(placement: Placement, outside: jax.Array, inside: jax.Array) -> jax.Array:
-    """A guidance for each token: `inside` where a reference is put (G, R, N), `outside` elsewhere -> (G, N, 1)."""
-    return jnp.where(placement.target.any(1), inside, outside)[..., None]

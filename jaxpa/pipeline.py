@@ -7,7 +7,7 @@ pipe.personalize("a red car on a beach", [jaxpa.Subject("car.png", mask="mask.pn
 
 import dataclasses
 import os
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -18,43 +18,39 @@ from jax.sharding import Mesh
 from jax.typing import DTypeLike
 from PIL import Image
 
-from jaxpa import inversion, personalize, sampling
+from jaxpa import inversion
 from jaxpa.attention.observe import THRESHOLD, Attention, FoundMask, Look, Search, capture, find_mask
 from jaxpa.checkpoint.load import load_parts
 from jaxpa.devices.sharding import rules
 from jaxpa.encoders.text import TextEmbedding, Tokenizers
 from jaxpa.errors import JaxpaError
-from jaxpa.inversion import ForwardTimes
-from jaxpa.loops import Run, stepped
 from jaxpa.media import images
 from jaxpa.media.edits import MaskedPicture, prepare_edit
 from jaxpa.media.images import Picture
 from jaxpa.media.subjects import LoadedSubject, References, Subject, has_mask, load_subject
 from jaxpa.model import Model
-from jaxpa.personalize import (
-    Phase,
-    Preset,
-    Task,
-    context_size,
-    perturb,
-    repeat_placement,
-    routings,
-    start_noise,
-    token_guidance,
-)
+from jaxpa.personalize import Phase, Preset, Task
 from jaxpa.request.groups import Method, Sampling
 from jaxpa.request.prepare import prepare
 from jaxpa.request.request import Request
-from jaxpa.sampling import Velocity
+from jaxpa.routing import (
+    context_routing,
+    context_size,
+    join,
+    perturb,
+    repeat_placement,
+    replacement_index,
+    replacement_weight,
+    start_noise,
+    token_guidance,
+)
+from jaxpa.runs import OnStep, followed_back, inverted, personalized, sampled
+from jaxpa.sampling import Conditions, Guided
 from jaxpa.schedule import Steps, tau_time
+from jaxpa.solvers import Name
+from jaxpa.tokens import Placement, Routing
 
-OnStep = Callable[[str, int, int], None]
-"""Hears (stage, steps done, steps in all) after every step. Where there is one, the host steps the loop."""
-
-_sample, _invert = jax.jit(sampling.sample), jax.jit(inversion.invert, static_argnums=5)
-_closed_form = jax.jit(inversion.closed_form)
-_personalize = jax.jit(personalize.sample)
-_line = jax.jit(inversion.straight_line)
+_closed_form, _line = jax.jit(inversion.closed_form), jax.jit(inversion.straight_line)
 
 
 class Pipeline(Model):
@@ -108,7 +104,7 @@ class Pipeline(Model):
         text = self.encode_text([request.prompts[k] for k in which]) if embedded is None else embedded[which]
         negative = self.negative(sampling.negative_prompt, guidance, len(seeds))
         velocity = self.guided(text, grid, guidance, negative)
-        tokens = _sampled(velocity, self.noise(seeds, grid), times, on_step)
+        tokens = sampled(velocity, self.noise(seeds, grid), times, on_step, sampling.solver)
         return self.decode(tokens, sampling.height, sampling.width)
 
     def read_embedding(self, embedding: str | os.PathLike[str] | TextEmbedding) -> TextEmbedding:
@@ -175,29 +171,43 @@ class Pipeline(Model):
             repeat_placement(references.where, g // p), references.masks, seeds, np.float32(preset.shuffle), grid,
             preset.outline, preset.margin, references.scene,
         )  # fmt: skip
-        path = self.path(references, preset, times, on_step)
+        solver = request.sampling.solver
+        path = self.path(references, preset, times, on_step, solver)
         x = start_noise(self.noise(seeds, grid), path, noise_from, moved=preset.start == "moved")
-        size = context_size(int(references.masks.sum()), references.masks.size) if preset.concat else 0
-        early, late = routings(references.masks, placement, g, grid, preset.concat, size)
-
         captions, prompts = self.encode_text(references.captions), self._prompts(request, g)
         rows = TextEmbedding.concatenate([captions, prompts])
         negative = self.negative(negative_prompt, guidance, g)
         inside = guidance if preset.guidance_inside is None else preset.guidance_inside
         scale = token_guidance(placement, np.float32(guidance), np.float32(inside))
         r = len(captions)
+        text, riding = (rows, r) if preset.level == "layer" else (prompts, 0)
+        before = Phase(
+            self.conditions(text, grid, guidance, negative, riding, inside, scale),
+            self.replacement(preset, references, placement),
+        )
+        size = context_size(int(references.masks.sum()), references.masks.size) if preset.concat else 0
         alone = self.conditions(prompts, grid, guidance, negative)
-        if preset.level == "layer":
-            before = Phase(self.conditions(rows, grid, guidance, negative, r, inside, scale), early)
+        if preset.concat is None:
+            after = Phase(alone)
+        elif preset.concat == "joined":
+            joined = join(references.masks, grid, size)
+            length = jnp.broadcast_to(joined.length, g)
+            after = Phase(at_positions(alone, joined.positions), Routing(length=length), joined.tokens)
         else:
-            before = Phase(self.conditions(prompts, grid, guidance, negative, 0, inside, scale), early)
-        after = Phase(self.conditions(rows, grid, guidance, negative, r) if late else alone, late)
-        eta = jnp.asarray(inversion.control(len(times) - 1, preset.eta))
-        tasks = [
-            Task(path, eta, jnp.asarray(times), jnp.float32(tau), before, after, self.parts.transformer, preset.level)
-            for tau in gates
-        ]
-        return jnp.concatenate([_personalized(task, x, on_step) for task in tasks])
+            routing = context_routing(references.masks, placement, g, grid, preset.concat, size)
+            after = Phase(self.conditions(rows, grid, guidance, negative, r), routing)
+        eta, model = jnp.asarray(inversion.control(len(times) - 1, preset.eta)), self.parts.transformer
+        task = Task(path, eta, jnp.asarray(times), jnp.float32(0), before, after, model, preset.level, solver)
+        tasks = [dataclasses.replace(task, tau=jnp.float32(tau)) for tau in gates]
+        return jnp.concatenate([personalized(task, x, on_step) for task in tasks])
+
+    def replacement(self, preset: Preset, references: References, placement: Placement) -> Routing:
+        """What feeds every token while t > tau, and how far: placement (G, R, N)."""
+        source = replacement_index(placement)
+        shares = None
+        if preset.soft:
+            shares = references.masks.astype(np.float32) if references.shares is None else references.shares
+        return Routing(source, replacement_weight(preset.parts, preset.blocks, self.spec.blocks, shares, source))
 
     def _prompts(self, request: Request, count: int) -> TextEmbedding:
         """The request's one prompt in so many rows."""
@@ -249,14 +259,22 @@ class Pipeline(Model):
         edit = prepare_edit(picture, None, self.canvas(picture.size, sampling.height, sampling.width), caption)
         references = edit.references(self.cell)
         times = self.times(sampling.steps, references.grid)
-        noise = self.path(references, self.preset(path="ode"), times, on_step)[0]
+        noise = self.path(references, self.preset(path="ode"), times, on_step, sampling.solver)[0]
         velocity = self.guided(self.encode_text([caption]), references.grid, 1.0, None)
-        return self.decode(_sampled(velocity, noise, times, on_step), edit.height, edit.width)[0], noise
+        return self.decode(sampled(velocity, noise, times, on_step, sampling.solver), edit.height, edit.width)[0], noise
 
     def path(
-        self, references: References, preset: Preset, times: np.ndarray, on_step: OnStep | None = None
+        self,
+        references: References,
+        preset: Preset,
+        times: np.ndarray,
+        on_step: OnStep | None = None,
+        solver: Name = "euler",
     ) -> jax.Array:
-        """The references at every flow time of a schedule: (S + 1, R, N, C). Their noise has seeds of their own."""
+        """The references at every flow time of a schedule: (S + 1, R, N, C). Their noise has seeds of their own.
+
+        solver: of the model's own flow (path "ode"); RF inversion is defined by its Euler steps.
+        """
         x0 = self.encode_image(references.images)
         noise = self.noise(np.arange(len(x0), dtype=np.uint32) + REFERENCE_SEED, references.grid)
         if preset.path == "line":
@@ -267,8 +285,10 @@ class Pipeline(Model):
         # Guidance bends the flow, and what it bends cannot be walked back.
         velocity = self.guided(self.encode_text(references.captions), references.grid, 1.0, None)
         if preset.path == "rf":
-            return _line(x0, _inverted(velocity, x0, noise, official, preset.gamma, on_step)[-1], times)
-        return _inverted(velocity, x0, noise, inversion.forward_times(times), 0.0, on_step, preset.sweeps)[::-1]
+            return _line(x0, inverted(velocity, x0, noise, official, preset.gamma, on_step)[-1], times)
+        if solver != "euler":
+            return followed_back(velocity, x0, times, on_step, solver)[::-1]
+        return inverted(velocity, x0, noise, inversion.forward_times(times), 0.0, on_step, preset.sweeps)[::-1]
 
     # Looking inside ------------------------------------------------------------------------------------------
 
@@ -314,46 +334,11 @@ PREPARED = Subject("references that have been prepared")  # stands for them in a
 REFERENCE_SEED = 1 << 31  # the first reference's noise; images usually count from 0
 
 
-def _watched(run: Run, stage: str, on_step: OnStep) -> Any:
-    """The result of a run that the host steps, telling `on_step` of each step."""
-    result = run.result(run.state)
-    for progress in stepped(run):
-        on_step(stage, progress.step, progress.steps)
-        result = progress.result
-    return result
-
-
-def _sampled(velocity: Velocity, x: jax.Array, times: np.ndarray, on_step: OnStep | None) -> jax.Array:
-    """`sampling.sample`, stepped by the host where someone listens."""
-    if on_step is None:
-        return _sample(velocity, x, times)
-    return _watched(sampling.sampling_run(velocity, x, jnp.asarray(times)), "sample", on_step)
-
-
-def _personalized(task: Task, x: jax.Array, on_step: OnStep | None) -> jax.Array:
-    """`personalize.sample`, likewise."""
-    if on_step is None:
-        return _personalize(task, x)
-    return _watched(personalize.task_run(task, x), "sample", on_step)
-
-
-def _inverted(
-    velocity: Velocity,
-    x0: jax.Array,
-    noise: jax.Array,
-    forward: ForwardTimes,
-    gamma: float,
-    on_step: OnStep | None,
-    sweeps: int = 0,
-) -> jax.Array:
-    """`inversion.invert`, likewise."""
-    if on_step is None:
-        return _invert(velocity, x0, noise, forward, gamma, sweeps)
-    states = [x0]
-    for progress in stepped(inversion.inversion_run(velocity, x0, noise, forward, gamma, sweeps)):
-        on_step("invert", progress.step, progress.steps)
-        states.append(progress.result)
-    return jnp.stack(states)
+def at_positions(conditions: Any, positions: jax.Array) -> Conditions:
+    """The conditions with other rotary positions (N, 3) of the image tokens."""
+    if isinstance(conditions, Guided):
+        return dataclasses.replace(conditions, conditions=at_positions(conditions.conditions, positions))
+    return dataclasses.replace(conditions, positions=positions)
 
 
 def gate_time(tau: float | Steps, times: np.ndarray) -> float:

@@ -9,6 +9,8 @@ from jaxpa.schedule import Steps
 
 Level = Literal["layer", "token"]
 Positions = Literal["zero", "target", "original", "shifted"]
+Concat = Literal["joined", Positions]
+Parts = Literal["qkv", "qk", "qv", "kv", "q", "k", "v"]
 Path = Literal["line", "ode", "rf"]
 Start = Literal["independent", "moved"]
 
@@ -17,7 +19,8 @@ _WORDS: dict[str, tuple[str | None, ...]] = {
     "level": get_args(Level),
     "path": get_args(Path),
     "start": get_args(Start),
-    "concat": (None, *get_args(Positions)),
+    "concat": (None, *get_args(Concat)),
+    "parts": get_args(Parts),
 }
 
 
@@ -34,8 +37,21 @@ class Preset:
     """The reference's way: a straight line to noise, the model's own flow backwards, or RF inversion by `gamma`."""
     start: Start = "independent"
     """Noise of the target region: the image's own, or the reference's inverted noise, moved with its tokens."""
-    concat: Positions | None = None
-    """Positions of the reference tokens that are attended to after tau; None: they are not."""
+    concat: Concat | None = None
+    """How the reference is attended to after tau; None: not at all. Two forms, whose pictures differ:
+
+    "joined": its tokens join each image's sequence at position (0, 0), as queries, keys and values with a stream of
+    their own: the paper's [X; X_ref; text] (Section 3.4). No reference row is asked after tau.
+
+    "zero", "target", "original", "shifted": the reference rows ride along, and give the images keys and values at
+    position (0, 0), at that of the cells that they are put on, at their own, or at their own moved by the grid's width.
+    This is what the official code does ("target" where it is switched on); Section 3.2 compares the last three."""
+    parts: Parts = "qkv"
+    """What the reference's features feed while t > tau: any of queries, keys and values."""
+    blocks: tuple[int, int] | None = None
+    """The first and the last block in which they do, counted from 0, double blocks first; None: all."""
+    soft: bool = False
+    """Whether a token is replaced only as far as the subject's mask covers it (the moved token's own share)."""
     guidance_inside: float | None = None
     """Guidance of replaced tokens while t > tau; None: as outside. Where the checkpoint embeds its guidance, this is
     what the reference's features are made with."""
@@ -59,9 +75,15 @@ class Preset:
     def __post_init__(self) -> None:
         for name, words in _WORDS.items():
             check_choice(name, getattr(self, name), words, JaxpaError)
+        if not isinstance(self.soft, bool):
+            raise JaxpaError(f"soft must be true or false, not {self.soft!r}")
         if self.outline < 0 or self.outline % 2 == 0 < self.outline:
             raise JaxpaError(f"outline must be an odd number of tokens, or 0, not {self.outline}")
+        if self.level == "token" and (self.parts != "qkv" or self.blocks is not None):
+            raise JaxpaError('level "token" replaces whole tokens: parts and blocks belong to level "layer"')
         try:
+            if self.blocks is not None:
+                checks.block_range("blocks", self.blocks)
             for name in ("tau", "inpaint_tau", "outpaint_tau"):
                 value = getattr(self, name)
                 checks.number(name, value.share if isinstance(value, Steps) else value, 0, 1)
@@ -78,8 +100,8 @@ class Preset:
 PRESETS = {
     # The notebooks of the official repository: 28 steps, gamma 1, eta 1, no concatenation.
     "official": Preset(tau=0.6, path="rf", inpaint_tau=0.45, outpaint_tau=0.7),
-    # Sections 3.4 and 4.1: tau at 80% of the steps, perturbation, then the reference at position zero.
-    "paper": Preset(tau=Steps(0.8), concat="zero", shuffle=1.0, outline=5),
+    # Sections 3.4 and 4.1: tau at 80% of the steps, perturbation, then the sequence [X; X_ref; text].
+    "paper": Preset(tau=Steps(0.8), concat="joined", shuffle=1.0, outline=5),
     # A small grid needs more: the true flow of the reference, and its noise under the subject.
     "mini": Preset(tau=0.5, path="ode", start="moved", guidance_inside=1.0, coverage=0.1, margin=1),
 }

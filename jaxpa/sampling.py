@@ -13,7 +13,7 @@ import jax.numpy as jnp
 
 from jaxpa import checks
 from jaxpa.loops import Loop, Run, fused
-from jaxpa.solvers import Flow, solver_of
+from jaxpa.solvers import Flow, Name, solver_of
 from jaxpa.tokens import Routing
 
 
@@ -114,7 +114,7 @@ class _Sampling:
 
     velocity: Any
     times: jax.Array
-    solver: str = field(metadata={"static": True})
+    solver: Name = field(metadata={"static": True})
 
 
 State = tuple[jax.Array, Any]  # x and the solver's memory
@@ -146,7 +146,7 @@ def sampling_run(
     times: jax.Array,
     start: jax.Array | int = 0,
     stop: jax.Array | int | None = None,
-    solver: str = "euler",
+    solver: Name = "euler",
 ) -> Run:
     """The description of `sample`, for `loops.stepped`. With rising times it follows the flow from data to noise.
 
@@ -168,7 +168,7 @@ def sample(
     times: jax.Array,
     start: jax.Array | int = 0,
     stop: jax.Array | int | None = None,
-    solver: str = "euler",
+    solver: Name = "euler",
 ) -> jax.Array:
     """All steps in one compiled loop: x (B, N, C) at times[start] -> tokens at times[stop] (default: the last).
 

@@ -14,12 +14,14 @@ held on its path).
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any, NamedTuple
+from typing import Any, Literal, NamedTuple
 
 import jax
 import jax.numpy as jnp
 
 from jaxpa.errors import check_choice
+
+Name = Literal["euler", "heun", "ab2"]
 
 
 class Flow(NamedTuple):
@@ -84,18 +86,18 @@ def _ab2(flow: Flow, x: jax.Array, memory: Last, i: jax.Array) -> tuple[jax.Arra
     return flow.move(x, v + ahead * (v - memory.velocity), i), Last(v, width)
 
 
-SOLVERS = {
+SOLVERS: dict[Name, Solver] = {
     "euler": Solver(_nothing, _euler, evaluations=1, order=1),
     "heun": Solver(_nothing, _heun, evaluations=2, order=2),
     "ab2": Solver(_no_last, _ab2, evaluations=1, order=2),
 }
 
 
-def solver_of(name: str) -> Solver:
+def solver_of(name: Name) -> Solver:
     """The solver of a name. Raises ValueError for a name that `SOLVERS` does not have."""
     return SOLVERS[check_choice("solver", name, SOLVERS)]
 
 
-def evaluations(solver: str, steps: int) -> int:
+def evaluations(solver: Name, steps: int) -> int:
     """How often a solver asks for the velocity in so many steps of a schedule. Raises ValueError for another name."""
     return solver_of(solver).evaluations * steps

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 from toys import MASKS, OFFSETS, C, H, N, W, make_task, put, some, times_of, toy
 
-from jaxpa import inversion, personalize, sampling, schedule
+from jaxpa import inversion, personalize, routing, sampling, schedule
 from jaxpa.config import ScheduleConfig
 from jaxpa.errors import JaxpaError
 from jaxpa.personalize import PRESETS, Phase, Preset
@@ -28,7 +28,7 @@ FORWARD = inversion.forward_times(TIMES)
     ({"concat": "zeros"}, "did you mean 'zero'"),
     ({"start": "Moved"}, "did you mean 'moved'"),
     ({"start": None}, "start must be one of 'independent', 'moved', not None"),
-    ({"concat": 0}, "concat must be one of None, 'zero'"),
+    ({"concat": 0}, "concat must be one of None, 'joined', 'zero'"),
     ({"tau": 80}, r"tau must lie in \[0, 1\], not 80"),
     ({"tau": Steps(80)}, r"tau must lie in \[0, 1\], not 80"),
     ({"tau": "0.5"}, "tau must be a number"),
@@ -76,10 +76,10 @@ def test_tasks(change, message):
 
 @pytest.mark.parametrize(("call", "message"), [
     (lambda: personalize.sample(TASK, BYTES), "x must be an array of floating-point numbers"),
-    (lambda: personalize.replacement_source(PLACED._replace(source=PLACED.source + N), 1), "placement.source must lie"),
-    (lambda: personalize.replacement_source(PLACED._replace(target=PLACED.target[:, 1:]), 1), "placement.target must"),
-    (lambda: personalize.reference_context(MASKS[:1, :-1], PLACED, 1, (H, W), "zero", N), r"masks must .*\(R, 20\)"),
-    (lambda: personalize.reference_context(MASKS[:1], PLACED, 1, (H, W), "zeros", N), "did you mean 'zero'"),
+    (lambda: routing.replacement_source(PLACED._replace(source=PLACED.source + N), 1), "placement.source must lie"),
+    (lambda: routing.replacement_source(PLACED._replace(target=PLACED.target[:, 1:]), 1), "placement.target must"),
+    (lambda: routing.reference_context(MASKS[:1, :-1], PLACED, 1, (H, W), "zero", N), r"masks must .*\(R, 20\)"),
+    (lambda: routing.reference_context(MASKS[:1], PLACED, 1, (H, W), "zeros", N), "did you mean 'zero'"),
     (lambda: sampling.sample(toy(1), BYTES, TIMES), "x must be .*not uint8"),
     (lambda: sampling.sample(toy(1), X[0], TIMES), r"x must be .*\(B, N, C\), not float32 \(20, 3\)"),
     (lambda: sampling.sample(toy(1), X, TIMES[::-1]), "times must fall"),

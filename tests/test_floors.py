@@ -22,8 +22,9 @@ FLOORS = (
     "kernels",
     "blocks sampling encoders",
     "transformer inversion presets",
+    "routing",
     "personalize checkpoint media",
-    "request",
+    "request runs",
     "model",
     "attention devices",
     "pipeline",
@@ -42,7 +43,7 @@ ROOMS = {  # modules in the order in which they build on each other
     "evaluation": "metrics scores evaluate",
     "cli": "console flags files command plan bench checkpoints pictures invert mask parse batch main",
 }
-METHOD = {"sampling", "inversion", "presets", "personalize"}
+METHOD = {"sampling", "inversion", "presets", "routing", "personalize"}
 NETWORKS = {"layers", "kernels", "blocks", "transformer", "encoders"}  # the method knows none
 PURE = {"box", "tokens", "rope", "schedule", "loops", "solvers", "checks", *METHOD}
 ARRAYS = {"jax", "numpy", "chex"}  # all that these may import from outside

@@ -32,7 +32,8 @@ from toys import (  # noqa: F401
 from jaxpa import inversion, personalize, tokens
 from jaxpa.box import Box
 from jaxpa.config import ScheduleConfig
-from jaxpa.personalize import PRESETS, Phase, Task, move_noise, reference_context, replacement_source
+from jaxpa.personalize import PRESETS, Phase, Task
+from jaxpa.routing import move_noise, reference_context, replacement_source
 from jaxpa.schedule import Steps, flow_times
 from jaxpa.tokens import Placement, Routing
 
@@ -247,4 +248,4 @@ def test_presets():
         None,
         "layer",
     )
-    assert (paper.tau, paper.concat) == (Steps(0.8), "zero")
+    assert (paper.tau, paper.concat) == (Steps(0.8), "joined")

@@ -125,6 +125,8 @@ def test_low_tau_brings_the_subject_and_leaves_the_prompt(pipe, subject):
 @pytest.mark.parametrize("switches", [
     {"preset": "official"}, {"preset": "paper"}, {"level": "token"}, {"concat": "target", "path": "rf", "gamma": 0.5},
     {"path": "rf", "gamma": 0.5, "eta": 0.8, "level": "token", "concat": "zero"},
+    {"solver": "heun", "concat": "joined"}, {"solver": "ab2", "level": "token", "soft": True},
+    {"parts": "v", "blocks": (1, 4), "soft": True, "sweeps": 1},
 ], ids=str)  # fmt: skip
 def test_every_switch_runs(pipe, subject, switches):
     (image,) = pipe.personalize("a car in a room", [subject], steps=2, **switches)

@@ -14,6 +14,7 @@ from jaxpa.config import ScheduleConfig, TransformerConfig
 from jaxpa.devices.timing import Clock
 from jaxpa.inversion import straight_line
 from jaxpa.personalize import Phase, Task
+from jaxpa.routing import replacement_source
 from jaxpa.sampling import ClassifierFree, initial_noise, sample
 from jaxpa.schedule import flow_times
 from jaxpa.tokens import Placement, Routing, grid_positions, identity_source, pair
@@ -217,7 +218,7 @@ def task_of(flux: Flux, seed: int, tau: float) -> Task:
     rng, times = np.random.default_rng(seed), schedule(STEPS)
     mask, moved = rng.random((2, N)) < 0.5
     one = jax.jit(pair)(mask, moved)
-    routing = Routing(personalize.replacement_source(Placement(one.source[None], one.target[None]), 2))
+    routing = Routing(replacement_source(Placement(one.source[None], one.target[None]), 2))
     path = straight_line(normal(seed, 1, N, CONFIG.in_channels), normal(seed + 1, 1, N, CONFIG.in_channels), times)
     scale = jnp.float32(rng.uniform(1, 4))
     early, late = ClassifierFree(bind(flux, 5, seed), scale, 1), ClassifierFree(bind(flux, 4, seed), scale)

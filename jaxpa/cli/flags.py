@@ -120,6 +120,20 @@ class Pad(tuple[int, int, int, int]):
     """The sides of an outpainting, as one word."""
 
 
+def parse_blocks(words: Sequence[str]) -> tuple[int, int] | None:
+    """`10-20`: blocks 10 to 20, both included; `none`: all. Raises JaxpaError."""
+    if words[0] == "none":
+        return None
+    first, dash, last = words[0].partition("-")
+    if not (dash and first.isdecimal() and last.isdecimal()):
+        raise JaxpaError(f"{words[0]!r} is no range of blocks: give the first and the last, such as 10-20, or none")
+    return int(first), int(last)
+
+
+def _show_blocks(blocks: Any) -> list[str]:
+    return ["none" if blocks is None else "the preset's" if blocks is Unset.UNSET else f"{blocks[0]}-{blocks[1]}"]
+
+
 def _spec(
     metavar: str,
     parse: Callable[[list[str]], Any],
@@ -138,8 +152,13 @@ def _one(kind: type, word: str) -> Any:
         raise JaxpaError(f"{word!r} is not {'a whole number' if kind is int else 'a number'}") from None
 
 
-def _choice(members: Sequence[Any], off: str | None) -> PrimitiveConstructorSpec[Any] | None:
-    """A literal or a scalar that may say nothing; `off` is the word for None, where None is a choice."""
+def _choice(
+    members: Sequence[Any], off: str | None, values: dict[str, Any] | None = None
+) -> PrimitiveConstructorSpec[Any] | None:
+    """A literal or a scalar that may say nothing; `off` is the word for None, where None is a choice.
+
+    values: what the words of a literal mean, where they are not meant themselves.
+    """
     words = [str(each) for member in members for each in typing.get_args(member)]
     scalar = next((member for member in members if member in (int, float, str, Path)), None)
     if not words and scalar is None:
@@ -155,10 +174,15 @@ def _choice(members: Sequence[Any], off: str | None) -> PrimitiveConstructorSpec
         if words and word not in words:
             known = [*words, *([off] if off else [])]
             raise JaxpaError(f"{word!r} is not one of {', '.join(known)}{did_you_mean(word, known)}")
-        return word if words else _one(scalar, word)  # type: ignore[arg-type]
+        if words:
+            return word if values is None else values[word]
+        return _one(scalar, word)  # type: ignore[arg-type]
 
     def show(value: Any) -> list[str]:
-        return [off or "auto"] if value is None else ["the preset's"] if value is Unset.UNSET else [str(value)]
+        if value is None or value is Unset.UNSET:
+            return [off or "auto"] if value is None else ["the preset's"]
+        meant = {meaning: word for word, meaning in (values or {}).items()}
+        return [meant.get(value, str(value))]
 
     return _spec(metavar, parse, show)
 
@@ -177,12 +201,18 @@ def _rule(info: PrimitiveTypeInfo) -> PrimitiveConstructorSpec[Any] | None:
         return _spec("X,Y|L,T,R,B", parse_place, lambda value: [",".join(f"{each:g}" for each in value)])
     if kind == Seeds:
         return _spec("INT [INT ...]", parse_seeds, _show_seeds, "*")
+    if typing.get_origin(kind) is Literal:
+        return _choice([kind], None)
     if typing.get_origin(kind) not in (typing.Union, types.UnionType):
         return None
     members = [member for member in typing.get_args(kind) if member is not Unset]
     if set(members) == {float, Steps}:
         return _spec("T|P%", lambda words: parse_tau(words[0]), lambda value: [show_tau(value)])
     plain = [member for member in members if member is not type(None)]
+    if plain == [bool]:
+        return _choice([Literal["yes", "no"]], None, {"yes": True, "no": False})
+    if plain == [tuple[int, int]]:
+        return _spec("FIRST-LAST|none", parse_blocks, _show_blocks)
     off = None
     if len(plain) < len(members):
         unset = len(members) < len(typing.get_args(kind))

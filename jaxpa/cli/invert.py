@@ -29,8 +29,7 @@ class InvertCommand(Making):
     """Walk a picture back to its noise and sample it again: how much an inversion loses."""
 
     image: Path
-    """The picture: PNG, JPEG, WebP, BMP, TIFF, GIF, PPM or JPEG 2000; 200 million pixels at most (JAXPA_MAX_PIXELS
-    raises it)."""
+    """The picture."""
     prompt: str
     """What the picture shows."""
     figure: bool = True  # type: ignore[misc]

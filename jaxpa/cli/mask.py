@@ -35,8 +35,7 @@ class MaskCommand(Making):
     DEFAULT: ClassVar[Path] = Path("mask.png")
 
     image: Path
-    """The picture: PNG, JPEG, WebP, BMP, TIFF, GIF, PPM or JPEG 2000; 200 million pixels at most (JAXPA_MAX_PIXELS
-    raises it)."""
+    """The picture."""
     word: str | None = None
     """What the subject is; attention finds it."""
     caption: str | None = None

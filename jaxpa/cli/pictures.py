@@ -49,8 +49,7 @@ class EditCommand(Picturing):
     """What changes a picture and keeps the rest."""
 
     image: Path
-    """The picture: PNG, JPEG, WebP, BMP, TIFF, GIF, PPM or JPEG 2000; 200 million pixels at most (JAXPA_MAX_PIXELS
-    raises it)."""
+    """The picture."""
     caption: str = ""
     """What the picture shows; the inversion follows it."""
     feather: float = 0.0

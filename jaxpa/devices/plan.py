@@ -17,6 +17,7 @@ from jaxpa.presets import Preset
 from jaxpa.request.request import Request
 from jaxpa.request.spec import Spec
 from jaxpa.schedule import steps_above, tau_time
+from jaxpa.solvers import evaluations
 
 
 class Run(NamedTuple):
@@ -69,10 +70,10 @@ def run_of(request: Request, spec: Spec, canvas: tuple[int, int] | None = None) 
     preset = request.switches(spec)
     gates = [tau_time(tau, times) for tau in request.taus(spec)]
     asks = preset.path == "ode" or (preset.path == "rf" and preset.gamma < 1)
-    inversion, context = (
-        (len(times) - 1) * asks * (1 + preset.sweeps * (preset.path == "ode")),
-        request.references * n * bool(preset.concat),
-    )
+    inversion, context = len(times) - 1 if asks else 0, request.references * n * bool(preset.concat)
+    if preset.path == "ode":  # RF inversion is defined by its Euler steps
+        euler = said.solver == "euler"
+        inversion = inversion * (1 + preset.sweeps) if euler else evaluations(said.solver, inversion)
     return Run(spec, grid, text, times, gates, images, request.references, inversion, context, guided, preset)
 
 
@@ -85,7 +86,13 @@ def plan(source: Source, request: Request, dtype: Any = None, canvas: tuple[int,
     run = run_of(request, Spec(source.config, settings_of(source)), canvas)
     config, n, m, images = source.config, run.tokens, run.text, run.images
     above = [int(steps_above(jnp.asarray(run.times), gate)) for gate in run.gates]
-    r, late = run.references, run.context > 0
+    r, asked = run.references, evaluations(request.sampling.solver, 1)
+    # Joined, the reference's tokens are tokens of the images' own sequences; else its rows ride along.
+    joined = run.preset is not None and run.preset.concat == "joined"
+    late, (late_tokens, late_context) = (
+        run.context > 0 and not joined,
+        (n + run.context, 0) if joined else (n, run.context),
+    )
     early_rows = sum(cost.sample_forwards(a, a, r, images, run.level, False, guided=run.guided) for a in above)
     late_rows = sum(
         cost.sample_forwards(0, run.steps - a, r, images, run.level, late, guided=run.guided) for a in above
@@ -99,8 +106,9 @@ def plan(source: Source, request: Request, dtype: Any = None, canvas: tuple[int,
     height, width = (side * run.spec.cell for side in run.grid)
     pictures = r * cost.autoencoder_flops(config.vae, height, width, "encode")
     pictures += len(above) * images * cost.autoencoder_flops(config.vae, height, width, "decode")
+    early_rows, late_rows = asked * early_rows, asked * late_rows
     flops = (early_rows + inverted) * forward
-    flops += late_rows * cost.transformer_flops(config.transformer, n, m, run.context)
+    flops += late_rows * cost.transformer_flops(config.transformer, late_tokens, m, late_context)
     return {
         "model": source.name,
         "dtype": kind.name,
@@ -145,10 +153,14 @@ def format_plan(content: dict[str, Any]) -> str:
     return "\n".join(f"{name:<9}{value}" for name, value in rows.items())
 
 
+COMPILED_IN = ("level", "path", "start", "concat", "parts", "blocks", "sweeps")  # switches that programs depend on
+
+
 def signature(source: Source, request: Request, content: dict[str, Any]) -> str:
     """A name for the compiled programs of such a run: what shapes and switches, on which device, by which JAX."""
     preset = request.switches(Spec(source.config, settings_of(source))) if request.references else None
-    switches = {} if preset is None else {k: getattr(preset, k) for k in ("level", "path", "start", "concat")}
+    switches = {} if preset is None else {k: getattr(preset, k) for k in COMPILED_IN}
+    switches["solver"] = request.sampling.solver
     shapes = {k: content[k] for k in ("dtype", "device", "height", "width", "steps", "references", "images")}
     text = json.dumps([asdict(source.config), switches, shapes, jax.__version__], sort_keys=True)
     return hashlib.sha256(text.encode()).hexdigest()[:24]

@@ -69,7 +69,7 @@ def moved(references: References, subject: Subject) -> Target:
     # The mask goes the picture's own way, as if it were one: cut, mirrored and scaled alike.
     drawn = np.uint8(255 * masks.resize_mask(subject.mask, subject.image.height, subject.image.width))
     likewise = replace(subject, image=Image.fromarray(drawn).convert("RGB"))
-    alike, _, _ = read_subject(likewise, height, width, references.grid, 1e-3)
+    alike = read_subject(likewise, height, width, references.grid, 1e-3).picture
     source, landed = (np.asarray(each)[0, -1] for each in references.where)
 
     def move(values: np.ndarray) -> np.ndarray:  # (H, W, C)

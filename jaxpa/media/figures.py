@@ -12,7 +12,7 @@ from scipy import ndimage
 
 Font: TypeAlias = ImageFont.FreeTypeFont | ImageFont.ImageFont
 
-MAGENTA = (230, 15, 130)  # few subjects have this colour
+MAGENTA = (230, 15, 130)  # a colour that few subjects have
 LEAST, MOST = 768, 1536  # pixels along the longer side of an overlay: room for thin lines, at a bounded cost
 CRISP = 64  # up to this side a picture is a map of cells, whose edges stay sharp when it is enlarged
 MAX_LINES = 3  # of a caption
@@ -48,7 +48,7 @@ def overlay(
 
     thick = max(1, min(round(side / 110), int(cell / 3)))
     outline = region & ~_eroded(region, thick, beyond=False)
-    halo = ~region & ~_eroded(~region, max(1, thick // 2), beyond=True)  # sets it off from pixels of its colour
+    halo = ~region & ~_eroded(~region, max(1, thick // 2), beyond=True)  # keeps the outline off its like
     pixels = np.where(halo[..., None], 255, np.where(outline[..., None], ink, pixels))
     return Image.fromarray(np.clip(np.rint(pixels), 0, 255).astype(np.uint8))
 
@@ -60,7 +60,7 @@ def _lines(cells: np.ndarray, thick: int) -> np.ndarray:
 
 
 def _eroded(region: np.ndarray, by: int, beyond: bool) -> np.ndarray:
-    """A region without its outermost `by` pixels. beyond: whether what lies off the picture counts as inside."""
+    """A region without its outermost `by` pixels; `beyond`: whether what is off the picture counts as inside."""
     return ndimage.minimum_filter(region, 2 * by + 1, mode="constant", cval=float(beyond))
 
 
@@ -71,7 +71,7 @@ def _resized(image: Image.Image, size: tuple[int, int], how: Image.Resampling = 
 
 
 def over_white(image: Image.Image) -> Image.Image:
-    """Any mode of eight bits -> RGB, with white behind what is transparent."""
+    """Any mode of eight bits -> RGB, what is transparent over white."""
     if image.has_transparency_data:
         image = image.convert("RGBA")
         image = Image.alpha_composite(Image.new("RGBA", image.size, "white"), image)
@@ -82,7 +82,7 @@ def over_white(image: Image.Image) -> Image.Image:
 
 
 class Style(NamedTuple):
-    """The measures of a sheet, which all follow from the height of its pictures."""
+    """The measures of a sheet, all from the height of its pictures."""
 
     font: Font
     leading: int  # from one line of text to the next
@@ -97,8 +97,8 @@ class Style(NamedTuple):
 def sheet(rows: Sequence[Sequence[tuple[str, Image.Image]]], height: int = 288) -> Image.Image:
     """Rows of (caption, picture) -> a contact sheet on white; pictures are `height` pixels tall and stand in columns.
 
-    A caption wraps over at most `MAX_LINES` lines and ends in dots if it is longer. What follows a line break in it is
-    grey, as a subtitle. ValueError: no picture at all.
+    A caption wraps over `MAX_LINES` lines and ends in dots if it is longer. Where it has a line break, what is before
+    it is the title and the rest is grey. ValueError: no picture at all.
     """
     rows = [row for row in rows if row]
     if not rows:
@@ -120,7 +120,7 @@ def sheet(rows: Sequence[Sequence[tuple[str, Image.Image]]], height: int = 288) 
 
 
 def _fit(image: Image.Image, height: int) -> Image.Image:
-    """RGB, scaled to `height`, or to less where it would be more than three times as wide."""
+    """RGB, scaled to `height`, or less where it would be over three times as wide."""
     scale = min(height / image.height, 3 * height / image.width)
     size = max(1, round(image.width * scale)), max(1, round(image.height * scale))
     crisp = max(image.size) <= CRISP
@@ -157,7 +157,7 @@ def _caption(text: str, font: Font, width: int) -> list[tuple[str, tuple[int, in
 
 
 def _plain(text: str) -> str:
-    """A text in letters that Pillow's own font has: without accents, and with ? for what has no Latin form."""
+    """In letters that Pillow's own font has: accents go, and what has no Latin form becomes a question mark."""
     text = unicodedata.normalize("NFKD", text.translate(PLAIN))
     return "".join(c for c in text if not unicodedata.combining(c)).encode("ascii", "replace").decode()
 

@@ -75,7 +75,7 @@ def _identified(path: str | os.PathLike[str]) -> ImageFile.ImageFile:
 
 
 def _upright(image: Image.Image) -> Image.Image:
-    """Decode the first frame and turn it the way up that its EXIF data says; modes unknown here become RGB."""
+    """Decode the first frame and turn it as its EXIF says; modes that nothing here knows become RGB."""
     if image.getexif().get(ExifTags.Base.Orientation, 1) != 1:
         image = ImageOps.exif_transpose(image)
     image.load()
@@ -124,7 +124,7 @@ def _open(picture: Picture, what: str) -> Image.Image:
 
 
 def _alpha(image: Image.Image) -> np.ndarray | None:
-    """The transparency as (H, W) float32, or None if it is the same everywhere."""
+    """(H, W) float32 of a transparency that is not the same everywhere; else None."""
     if image.mode[0] in "IF" or not image.has_transparency_data:
         return None
     alpha = np.asarray(image.convert("RGBA").getchannel("A"))
@@ -178,13 +178,13 @@ def read_mask(picture: Picture, size: tuple[int, int] | None = None) -> np.ndarr
         )
     if not mask.max() > 0.5:
         raise JaxpaError(
-            f"{name} is empty: its brightest spot is {mask.max():.2g} of 1, make the subject white on black"
+            f"{name} is empty, its brightest spot is {mask.max():.2g} of 1: make the subject white on black"
         )
     return mask
 
 
 def alpha_mask(picture: Picture) -> np.ndarray | None:
-    """The picture's own transparency as a mask, (H, W) float32; None if it has none or the same everywhere."""
+    """The picture's own transparency as a mask, (H, W) float32; None where it has none or a constant one."""
     return _alpha(_open(picture, "picture"))
 
 
@@ -246,10 +246,10 @@ def _span(
 
 
 def to_image(array: np.ndarray) -> Image.Image:
-    """(H, W, 3) in [-1, 1], of any float type, -> RGB, rounded and clipped. JaxpaError: NaN or infinity."""
+    """(H, W, 3) in [-1, 1] of any float type -> RGB, rounded and clipped. JaxpaError: numbers that are not finite."""
     values = np.asarray(array, np.float32)
     if not np.isfinite(values).all():
-        raise JaxpaError("the picture came out with NaN or infinity in it: try another dtype, such as float32")
+        raise JaxpaError("the picture came out with numbers that are not finite: try another dtype, float32 for one")
     return Image.fromarray(np.clip(np.rint((values + 1) * 127.5), 0, 255).astype(np.uint8))
 
 
@@ -257,7 +257,7 @@ def to_image(array: np.ndarray) -> Image.Image:
 
 
 def check_output(path: str | os.PathLike[str]) -> Path:
-    """Check, before any long work, that a picture can be written to a path -> the path. JaxpaError: why it cannot."""
+    """Whether a picture can be written there, asked before any long work. JaxpaError says why not."""
     path = Path(path)
     if os.path.isdir(path):  # unlike Path.is_dir, no error for a folder that may not be entered
         raise JaxpaError(f"{path} is a folder: name a file in it, such as {path / 'out.png'}")
@@ -273,7 +273,7 @@ def check_output(path: str | os.PathLike[str]) -> Path:
 
 
 def _options(metadata: dict[str, Any] | None, form: str) -> dict[str, Any]:
-    """Pillow's options for a format, with the metadata in a PNG chunk or in EXIF's user comment."""
+    """How a format is written, with the metadata where it keeps such: a PNG chunk, or EXIF's user comment."""
     options: dict[str, Any] = {} if form == "PNG" else {"quality": 95}
     if form == "JPEG":
         options["subsampling"] = 0
@@ -290,9 +290,9 @@ def _options(metadata: dict[str, Any] | None, form: str) -> dict[str, Any]:
 
 
 def save_image(image: Image.Image, path: str | os.PathLike[str], metadata: dict[str, Any] | None = None) -> None:
-    """Write a .png, .jpg or .webp file with metadata inside; whoever reads it sees the old file or the whole new one.
+    """Write .png, .jpg or .webp with the metadata inside; a reader sees the old file or the whole new one.
 
-    JaxpaError: as `check_output`; an error of the disk.
+    JaxpaError: as `check_output`; a disk that is full.
     """
     path = check_output(path)
     form = FORMATS[path.suffix.lower()]
@@ -310,7 +310,7 @@ def save_image(image: Image.Image, path: str | os.PathLike[str], metadata: dict[
 
 
 def read_metadata(path: str | os.PathLike[str]) -> dict[str, Any] | None:
-    """The metadata that `save_image` put into a file; None if there is none of it. JaxpaError: as `read_image`."""
+    """What `save_image` put into a file; None where there is nothing of its making."""
     image = _open(path, "picture")
     comment = image.getexif().get_ifd(ExifTags.IFD.Exif).get(ExifTags.Base.UserComment, b"")
     try:
@@ -324,6 +324,6 @@ def read_metadata(path: str | os.PathLike[str]) -> dict[str, Any] | None:
 
 
 def psnr(a: Image.Image | np.ndarray, b: Image.Image | np.ndarray) -> float:
-    """Peak signal-to-noise ratio of two 8-bit pictures of one size, in dB: at 30 they are hard to tell apart."""
+    """Peak signal-to-noise ratio of two 8-bit pictures, in dB: 20 is alike from afar, 30 hard to tell apart."""
     error = np.mean((np.asarray(a, np.float64) - np.asarray(b, np.float64)) ** 2)
     return float(10 * np.log10(255**2 / max(error, 1e-9)))

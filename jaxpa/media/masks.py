@@ -34,7 +34,7 @@ def unit(values: np.ndarray, name: str = "the mask") -> np.ndarray:
         return _divided(values, np.iinfo(values.dtype).max)
     low, high = (values.min(), values.max()) if kind in "iuf" and values.size else (np.nan, np.nan)
     if not (low >= -1e-3 and high < np.inf):  # NaN fails both
-        raise JaxpaError(f"{name} must hold finite numbers from 0 up: give bool, uint8, or floats in [0, 1]")
+        raise JaxpaError(f"{name} has values that are no numbers from 0 up: give bool, uint8, or floats in [0, 1]")
     if values.dtype == np.float32 and low >= 0 and high <= 1:
         return values
     most = float(high)
@@ -200,8 +200,8 @@ def canvas_size(size: tuple[int, int], side: int, cell: int) -> tuple[int, int]:
 def crop_box(size: tuple[int, int], height: int, width: int, focus: np.ndarray | None = None) -> Box:
     """The largest box of aspect width : height inside a picture of `size` (W, H), in its pixels.
 
-    It is centred in the picture. With a mask as `focus` (of any resolution) it shows as much of the mask as it can, and
-    is centred on it as nearly as that allows.
+    It is centred in the picture; or, with a mask as `focus` (of any resolution), it shows as much of the mask as it
+    can and is centred on it as nearly as that allows.
     """
     if size[0] * height >= size[1] * width:
         box = min(size[0], max(1, round(size[1] * width / height))), size[1]
@@ -288,6 +288,17 @@ def resize_mask(
     return cover(mask, height, width, inside)
 
 
+def token_shares(
+    mask: np.ndarray,
+    h: int,
+    w: int,
+    box: Sequence[float] | None = None,
+    size: tuple[int, int] | None = None,
+) -> np.ndarray:
+    """The share of every token that a mask covers, (h * w,) float32 in [0, 1]; arguments as of `token_mask`."""
+    return cover(unit(mask), h, w, _in_mask(mask, box, size, beyond=True)).reshape(h * w)
+
+
 def token_mask(
     mask: np.ndarray,
     h: int,
@@ -306,11 +317,10 @@ def token_mask(
     """
     if not 0 < coverage <= 1:
         raise JaxpaError(f"coverage must be above 0 and at most 1, not {coverage}")
-    mask = unit(mask)
-    share = cover(mask, h, w, _in_mask(mask, box, size, beyond=True)).reshape(h * w)
+    share = token_shares(mask, h, w, box, size)
     chosen = share >= np.float32(coverage)  # float32 on both sides, so that a share equal to it counts
     if not share.any():
-        raise JaxpaError("the mask is empty where the canvas shows the picture: crop less, or move the mask")
+        raise JaxpaError("the mask is empty in the part of the picture that is used: crop less, or move the mask")
     if not chosen.any():
         raise JaxpaError(
             f"the mask covers at most {share.max():.2g} of any of the {h} x {w} tokens: lower the coverage, "

@@ -3,6 +3,7 @@
 import warnings
 from collections.abc import Sequence
 from dataclasses import dataclass, field, fields, replace
+from typing import NamedTuple
 
 import numpy as np
 from PIL import Image
@@ -102,7 +103,8 @@ class References:
 
     images (R, H, W, 3) float32 in [-1, 1]; masks (R, N) bool, the subjects' tokens; where (G | 1, R, N), the whole
     canvas' way from reference to image, of which `placement` is the masked part; captions, R of them; grid, the canvas
-    in tokens (h, w); scene, whether the first reference is one.
+    in tokens (h, w); scene, whether the first reference is one; shares (R, N) float32, how much of each token is the
+    subject's (None: all of those of the mask).
 
     JaxpaError: shapes that do not go together.
     """
@@ -113,6 +115,7 @@ class References:
     captions: tuple[str, ...]
     grid: tuple[int, int]
     scene: bool = False
+    shares: np.ndarray | None = None
 
     def __post_init__(self) -> None:
         (r, (h, w)), n = (len(self.images), self.grid), self.grid[0] * self.grid[1]
@@ -122,6 +125,8 @@ class References:
             raise JaxpaError(f"images have the shape {shape}: {asked} (R, H, W, 3) of whole tokens")
         if np.shape(self.masks) != (r, n):
             raise JaxpaError(f"masks have the shape {np.shape(self.masks)}: {asked} {(r, n)}")
+        if self.shares is not None and np.shape(self.shares) != (r, n):
+            raise JaxpaError(f"shares have the shape {np.shape(self.shares)}: {asked} {(r, n)}")
         for name, array in self.where._asdict().items():
             if np.ndim(array) != 3 or np.shape(array)[1:] != (r, n):
                 raise JaxpaError(f"where.{name} has the shape {np.shape(array)}: {asked} (G, {r}, {n})")
@@ -139,10 +144,17 @@ class References:
         return np.any(np.asarray(self.placement.target), axis=1)
 
 
-def read_subject(
-    subject: Subject, height: int, width: int, grid: tuple[int, int], coverage: float
-) -> tuple[np.ndarray, np.ndarray, float]:
-    """A subject on the canvas: its picture (H, W, 3), its tokens (N,), and the share of it that leaves the canvas.
+class OnCanvas(NamedTuple):
+    """A subject: picture (H, W, 3), tokens (N,), its share of each (N,), and the part of it that leaves the canvas."""
+
+    picture: np.ndarray
+    tokens: np.ndarray
+    shares: np.ndarray
+    lost: float
+
+
+def read_subject(subject: Subject, height: int, width: int, grid: tuple[int, int], coverage: float) -> OnCanvas:
+    """A subject on the canvas.
 
     It is cut to the canvas' aspect around the subject, or scaled so that the subject fits its box. Mirroring and
     scaling act on pixels: a token's content has a direction and a size, which moving it to another cell keeps.
@@ -160,7 +172,8 @@ def read_subject(
         box = masks.crop_box(picture.size, height, width, mask)
     chosen = masks.token_mask(mask, *grid, coverage, box=box, size=picture.size)
     lost = 1 - masks.share_inside(mask, box, picture.size)
-    return images.to_array(picture, height, width, box), chosen, lost
+    shares = masks.token_shares(mask, *grid, box=box, size=picture.size)
+    return OnCanvas(images.to_array(picture, height, width, box), chosen, shares, lost)
 
 
 def _read_scene(scene: Subject, height: int, width: int) -> np.ndarray:
@@ -189,10 +202,11 @@ def read_references(
         raise JaxpaError(f"{len(subjects)} subjects are more than fit: at most {MAX_REFERENCES} references in all")
     if not subjects and scene is None:
         raise JaxpaError("nothing to personalise: give at least one subject, or a scene")
-    pictures, chosen, placements, names = [], [], [], []
+    pictures, chosen, shares, placements, names = [], [], [], [], []
     if scene is not None:
         pictures.append(_read_scene(scene, height, width))
         chosen.append(np.ones(grid[0] * grid[1], bool))
+        shares.append(np.ones(grid[0] * grid[1], np.float32))
         placements.append([put(chosen[0], grid, None, scene.name)[0]])
         names.append("the scene")
     for k, subject in enumerate(subjects):
@@ -205,16 +219,18 @@ def read_references(
                 )
             subject = replace(subject, at=places[0])
         name = f"{subject.name} (subject {k + 1})" if len(subjects) > 1 else subject.name
-        picture, mask, lost = read_subject(subject, height, width, grid, coverage)
-        _warn_of_cut(name, subject.at, lost)
-        pictures.append(picture)
-        chosen.append(mask)
-        placements.append([_put(mask, grid, place, name) for place in places])
+        read = read_subject(subject, height, width, grid, coverage)
+        _warn_of_cut(name, subject.at, read.lost)
+        pictures.append(read.picture)
+        chosen.append(read.tokens)
+        shares.append(read.shares)
+        placements.append([_put(read.tokens, grid, place, name) for place in places])
         names.append(name)
     captions = [each.caption for each in (*([] if scene is None else [scene]), *subjects)]
     made = References(
-        np.stack(pictures), np.stack(chosen), _stack(placements), tuple(captions), grid, scene is not None
-    )
+        np.stack(pictures), np.stack(chosen), _stack(placements), tuple(captions), grid, scene is not None,
+        np.stack(shares),
+    )  # fmt: skip
     _warn_of_cover(made, names)
     return made
 

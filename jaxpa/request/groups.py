@@ -14,9 +14,10 @@ import pydantic
 
 from jaxpa.errors import JaxpaError, check_choice, real, whole
 from jaxpa.media.images import Picture
-from jaxpa.presets import PRESETS, Level, Path, Positions, Preset, Start
+from jaxpa.presets import PRESETS, Concat, Level, Parts, Path, Preset, Start
 from jaxpa.request.spec import MAX_STEPS
 from jaxpa.schedule import Steps
+from jaxpa.solvers import SOLVERS, Name
 
 MAX_SEED = 2**32 - 1
 MAX_IMAGES = 1_000_000
@@ -83,6 +84,9 @@ class Sampling:
     """Sampling steps."""
     guidance: float | None = None
     """How strongly the prompt is followed."""
+    solver: Name = "euler"
+    """How a step is made of velocities: by one (euler), by that at either end (heun: two forwards a step), or by one
+    and the last step's (ab2). The last two need fewer steps for the same accuracy."""
     height: int | None = None
     """Height of the canvas in pixels."""
     width: int | None = None
@@ -108,6 +112,7 @@ class Sampling:
         for name, most in limits.items():
             if (value := getattr(self, name)) is not None:
                 set_(self, name, whole(name, value, 1, most))
+        check_choice("solver", self.solver, SOLVERS, JaxpaError)
         if self.guidance is not None:
             set_(self, "guidance", real("guidance", self.guidance, 0))
         if not isinstance(self.negative_prompt, str | None):
@@ -139,8 +144,15 @@ class Method:
     """How the reference becomes noise: along a straight line, by the model's own flow, or by RF inversion."""
     start: Start | Unset = UNSET
     """The start noise under the subject: the picture's own, or the reference's inverted noise."""
-    concat: Positions | Unset | None = UNSET
-    """Attend to the reference after tau, at these positions; none: do not."""
+    concat: Concat | Unset | None = UNSET
+    """Attend to the reference after tau: as a part of each picture's sequence at position zero (joined, the paper's
+    form), or to its keys and values at these positions; none: do not."""
+    parts: Parts | Unset = UNSET
+    """What the reference's features feed: queries, keys and values, or some of them."""
+    blocks: tuple[int, int] | Unset | None = UNSET
+    """The first and the last block in which they do, from 0, double blocks first; none: all."""
+    soft: bool | Unset = UNSET
+    """Replace a token only as far as the subject's mask covers it."""
     guidance_inside: float | Unset | None = UNSET
     """Guidance of replaced tokens while t > tau; same: as outside."""
     gamma: float | Unset = UNSET

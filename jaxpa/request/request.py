@@ -146,6 +146,10 @@ class Request:
         if self.sampling.negative_prompt and spec.embeds_guidance:
             raise JaxpaError("this checkpoint embeds its guidance: a negative prompt would have no effect")
         if self.references:
-            self.method.check(spec.settings.preset)
+            blocks = self.method.check(spec.settings.preset).blocks
+            if blocks is not None and blocks[1] >= spec.blocks:
+                raise JaxpaError(f"blocks must lie in 0 to {spec.blocks - 1} here, not {blocks[0]}-{blocks[1]}")
+            if self.sampling.solver != "euler" and "sweeps" in self.method.given():
+                raise JaxpaError("sweeps would have no effect: only Euler's steps are repeated. Leave them out")
         if self.editing is not None and "coverage" in self.method.given():
             raise JaxpaError("coverage would have no effect: an edit keeps the tokens without a pixel that may change")

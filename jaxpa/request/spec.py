@@ -30,6 +30,11 @@ class Spec:
         return PATCH * self.config.vae.downscale
 
     @property
+    def blocks(self) -> int:
+        """Blocks of the transformer, double and single."""
+        return self.config.transformer.num_layers + self.config.transformer.num_single_layers
+
+    @property
     def embeds_guidance(self) -> bool:
         """Whether guidance is an input of the network (dev), or takes a second forward (schnell and others)."""
         return self.config.transformer.guidance_embeds

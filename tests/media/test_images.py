@@ -1,6 +1,5 @@
 """Pictures, mask pictures and their files: every mode, every fault, round trips."""
 
-import inspect
 import json
 import os
 import stat
@@ -15,8 +14,6 @@ import numpy as np
 import pytest
 from PIL import ExifTags, Image, PngImagePlugin
 
-from jaxpa.cli.invert import InvertCommand
-from jaxpa.cli.mask import MaskCommand
 from jaxpa.errors import JaxpaError
 from jaxpa.media import images
 
@@ -254,10 +251,10 @@ def test_bad_masks(tmp_path: Path) -> None:
     with pytest.raises(JaxpaError, match="its picture 613 x 400"):
         images.read_mask(disc(), (613, 400))
     Image.new("L", (60, 40), 127).save(path)
-    with pytest.raises(JaxpaError, match=r"m\.png is empty: its brightest spot is 0\.5 of 1, make"):
+    with pytest.raises(JaxpaError, match=r"m\.png is empty, its brightest spot is 0\.5 of 1: make"):
         images.read_mask(path)
     for bad in (np.full((2, 2), np.nan), np.full((2, 2), -1), np.full((2, 2), 1j), np.zeros((0, 2))):
-        with pytest.raises(JaxpaError, match=r"the mask must hold finite numbers from 0 up: give"):
+        with pytest.raises(JaxpaError, match=r"the mask has values that are no numbers from 0 up: give"):
             images.read_mask(bad)
 
 
@@ -273,7 +270,7 @@ def test_pictures_survive_arrays() -> None:
     np.testing.assert_array_equal(np.asarray(images.to_image(jnp.asarray(array, jnp.bfloat16)).size), (16, 16))
     clipped = np.asarray(images.to_image(np.array([[[-3, 0.002, 9]]])))
     assert clipped.tolist() == [[[0, 128, 255]]]
-    with pytest.raises(JaxpaError, match="NaN or infinity"):
+    with pytest.raises(JaxpaError, match="not finite"):
         images.to_image(np.full((1, 1, 3), np.nan))
 
 
@@ -367,10 +364,3 @@ def test_check_output(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
 def test_pictures_need_no_jax() -> None:
     code = "import sys, jaxpa.media.images; sys.exit('jax' in sys.modules)"  # so that bad input is told at once
     subprocess.run([sys.executable, "-c", code], check=True, cwd=Path(images.__file__).parents[2])
-
-
-def test_the_help_states_what_is_read() -> None:
-    for command in (MaskCommand, InvertCommand):
-        said = " ".join(inspect.getsource(command).split()).replace("JPEG 2000", "JPEG2000").upper()
-        assert all(form in said for form in images.READ_FORMATS)
-        assert f"{images.MAX_PIXELS // 10**6} million pixels at most ({images.LIMIT}".upper() in said

@@ -200,10 +200,11 @@ def test_token_mask(seed: int, height: int, width: int, h: int, w: int, threshol
     if height > h or width > w:
         np.testing.assert_allclose(masks.resize_mask(mask, h, w), cover, atol=1e-6)
     if not (cover >= threshold - 1e-9).any():
-        with pytest.raises(JaxpaError, match=r"covers at most|is empty where"):
+        with pytest.raises(JaxpaError, match=r"covers at most|is empty in the part"):
             masks.token_mask(mask, h, w, threshold)
         return
     np.testing.assert_array_equal(masks.token_mask(mask, h, w, threshold), (cover >= threshold - 1e-9).ravel())
+    np.testing.assert_allclose(masks.token_shares(mask, h, w), cover.ravel(), atol=1e-6)
 
 
 def test_token_mask_agrees_with_tokens_coverage() -> None:
@@ -273,7 +274,7 @@ def test_token_mask_errors() -> None:
         "the mask covers at most 0.05 of any of the 4 x 4 tokens: lower the coverage, 0.5, or make the mask larger"
     )
     assert masks.token_mask(dot, 4, 4, coverage=0.05).sum() == 1
-    with pytest.raises(JaxpaError, match="is empty where the canvas"):
+    with pytest.raises(JaxpaError, match="is empty in the part of the picture"):
         masks.token_mask(dot, 4, 4, 0.5, box=(0, 20, 40, 40))
     for coverage in (0, 1.1, float("nan")):
         with pytest.raises(JaxpaError, match="above 0 and at most 1, not"):

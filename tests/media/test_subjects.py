@@ -147,7 +147,7 @@ def test_the_picture_and_its_tokens_go_the_same_way() -> None:
     for flip in (False, True):
         for stretch in (False, True):
             at = Box(0.25, 0.25, 0.75, 0.5)
-            array, tokens, lost = read_subject(
+            array, tokens, _, lost = read_subject(
                 Subject(white, mask, at=at, flip=flip, stretch=stretch), SIDE, SIDE, GRID, 0.5
             )
             bright = (array.reshape(12, 8, 12, 8, 3).mean((1, 3, 4)) > 0).ravel()

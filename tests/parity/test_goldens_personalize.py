@@ -15,7 +15,8 @@ from jaxpa.config import ScheduleConfig
 from jaxpa.encoders.autoencoder import Autoencoder
 from jaxpa.inversion import closed_form, control, invert, official_forward_times, straight_line
 from jaxpa.loops import stepped
-from jaxpa.personalize import Phase, Task, reference_context, replacement_source, task_run
+from jaxpa.personalize import Phase, Task, task_run
+from jaxpa.routing import reference_context, replacement_source
 from jaxpa.schedule import flow_times
 from jaxpa.tokens import (
     Placement,

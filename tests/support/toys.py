@@ -10,7 +10,8 @@ import pytest
 from jaxpa import inversion, personalize, tokens
 from jaxpa.config import ScheduleConfig
 from jaxpa.loops import stepped
-from jaxpa.personalize import Phase, Task, reference_context, replacement_source
+from jaxpa.personalize import Phase, Task
+from jaxpa.routing import join, reference_context, replacement_source
 from jaxpa.sampling import bound
 from jaxpa.schedule import flow_times
 from jaxpa.tokens import Placement, Routing
@@ -25,6 +26,14 @@ def quick_compiles():
     jax.config.update("jax_disable_most_optimizations", True)
     yield
     jax.config.update("jax_disable_most_optimizations", False)
+
+
+def replaced(x: jax.Array, routing: Routing) -> jax.Array:
+    """What one block makes of a routing; queries, keys and values are the same here."""
+    if routing.source is None:
+        return x
+    weight = 1.0 if routing.weight is None else routing.weight[0]
+    return (1 - weight) * x + weight * tokens.gather(x, routing.source)
 
 
 @jax.tree_util.register_dataclass
@@ -43,8 +52,9 @@ class Toy:
         b, n = x.shape[:2]
         routing = routing or Routing()
         features = jnp.tanh(x + self.shift)
-        query = features if routing.source is None else tokens.gather(features, routing.source)
-        places = jnp.broadcast_to(tokens.grid_positions(H, W), (b, n, 3))
+        query = replaced(features, routing)
+        places = jnp.concatenate([tokens.grid_positions(H, W), jnp.zeros((n - N, 3))])  # joined tokens stand at zero
+        places = jnp.broadcast_to(places, (b, n, 3))
         keys, key_places = query, places
         if routing.context is not None and routing.positions is not None:
             keys = jnp.concatenate([query, tokens.gather(features, routing.context)], 1)
@@ -76,7 +86,7 @@ class Linear:
     slope: jax.Array
 
     def __call__(self, x: jax.Array, t: jax.Array, routing: Routing | None = None) -> jax.Array:
-        return self.slope * (x if routing is None or routing.source is None else tokens.gather(x, routing.source))
+        return self.slope * (x if routing is None else replaced(x, routing))
 
 
 def toy(rows: int, seed: int = 0) -> Toy:
@@ -115,13 +125,14 @@ def make_task(
         rows, model = ToyConditions(rows.shift), rows.weight
     alone = jax.tree.map(lambda a: a[references:] if a.ndim == 3 else a, rows)
     path = inversion.straight_line(some(seed + 1, references, N, C), some(seed + 2, references, N, C), times)
-    late = None
-    if concat is not None:
-        context = CONTEXT(masks, placement, images, (H, W), concat, size)
-        late = Routing(**context._asdict())
+    after = Phase(alone)
+    if concat == "joined":
+        joined = join(masks, (H, W), size)
+        after = Phase(alone, Routing(length=jnp.broadcast_to(joined.length, images)), joined.tokens)
+    elif concat is not None:
+        after = Phase(rows, Routing(**CONTEXT(masks, placement, images, (H, W), concat, size)._asdict()))
     early = Phase(rows if level == "layer" else alone, Routing(SOURCE(placement, images)))
     held = jnp.asarray(inversion.control(steps, eta))
-    after = Phase(alone if late is None else rows, late)
     return Task(jnp.asarray(path), held, jnp.asarray(times), jnp.float32(tau), early, after, model, level, solver)
 
 

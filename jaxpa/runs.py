@@ -1,0 +1,80 @@
+"""Runs of the method: one compiled program, or stepped by the host where someone listens."""
+
+from collections.abc import Callable
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from jaxpa import inversion, personalize, sampling
+from jaxpa.inversion import ForwardTimes
+from jaxpa.loops import Run, stepped
+from jaxpa.personalize import Task
+from jaxpa.sampling import Velocity
+from jaxpa.solvers import Name
+
+OnStep = Callable[[str, int, int], None]
+"""Hears (stage, steps done, steps in all) after every step. Where there is one, the host steps the loop."""
+
+_sample = jax.jit(sampling.sample, static_argnames="solver")
+_invert, _follow_back = jax.jit(inversion.invert, static_argnums=5), jax.jit(inversion.follow_back, static_argnums=3)
+_personalize = jax.jit(personalize.sample)
+
+
+def _watched(run: Run, stage: str, on_step: OnStep) -> Any:
+    """The result of a run that the host steps, telling `on_step` of each step."""
+    result = run.result(run.state)
+    for progress in stepped(run):
+        on_step(stage, progress.step, progress.steps)
+        result = progress.result
+    return result
+
+
+def sampled(
+    velocity: Velocity, x: jax.Array, times: np.ndarray, on_step: OnStep | None, solver: Name = "euler"
+) -> jax.Array:
+    """`sampling.sample`, stepped by the host where someone listens."""
+    if on_step is None:
+        return _sample(velocity, x, times, solver=solver)
+    return _watched(sampling.sampling_run(velocity, x, jnp.asarray(times), solver=solver), "sample", on_step)
+
+
+def personalized(task: Task, x: jax.Array, on_step: OnStep | None) -> jax.Array:
+    """`personalize.sample`, likewise."""
+    if on_step is None:
+        return _personalize(task, x)
+    return _watched(personalize.task_run(task, x), "sample", on_step)
+
+
+def inverted(
+    velocity: Velocity,
+    x0: jax.Array,
+    noise: jax.Array,
+    forward: ForwardTimes,
+    gamma: float,
+    on_step: OnStep | None,
+    sweeps: int = 0,
+) -> jax.Array:
+    """`inversion.invert`, likewise."""
+    if on_step is None:
+        return _invert(velocity, x0, noise, forward, gamma, sweeps)
+    return _kept(inversion.inversion_run(velocity, x0, noise, forward, gamma, sweeps), on_step)
+
+
+def followed_back(
+    velocity: Velocity, x0: jax.Array, times: np.ndarray, on_step: OnStep | None, solver: Name
+) -> jax.Array:
+    """`inversion.follow_back` from data to noise, likewise."""
+    if on_step is None:
+        return _follow_back(velocity, x0, times, solver)[::-1]
+    return _kept(sampling.sampling_run(velocity, x0, jnp.asarray(times[::-1]), solver=solver), on_step)
+
+
+def _kept(run: Run, on_step: OnStep) -> jax.Array:
+    """Every state of an inversion that the host steps, the first one too."""
+    states = [run.result(run.state)]
+    for progress in stepped(run):
+        on_step("invert", progress.step, progress.steps)
+        states.append(progress.result)
+    return jnp.stack(states)
