@@ -13,7 +13,8 @@ Which implementation runs is decided where a program is lowered, not where it is
 
 import math
 from collections.abc import Callable
-from functools import partial
+from functools import cache, partial
+from importlib.util import find_spec
 
 import jax
 import jax.numpy as jnp
@@ -103,9 +104,15 @@ def _by_query_block(
 
 
 def _cudnn_takes(q: jax.Array) -> bool:
-    """Half precision, heads of at most 128 channels in eights, and no card here that is too old for the kernel."""
+    """Half precision, heads of at most 128 channels in eights, cuDNN at hand, and no card too old for its kernel."""
     half = q.dtype in (jnp.bfloat16, jnp.float16)
-    return half and q.shape[-1] <= 128 and q.shape[-1] % 8 == 0 and not _old_card()
+    return half and q.shape[-1] <= 128 and q.shape[-1] % 8 == 0 and _cudnn_is_here() and not _old_card()
+
+
+@cache
+def _cudnn_is_here() -> bool:
+    """JAX asks cuDNN for its version while tracing: where its plugin is missing, no program can be made for it."""
+    return any(find_spec(f"jax_cuda{version}_plugin") for version in (12, 13))
 
 
 def _old_card() -> bool:
@@ -133,7 +140,7 @@ def _cudnn(
 LANES = 128  # channels of a TPU's vector register: the unit of the kernel's blocks
 ROWS = (1536, 1024, 768, 512, 384, 256, 128)  # queries of a block: as many as divide the sequence
 COLUMNS = (4608, 3072, 2304, 2048, 1536, 1024, 768, 512)  # keys that are held at once
-PART = (768, 512)  # keys of one product
+PART = (1536, 768, 512)  # keys of one product
 
 
 def _splash_takes(q: jax.Array, k: jax.Array) -> bool:

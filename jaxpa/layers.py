@@ -5,8 +5,8 @@ Modules are Flax NNX modules used as immutable pytrees: a constructor makes para
 """
 
 import math
-from collections.abc import Callable
-from typing import Any, Protocol, TypeVar
+from collections.abc import Callable, Iterable, Iterator
+from typing import Any, Generic, Protocol, TypeVar
 
 import jax
 import jax.numpy as jnp
@@ -20,6 +20,25 @@ Module = TypeVar("Module", bound=nnx.Module)
 def stack(count: int, make: Callable[[nnx.Rngs], Module], rngs: nnx.Rngs) -> Module:
     """`count` modules as one, every parameter with a leading axis L: what `jax.lax.scan` runs over."""
     return jax.vmap(lambda key: make(nnx.Rngs(key)))(jax.random.split(rngs.params(), count))
+
+
+class Numbered(nnx.Module, Generic[Module]):
+    """Modules called "0", "1", ... in paths: blocks that differ in shape, or that a device wants apart."""
+
+    def __init__(self, modules: Iterable[Module]):
+        self.count = 0
+        for module in modules:
+            setattr(self, str(self.count), module)
+            self.count += 1
+
+    def __len__(self) -> int:
+        return self.count
+
+    def __getitem__(self, index: int) -> Module:
+        return getattr(self, str(range(self.count)[index]))
+
+    def __iter__(self) -> Iterator[Module]:
+        return (self[index] for index in range(self.count))
 
 
 class Kernel(Protocol):
@@ -54,17 +73,17 @@ class Linear(nnx.Module):
 
     def __call__(self, x: jax.Array) -> jax.Array:
         """x (..., In) -> (..., Out)."""
-        y = contract("...i,io->...o", x, self.kernel[...])
+        y = contract("...i,io->...o", x, self.kernel.get_value())
         return y if self.bias is None else y + self.bias[...]
 
     def to_heads(self, x: jax.Array, heads: int) -> jax.Array:
         """x (B, S, In) -> (B, H, S, Out / H)."""
-        y = contract("bsi,iho->bhso", x, self.kernel[...], (x.shape[-1], heads, -1))
+        y = contract("bsi,iho->bhso", x, self.kernel.get_value(), (x.shape[-1], heads, -1))
         return y if self.bias is None else y + self.bias[...].reshape(heads, 1, -1)
 
     def from_heads(self, x: jax.Array) -> jax.Array:
         """x (B, H, S, In / H) -> (B, S, Out)."""
-        y = contract("bhsi,hio->bso", x, self.kernel[...], (x.shape[1], x.shape[3], -1))
+        y = contract("bhsi,hio->bso", x, self.kernel.get_value(), (x.shape[1], x.shape[3], -1))
         return y if self.bias is None else y + self.bias[...]
 
 

@@ -18,7 +18,7 @@ from jax.typing import DTypeLike
 
 from jaxpa.blocks import DoubleBlock, Shared, SingleBlock, chunks, modulate
 from jaxpa.config import TransformerConfig
-from jaxpa.layers import Linear, MLPEmbedder, stack, timestep_embedding
+from jaxpa.layers import Linear, MLPEmbedder, Numbered, stack, timestep_embedding
 from jaxpa.rope import table
 from jaxpa.tokens import Routing
 
@@ -108,9 +108,8 @@ class Flux(nnx.Module):
         A sampler that knows its flow times computes it for all steps at once, before its loop.
         """
         c = jax.nn.silu(self.condition(vec, t, guidance))  # (B, D)
-        double, single = self.double_blocks, self.single_blocks
-        img, txt, one = (jax.vmap(lambda mod: mod(c))(mod) for mod in (double.img.mod, double.txt.mod, single.mod))
-        return Modulation(img, txt, one, self.final_mod(c))
+        img, txt = map_blocks(lambda block: (block.img.mod(c), block.txt.mod(c)), self.double_blocks)
+        return Modulation(img, txt, map_blocks(lambda block: block.mod(c), self.single_blocks), self.final_mod(c))
 
     def __call__(
         self,
@@ -180,11 +179,10 @@ class Hooks(NamedTuple):
     remat: bool = False
 
 
-SCAN_UNROLL = 1  # blocks per iteration of the scan over depth: same parameters, more code where it pays
-
-
 def scan_blocks(blocks: Any, carry: Any, mod: Any, shared: Shared, hooks: Hooks, first: int = 0) -> tuple[Any, Any]:
-    """Stacked blocks one after the other -> the carry, and what the observer returned for each, stacked.
+    """Blocks one after the other -> the carry, and what the observer returned for each, stacked.
+
+    Stacked blocks are scanned; those that stand apart (`Numbered`) are written out one by one.
 
     carry: the streams of double blocks, the sequence of single ones; mod, shared.weight: with a leading axis of blocks;
     first: the number of the first block.
@@ -203,9 +201,23 @@ def scan_blocks(blocks: Any, carry: Any, mod: Any, shared: Shared, hooks: Hooks,
             trace = trace._replace(img=img)
         return carry, None if hooks.observe is None else hooks.observe(trace)
 
-    depth = len(jax.tree.leaves(blocks)[0])
-    rows = (first + jnp.arange(depth), blocks, mod, shared.weight, parameters)
-    return jax.lax.scan(jax.checkpoint(body) if hooks.remat else body, carry, rows, unroll=SCAN_UNROLL)
+    body = jax.checkpoint(body) if hooks.remat else body
+    of_all = (mod, shared.weight, parameters)
+    if not isinstance(blocks, Numbered):
+        depth = len(jax.tree.leaves(blocks)[0])
+        return jax.lax.scan(body, carry, (first + jnp.arange(depth), blocks, *of_all))
+    body, seen = jax.jit(body), []  # traced once for all blocks
+    for i, block in enumerate(blocks):
+        carry, one = body(carry, (jnp.int32(first + i), block, *jax.tree.map(lambda x, i=i: x[i], of_all)))
+        seen.append(one)
+    return carry, jax.tree.map(lambda *each: jnp.stack(each), *seen)
+
+
+def map_blocks(function: Callable[[Any], Any], blocks: Any) -> Any:
+    """What a function returns for each block, stacked; one block after the other, so that little is held at once."""
+    if isinstance(blocks, Numbered):
+        return jax.tree.map(lambda *each: jnp.stack(each), *map(function, blocks))
+    return jax.lax.map(function, blocks)
 
 
 def joint(index: jax.Array, m: int, n: int) -> jax.Array:

@@ -35,7 +35,7 @@ FLOORS = (
 FLOOR = {name: floor for floor, names in enumerate(FLOORS) for name in names.split()}
 ROOMS = {  # modules in the order in which they build on each other
     "encoders": "autoencoder t5 clip text",
-    "checkpoint": "files hub keys parts source load report",
+    "checkpoint": "files hub keys parts source residence load report",
     "media": "masks figures images places subjects edits",
     "request": "spec groups request record prepare",
     "attention": "maps observe",

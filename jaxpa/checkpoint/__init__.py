@@ -5,6 +5,7 @@ keys    which stored tensors make which parameter, as tables
 parts   one component as its headers describe it, with every fault
 hub     checkpoints of the Hugging Face hub
 source  a name, a path or a hub id -> the components
+residence  how a platform wants a transformer to lie in its memory
 load    components -> networks; `convert`
 report  what `jaxpa info` says
 """

@@ -25,6 +25,7 @@ from jax.typing import DTypeLike
 from jaxpa.checkpoint.files import DTYPES, finite, write
 from jaxpa.checkpoint.keys import COMPONENTS, Leaf, abstract, leaves
 from jaxpa.checkpoint.parts import PARTS, Part
+from jaxpa.checkpoint.residence import assemble, settle
 from jaxpa.checkpoint.source import MARKER, Source, find_mini, locate, resolve
 from jaxpa.config import FluxConfig, Settings
 from jaxpa.errors import CheckpointError
@@ -114,16 +115,18 @@ def _load(part: Part, dtype: DTypeLike | None, sharding: Shardings | None) -> An
     assert part.config is not None
     dtype = default_dtype() if dtype is None else np.dtype(dtype)
     problems: list[str] = []
-    arrays = []
+    arrays, platform = [], jax.default_backend()
     for leaf in part.leaves:
         host = _assemble(part, leaf, _host_dtype(part, leaf, dtype), problems)
         where = sharding(part.name, leaf.path, leaf.shape) if callable(sharding) else sharding
         if not problems:
-            arrays.append(jax.block_until_ready(_place(host, where).astype(dtype)))
+            array = jax.block_until_ready(_place(host, where).astype(dtype))
+            arrays.append(settle(leaf.path, array, platform) if part.name == "transformer" else array)
     if problems:
         raise CheckpointError(f"{part.path} does not load: numbers that are not finite", problems)
     structure = jax.tree_util.tree_structure(abstract(part.name, part.config, dtype))
-    return jax.tree_util.tree_unflatten(structure, arrays)
+    network = jax.tree_util.tree_unflatten(structure, arrays)
+    return assemble(network) if part.name == "transformer" else network
 
 
 def _place(host: np.ndarray, sharding: Sharding | None) -> jax.Array:

@@ -3,8 +3,7 @@
     TFLOP/s = exact count (`devices.cost`) / median time of a step;  ceiling = a large matrix product, same type
 
 Two programs are compiled and timed, each from scratch: one sampling step, called from a host loop, and the fused
-loop over all steps. `transformer.SCAN_UNROLL` is read while tracing: set it, run `bench` again, and compare `step_ms`
-with `compile_seconds`, `program_lines` and `temp_bytes`, which are what unrolling the depth costs.
+loop over all steps.
 """
 
 import time
@@ -16,8 +15,9 @@ import jax.numpy as jnp
 import numpy as np
 from jax.typing import DTypeLike
 
-from jaxpa import sampling, transformer
+from jaxpa import sampling
 from jaxpa.checkpoint.keys import abstract
+from jaxpa.checkpoint.residence import arrange
 from jaxpa.config import ScheduleConfig, TransformerConfig
 from jaxpa.devices import cost
 from jaxpa.devices.timing import Clock
@@ -34,7 +34,7 @@ def random_model(config: TransformerConfig, dtype: DTypeLike = jnp.float32) -> F
 
     Kernels are hashed from their indices, uniform with standard deviation 0.02; norms are 1, biases 0.
     """
-    return jax.jit(lambda: _random_tree(config, np.dtype(dtype)))()
+    return arrange(jax.jit(lambda: _random_tree(config, np.dtype(dtype)))())
 
 
 def _random_tree(config: TransformerConfig, dtype: np.dtype) -> Flux:
@@ -88,7 +88,7 @@ def bench(
     return {
         **machine,
         "height": height, "width": width, "image_tokens": grid[0] * grid[1], "text_tokens": text_tokens,
-        "batch": batch, "steps": steps, "repeats": repeats, "scan_unroll": transformer.SCAN_UNROLL,
+        "batch": batch, "steps": steps, "repeats": repeats,
         "blocks": [model.config.num_layers, model.config.num_single_layers],
         "compile_seconds": {"step": step_facts["seconds"], "loop": loop_facts["seconds"]},
         "compiled_before": step_facts["cached"] + loop_facts["cached"],
@@ -210,7 +210,7 @@ def format_bench(result: dict[str, Any]) -> str:
     rows = {
         "machine": f"{r['devices']} x {r['device']} ({r['platform']}), jax {r['jax']}",
         "network": f"{r['parameters']:,} parameters, {r['dtype']}, {r['blocks'][0]} double + {r['blocks'][1]} single "
-        f"blocks, scan_unroll {r['scan_unroll']}",
+        f"blocks",
         "input": f"{r['batch']} x {r['width']} x {r['height']} px: {r['image_tokens']} image + "
         f"{r['text_tokens']} text tokens",
         "compile": f"{seconds['step']:.1f} s a step, {seconds['loop']:.1f} s the fused loop{cached}",

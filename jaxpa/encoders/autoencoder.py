@@ -6,8 +6,7 @@ around the latents. Submodules carry diffusers' names (`AutoencoderKL`), so a pa
 Besides the alphabet of config.py: H and W are pixels, h and w latent cells, C the channels at hand.
 """
 
-from collections.abc import Iterable, Iterator
-from typing import Generic, NamedTuple, TypeVar
+from typing import NamedTuple, TypeVar
 
 import jax
 import jax.numpy as jnp
@@ -16,28 +15,9 @@ from jax.typing import DTypeLike
 
 from jaxpa.config import AutoencoderConfig
 from jaxpa.kernels import attention
-from jaxpa.layers import Linear, precision
+from jaxpa.layers import Linear, Numbered, precision
 
 Module = TypeVar("Module", bound=nnx.Module)
-
-
-class Numbered(nnx.Module, Generic[Module]):
-    """Modules called "0", "1", ... in paths: blocks whose shapes differ, so that they cannot be stacked."""
-
-    def __init__(self, modules: Iterable[Module]):
-        self.count = 0
-        for module in modules:
-            setattr(self, str(self.count), module)
-            self.count += 1
-
-    def __len__(self) -> int:
-        return self.count
-
-    def __getitem__(self, index: int) -> Module:
-        return getattr(self, str(range(self.count)[index]))
-
-    def __iter__(self) -> Iterator[Module]:
-        return (self[index] for index in range(self.count))
 
 
 class GroupNorm(nnx.Module):

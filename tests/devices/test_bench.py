@@ -5,11 +5,10 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from jaxpa import sampling, transformer
 from jaxpa.checkpoint.keys import abstract
 from jaxpa.config import TransformerConfig, flux_dev
 from jaxpa.devices import cost
-from jaxpa.devices.bench import _inputs, _random_tree, bench, format_bench, matmul_ceiling, random_model
+from jaxpa.devices.bench import _random_tree, bench, format_bench, matmul_ceiling, random_model
 from jaxpa.errors import JaxpaError
 
 CONFIG = TransformerConfig(in_channels=16, num_layers=2, num_single_layers=3, num_attention_heads=2,
@@ -34,7 +33,6 @@ def test_what_was_run(result, model):
     assert result["jax"] == jax.__version__
     assert result["devices"] == 1
     assert result["blocks"] == [2, 3]
-    assert result["scan_unroll"] == transformer.SCAN_UNROLL
     assert result["parameters"] == sum(x.size for x in jax.tree.leaves(model))
 
 
@@ -53,14 +51,6 @@ def test_table(result):
     assert f"{result['fraction']:.1%}" in text
     assert f"{result['parameters']:,}" in text
     assert max(map(len, text.splitlines())) <= 120
-
-
-def test_unrolling_is_seen(result, monkeypatch, model):
-    """A new SCAN_UNROLL is a new program, although functions and shapes are the same."""
-    monkeypatch.setattr(transformer, "SCAN_UNROLL", 3)
-    inputs = _inputs(model, (8, 6), text_tokens=12, batch=2, steps=3)
-    lowered = jax.jit(lambda *now: sampling.step(*now)).lower(*inputs, np.int32(0))
-    assert lowered.as_text().count("\n") > result["program_lines"]
 
 
 def test_random_weights():
