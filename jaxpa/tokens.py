@@ -12,13 +12,18 @@ from typing import NamedTuple
 import jax
 import jax.numpy as jnp
 
+from jaxpa import checks
 from jaxpa.box import Box
 
 PATCH = 2  # latent cells along a side of a token
 
 
 def patchify(latents: jax.Array) -> jax.Array:
-    """(B, 2h, 2w, C) -> (B, h * w, 4 C); a token's channels run over (C, dy, dx), as in FLUX."""
+    """(B, 2h, 2w, C) -> (B, h * w, 4 C); a token's channels run over (C, dy, dx), as in FLUX.
+
+    Raises ValueError for bytes, or a side that is odd.
+    """
+    checks.array("latents", latents, ("B", "2h", "2w", "C"))
     b, rows, cols, c = latents.shape
     if rows % PATCH or cols % PATCH:
         raise ValueError(f"latent of {rows} x {cols} cells cannot be cut into patches of {PATCH} x {PATCH}")
@@ -28,8 +33,11 @@ def patchify(latents: jax.Array) -> jax.Array:
 
 
 def unpatchify(tokens: jax.Array, h: int, w: int) -> jax.Array:
-    """(B, h * w, 4 C) -> (B, 2h, 2w, C): the inverse of `patchify`."""
+    """(B, h * w, 4 C) -> (B, 2h, 2w, C): the inverse of `patchify`. Raises ValueError for tokens of another grid."""
+    checks.array("tokens", tokens, ("B", h * w, "4 C"))
     b, _, channels = tokens.shape
+    if channels % PATCH**2:
+        raise ValueError(f"tokens must have a multiple of {PATCH**2} channels, not {channels}")
     c = channels // PATCH**2
     cells = tokens.reshape(b, h, w, c, PATCH, PATCH)
     return cells.transpose(0, 1, 4, 2, 5, 3).reshape(b, h * PATCH, w * PATCH, c)
@@ -47,8 +55,10 @@ def grid_positions(h: int, w: int, index: float = 0) -> jax.Array:
 def coverage(mask: jax.Array, h: int, w: int) -> jax.Array:
     """The share of each token's pixels that a pixel mask covers: (H, W) in [0, 1] -> (h * w,) float32.
 
-    H and W must be multiples of h and w; `media.masks.token_mask` takes masks of any size.
+    H and W must be multiples of h and w; `media.masks.token_mask` takes masks of any size. Raises ValueError.
     """
+    checks.array("mask", mask, ("H", "W"), None)
+    checks.within("mask", mask, 0, 1)
     rows, cols = mask.shape
     if rows % h or cols % w:
         raise ValueError(f"a mask of {rows} x {cols} pixels does not divide into {h} x {w} tokens")
@@ -78,6 +88,7 @@ def nearest(pixels: jax.Array, h: int, w: int) -> jax.Array:
 
 def restrict(where: Placement, mask: jax.Array) -> Placement:
     """The part of a placement whose reference cells are masked: (..., N) both, which broadcast."""
+    checks.array("mask", mask, ("...", where.source.shape[-1]), bool)
     target = where.target & jnp.take_along_axis(jnp.broadcast_to(mask, where.source.shape), where.source, -1)
     cell = jnp.arange(where.source.shape[-1])
     return Placement(jnp.where(target, where.source, cell).astype(jnp.int32), target)
@@ -86,6 +97,7 @@ def restrict(where: Placement, mask: jax.Array) -> Placement:
 def _check_mask(mask: jax.Array, h: int, w: int) -> None:
     if jnp.shape(mask) != (h * w,):
         raise ValueError(f"mask has the shape {jnp.shape(mask)}: a grid of {h} x {w} tokens wants ({h * w},)")
+    checks.array("mask", mask, (h * w,), bool)
 
 
 def bounding_box(mask: jax.Array, h: int, w: int) -> Box:
@@ -157,6 +169,8 @@ def pair(mask: jax.Array, target: jax.Array) -> Placement:
 
     The official code's pairing. Where the counts differ, what has no partner is dropped.
     """
+    checks.array("mask", mask, ("N",), bool)
+    checks.array("target", target, mask.shape, bool)
     cell = jnp.arange(mask.shape[0])
     ordered = jnp.argsort(~mask, stable=True)  # the masked cells first, in raster order
     rank = jnp.cumsum(target) - 1
@@ -169,6 +183,7 @@ def compose(placement: Placement, permutation: jax.Array) -> Placement:
 
     Cell n of the rearranged reference holds token permutation[n] (`shuffle_windows`). The target stays as it is.
     """
+    checks.indices("permutation", permutation, ("...", placement.source.shape[-1]), placement.source.shape[-1])
     permutation = jnp.broadcast_to(permutation, placement.source.shape)
     source = jnp.take_along_axis(permutation, placement.source, -1)
     return Placement(jnp.where(placement.target, source, placement.source).astype(jnp.int32), placement.target)
@@ -182,14 +197,16 @@ def shuffle_windows(
     Cell n takes token permutation[n]. The windows tile the grid from its top left corner and are cut at the far edges.
     A masked cell takes part with probability `strength` (0: the identity; 1: all do); those of one window that take
     part are permuted uniformly, every other cell keeps its own. `key` and `strength` decide everything; `strength`
-    may be traced. Use it for the tokens that are replaced: the start noise is moved unshuffled (`personalize`).
+    may be traced. Use it for the tokens that are replaced: the start noise is moved unshuffled (`routing.perturb`).
     """
+    _check_mask(mask, h, w)
+    checks.number("strength", strength, 0, 1)
     draw, order = jax.random.split(key)
     n = h * w
     cell = jnp.arange(n)
     window = cell // w // size * (-(-w // size)) + cell % w // size
     takes_part = jnp.asarray(mask) & (jax.random.uniform(draw, (n,)) < strength)
-    group = jnp.where(takes_part, window, n + cell)  # who takes no part is alone in its group
+    group = jnp.where(takes_part, window, n + cell)  # a cell that takes no part has a group of its own
     placed = jnp.argsort(group, stable=True)
     taken = jnp.lexsort((jax.random.uniform(order, (n,)), group))  # by group too, at random within it
     return jnp.zeros(n, jnp.int32).at[placed].set(taken.astype(jnp.int32))
@@ -199,6 +216,7 @@ def dilate(mask: jax.Array, h: int, w: int, size: int) -> jax.Array:
     """Cells with a masked cell in the size x size square around them, size odd: (N,) bool -> (N,) bool."""
     if size < 1 or size % 2 == 0:
         raise ValueError(f"the square of a dilation or erosion needs a centre: an odd size, not {size}")
+    _check_mask(mask, h, w)
     cells = jnp.asarray(mask).reshape(h, w)
     return jax.lax.reduce_window(cells, False, jax.lax.bitwise_or, (size, size), (1, 1), "SAME").reshape(h * w)
 
@@ -221,6 +239,7 @@ def perturb_mask(
     size x size square of tokens; the paper takes 5 on FLUX's grid of 64 x 64. Where an erosion would leave nothing
     the mask stays as it is.
     """
+    checks.number("dilation", dilation, 0, 1)
     grown, shrunk = dilate(mask, h, w, size), erode(mask, h, w, size)
     shrunk = jnp.where(shrunk.any(), shrunk, mask)
     return jnp.where(jax.random.bernoulli(key, dilation), grown, shrunk)
@@ -282,5 +301,6 @@ def identity_source(batch: int, n: int) -> jax.Array:
 
 
 def gather(x: jax.Array, index: jax.Array) -> jax.Array:
-    """Pick tokens across rows: x (B, N, ...), index (B', N') into B * N -> (B', N', ...)."""
+    """Pick tokens across rows: x (B, N, ...), index (B', N') into B * N -> (B', N', ...). Raises ValueError."""
+    checks.indices("index", index, ("...",), x.shape[0] * x.shape[1])
     return x.reshape(-1, *x.shape[2:])[index]

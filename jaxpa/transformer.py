@@ -16,6 +16,7 @@ import jax.numpy as jnp
 from flax import nnx
 from jax.typing import DTypeLike
 
+from jaxpa import checks
 from jaxpa.blocks import DoubleBlock, Shared, SingleBlock, chunks, modulate
 from jaxpa.config import TransformerConfig
 from jaxpa.layers import Linear, MLPEmbedder, Numbered, stack, timestep_embedding
@@ -267,7 +268,13 @@ class FluxVelocity:
     def __call__(
         self, x: jax.Array, t: jax.Array, routing: Routing | None = None, observe: Observer | None = None
     ) -> Any:
-        """x (B, N, C), t (B,) -> velocity (B, N, C); with `observe`, as `Flux` returns it."""
+        """x (B, N, C), t (B,) -> velocity (B, N, C); with `observe`, as `Flux` returns it.
+
+        Raises ValueError for tokens that are no floating-point numbers, and for a t that is no flow time.
+        """
+        checks.array("x", x, ("B", "N", "C"))
+        checks.array("t", t, (x.shape[0],))
+        checks.within("t", t, 0, 1, ", from noise at 1 to data at 0")
         c = self.conditions
         x = x if c.channels is None else jnp.concatenate([x, c.channels.astype(x.dtype)], -1)
         return self.model(

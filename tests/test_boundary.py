@@ -6,19 +6,22 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from flax import nnx
 from toys import MASKS, OFFSETS, C, H, N, W, make_task, put, some, times_of, toy
 
-from jaxpa import inversion, personalize, routing, sampling, schedule
-from jaxpa.config import ScheduleConfig
+from jaxpa import inversion, personalize, routing, sampling, schedule, tokens
+from jaxpa.config import ScheduleConfig, TransformerConfig
 from jaxpa.errors import JaxpaError
 from jaxpa.personalize import PRESETS, Phase, Preset
 from jaxpa.schedule import Steps
 from jaxpa.tokens import Routing
+from jaxpa.transformer import Flux, FluxConditions
 
 TIMES, X, NOISE = times_of(6), some(1, 1, N, C), some(2, 1, N, C)
 TASK = make_task(concat="zero")
 BYTES = np.zeros((1, N, C), np.uint8)
 PLACED = put(MASKS[:1], OFFSETS[:1])
+KEY = jax.random.key(0)
 FORWARD = inversion.forward_times(TIMES)
 
 
@@ -98,6 +101,20 @@ def test_tasks(change, message):
     (lambda: inversion.follow_back(toy(1), X, TIMES[::-1]), "times must fall"),
     (lambda: inversion.control(0, 1.0), "steps must be a whole number, at least 1"),
     (lambda: inversion.control(6, 1.5), "eta must lie"),
+    (lambda: tokens.patchify(np.zeros((1, 4, 4, 3), np.uint8)), r"latents must be .*\(B, 2h, 2w, C\), not uint8"),
+    (lambda: tokens.unpatchify(np.zeros((1, 20, 8)), 4, 4), r"tokens must be .*\(B, 16, 4 C\), not float64"),
+    (lambda: tokens.unpatchify(np.zeros((1, 16, 6)), 4, 4), "multiple of 4 channels, not 6"),
+    (lambda: tokens.coverage(np.full((8, 8), 255, np.uint8), 4, 4), r"mask must lie in \[0, 1\], not 255"),
+    (lambda: tokens.shift(np.ones(N, np.uint8), H, W, 0, 1), r"mask must be an array of bool \(20,\), not uint8"),
+    (lambda: tokens.shuffle_windows(KEY, np.ones(N - 1, bool), H, W), "mask has the shape"),
+    (lambda: tokens.shuffle_windows(KEY, np.ones(N, bool), H, W, strength=2), "strength must lie"),
+    (lambda: tokens.dilate(np.ones(N - 1, bool), H, W, 3), "mask has the shape"),
+    (lambda: tokens.perturb_mask(KEY, np.ones(N, bool), H, W, dilation=-1), "dilation must lie"),
+    (lambda: tokens.pair(np.ones(N, bool), np.ones(N - 1, bool)), r"target must be .*\(20,\), not bool \(19,\)"),
+    (lambda: tokens.restrict(PLACED, np.ones((1, N), int)), "mask must be an array of bool"),
+    (lambda: tokens.compose(PLACED, np.arange(N) + 1), r"permutation must lie in \[0, 19\], not 20"),
+    (lambda: tokens.gather(X, np.array([[0, N]])), r"index must lie in \[0, 19\], not 20"),
+    (lambda: tokens.gather(X, np.array([[0.0]])), "index must be an array of whole numbers"),
     (lambda: schedule.flow_times(1.5, 64, ScheduleConfig()), "steps must be a whole number"),
     (lambda: schedule.flow_times(4, 0, ScheduleConfig()), "tokens must be a whole number, at least 1"),
     (lambda: schedule.steps_above(TIMES, 80), r"tau must lie in \[0, 1\], not 80"),
@@ -112,3 +129,18 @@ def test_functions(call, message):
 def test_shapes_are_told_while_tracing():
     with pytest.raises(ValueError, match=r"path must be .*\(7, R, N, C\)"):
         jax.eval_shape(personalize.sample, replace(TASK, path=TASK.path[1:]), X)
+
+
+def test_the_network_wants_flow_times():
+    config = TransformerConfig(in_channels=C, num_layers=1, num_single_layers=1, num_attention_heads=1,
+                               attention_head_dim=12, joint_attention_dim=4, pooled_projection_dim=4,
+                               axes_dims_rope=(4, 4, 4))  # fmt: skip
+    conditions = FluxConditions(np.zeros((1, 2, 4)), np.zeros((1, 4)), np.ones(1), tokens.grid_positions(H, W))
+    velocity = conditions.bind(Flux(config, rngs=nnx.Rngs(0)))
+    for x, t, message in (
+        (X, np.array([500.0]), r"t must lie in \[0, 1\], from noise at 1 to data at 0, not 500"),
+        (X, np.float32(0.5), r"t must be an array of floating-point numbers \(1,\), not float32 \(\)"),
+        (BYTES, np.array([0.5]), "x must be .*not uint8"),
+    ):
+        with pytest.raises(ValueError, match=message):
+            velocity(x, t)
