@@ -6,6 +6,7 @@ Every function runs under `jax.jit` with the networks as arguments, so that othe
 nothing. What is drawn and pasted with pictures is in `jaxpa.pipeline`.
 """
 
+import os
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -23,6 +24,7 @@ from jaxpa.encoders.text import TextEmbedding, Tokenizers
 from jaxpa.errors import JaxpaError
 from jaxpa.media import images
 from jaxpa.media.images import Picture
+from jaxpa.request.request import Request
 from jaxpa.request.spec import Spec
 from jaxpa.sampling import Conditions, Guided, Velocity
 from jaxpa.tokens import grid_positions, patchify, unpatchify
@@ -30,6 +32,7 @@ from jaxpa.transformer import FluxConditions
 
 _encode = jax.jit(lambda vae, x: patchify(vae.encode_latents(x)).astype(jnp.float32))
 _decode = jax.jit(lambda vae, x, h, w: vae.decode_latents(unpatchify(x, h, w)), static_argnums=(2, 3))
+_row = jax.jit(lambda x, k: jax.lax.dynamic_slice_in_dim(x, k, 1))
 _noise = jax.jit(sampling.initial_noise, static_argnums=1)
 _positions = jax.jit(grid_positions, static_argnums=(0, 1))
 
@@ -93,6 +96,31 @@ class Model:
                 rows[prompt] = text.encode(self.parts.text_encoder_2, self.parts.text_encoder, t5_row, clip_row)
         return TextEmbedding.concatenate([rows[prompt] for prompt in prompts])
 
+    def read_embedding(self, embedding: str | os.PathLike[str] | TextEmbedding) -> TextEmbedding:
+        """Encoded prompts, or the file that has them, in this checkpoint's widths. Raises JaxpaError for others."""
+        name = "the embedding" if isinstance(embedding, TextEmbedding) else str(embedding)
+        embedding = embedding if isinstance(embedding, TextEmbedding) else TextEmbedding.load(embedding)
+        config = self.parts.config.transformer
+        wanted = config.joint_attention_dim, config.pooled_projection_dim
+        found = embedding.txt.shape[-1], embedding.vec.shape[-1]
+        if found != wanted:
+            raise JaxpaError(f"{name} was made by another checkpoint: its txt and vec are {found} wide, not {wanted}")
+        return embedding
+
+    def repeated_prompt(self, request: Request, count: int) -> TextEmbedding:
+        """The one prompt of a request with references, encoded, in so many rows. Raises JaxpaError."""
+        if request.embedding is None:
+            return self.encode_text(list(request.prompts) * count)
+        embedded = self.read_embedding(request.embedding)
+        if len(embedded) != 1:
+            raise JaxpaError(f"{request.verb} takes one prompt: the embedding has {len(embedded)}")
+        if embedded.txt.shape[1] != self.settings.max_length:
+            raise JaxpaError(
+                f"the embedding has {embedded.txt.shape[1]} text tokens, and captions of references have "
+                f"{self.settings.max_length}: encode the prompt with this checkpoint"
+            )
+        return embedded[np.zeros(count, int)]
+
     def encode_image(self, pictures: Picture | Sequence[Picture]) -> jax.Array:
         """Pictures of one size, or an array (B, H, W, 3) in [-1, 1] -> tokens (B, N, C)."""
         if isinstance(pictures, np.ndarray | jax.Array) and pictures.ndim == 4:
@@ -102,12 +130,14 @@ class Model:
             read = [images.read_image(one) for one in each]  # type: ignore[arg-type]
             array = np.stack([images.to_array(one, one.height, one.width) for one in read])
         self.grid(array.shape[1], array.shape[2])
-        return _encode(self.parts.vae, array)
+        # One by one: a picture's program serves any number of them, and so does its memory.
+        return jnp.concatenate([_encode(self.parts.vae, array[k : k + 1]) for k in range(len(array))])
 
     def decode(self, tokens: jax.Array, height: int | None = None, width: int | None = None) -> list[Image.Image]:
-        """Tokens (B, N, C) -> B pictures."""
-        decoded = np.asarray(_decode(self.parts.vae, tokens, *self.grid(height, width)), np.float32)
-        return [images.to_image(each) for each in decoded]
+        """Tokens (B, N, C) -> B pictures, decoded one by one."""
+        grid = self.grid(height, width)
+        decoded = (_decode(self.parts.vae, _row(tokens, k), *grid) for k in range(len(tokens)))
+        return [images.to_image(np.asarray(each[0], np.float32)) for each in decoded]
 
     def velocity(
         self, text: TextEmbedding, *, height: int | None = None, width: int | None = None,

@@ -6,8 +6,7 @@ pipe.personalize("a red car on a beach", [jaxpa.Subject("car.png", mask="mask.pn
 """
 
 import dataclasses
-import os
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -21,6 +20,8 @@ from PIL import Image
 from jaxpa import inversion
 from jaxpa.attention.observe import THRESHOLD, Attention, FoundMask, Look, Search, capture, find_mask
 from jaxpa.checkpoint.load import load_parts
+from jaxpa.devices.memory import GIB, machine_bytes, peak_bytes
+from jaxpa.devices.plan import images_together, run_of
 from jaxpa.devices.sharding import rules
 from jaxpa.encoders.text import TextEmbedding, Tokenizers
 from jaxpa.errors import JaxpaError
@@ -31,7 +32,7 @@ from jaxpa.media.subjects import LoadedSubject, References, Subject, has_mask, l
 from jaxpa.model import Model
 from jaxpa.personalize import Phase, Preset, Task
 from jaxpa.request.groups import Method, Sampling
-from jaxpa.request.prepare import prepare
+from jaxpa.request.prepare import prepare, standing_for
 from jaxpa.request.request import Request
 from jaxpa.routing import (
     context_routing,
@@ -94,29 +95,38 @@ class Pipeline(Model):
         return self.make(Request.of(prompt, **keywords), on_step=on_step)
 
     def _generated(self, request: Request, on_step: OnStep | None) -> list[Image.Image]:
-        sampling = request.sampling
+        said = request.sampling
         embedded = None if request.embedding is None else self.read_embedding(request.embedding)
         count = len(request.prompts) if embedded is None else len(embedded)
-        seeds = np.asarray(sampling.seeds(count), np.uint32)
-        which = np.arange(len(seeds)) % count
-        guidance, grid = self.spec.guidance(sampling.guidance), self.grid(sampling.height, sampling.width)
-        times = self.times(sampling.steps, grid)
-        text = self.encode_text([request.prompts[k] for k in which]) if embedded is None else embedded[which]
-        negative = self.negative(sampling.negative_prompt, guidance, len(seeds))
-        velocity = self.guided(text, grid, guidance, negative)
-        tokens = sampled(velocity, self.noise(seeds, grid), times, on_step, sampling.solver)
-        return self.decode(tokens, sampling.height, sampling.width)
+        guidance, grid = self.spec.guidance(said.guidance), self.grid(said.height, said.width)
+        times, made = self.times(said.steps, grid), []
+        which = np.arange(len(said.seeds(count))) % count  # prompts take turns
+        for rows, kept in self._batches(request, which, grid):
+            seeds, turn = np.asarray(said.seeds(count), np.uint32)[rows], which[rows]
+            text = self.encode_text([request.prompts[k] for k in turn]) if embedded is None else embedded[turn]
+            velocity = self.guided(text, grid, guidance, self.negative(said.negative_prompt, guidance, len(rows)))
+            tokens = sampled(velocity, self.noise(seeds, grid), times, on_step, said.solver)
+            made += self.decode(tokens[:kept], said.height, said.width)
+        return made
 
-    def read_embedding(self, embedding: str | os.PathLike[str] | TextEmbedding) -> TextEmbedding:
-        """Encoded prompts, or the file that has them, in this checkpoint's widths. Raises JaxpaError for others."""
-        name = "the embedding" if isinstance(embedding, TextEmbedding) else str(embedding)
-        embedding = embedding if isinstance(embedding, TextEmbedding) else TextEmbedding.load(embedding)
-        config = self.parts.config.transformer
-        wanted = config.joint_attention_dim, config.pooled_projection_dim
-        found = embedding.txt.shape[-1], embedding.vec.shape[-1]
-        if found != wanted:
-            raise JaxpaError(f"{name} was made by another checkpoint: its txt and vec are {found} wide, not {wanted}")
-        return embedding
+    def _batches(self, request: Request, images: np.ndarray, grid: tuple[int, int]) -> Iterator[tuple[np.ndarray, int]]:
+        """Which images (or seeds, where each has several places) are sampled together, and how many of them count.
+
+        All batches are of one size, so that they share a program: the last one is filled up.
+        """
+        canvas = (grid[0] * self.cell, grid[1] * self.cell)
+        run = run_of(request, self.spec, canvas)
+        together = images_together(request, run, self.dtype.itemsize, jax.devices()[0].platform)
+        if not together:
+            need = peak_bytes(run.load(1, self.dtype.itemsize), jax.devices()[0].platform)
+            raise JaxpaError(
+                f"one image of {canvas[1]} x {canvas[0]} pixels takes about {need / GIB:.1f} GiB, and this machine has "
+                f"{(machine_bytes() or 0) / GIB:.1f}: make it smaller, or try it anyway with batch_size=1"
+            )
+        size = max(1, together // max(1, len(request.places)))
+        for start in range(0, len(images), size):
+            rows = np.arange(start, min(start + size, len(images)))
+            yield np.concatenate([rows, np.full(size - len(rows), rows[-1])]) if len(images) > size else rows, len(rows)
 
     # Personalize Anything ------------------------------------------------------------------------------------
 
@@ -149,7 +159,7 @@ class Pipeline(Model):
         if isinstance(subjects, References):
             height, width = (side * self.cell for side in subjects.grid)
             said = {"height": height, "width": width, **keywords}
-            return self.make(Request.of(prompt, subjects=(PREPARED,), **said), subjects, on_step)
+            return self.make(Request.of(prompt, **standing_for(subjects), **said), subjects, on_step)
         request = Request.of(prompt, subjects=subjects, scene=scene, **keywords)
         return self.make(request.with_references(), on_step=on_step)
 
@@ -159,8 +169,22 @@ class Pipeline(Model):
 
     def sample_personalized(self, request: Request, references: References, on_step: OnStep | None = None) -> jax.Array:
         """The tokens behind `personalize`, for every tau, seed and placement: (T * S * P, N, C)."""
-        preset, taus = request.switches(self.spec), request.taus(self.spec)
+        preset, taus, grid = request.switches(self.spec), request.taus(self.spec), references.grid
         seeds = np.asarray(request.sampling.seeds(), np.uint32)
+        times = self.times(request.sampling.steps, grid)
+        path = self.path(references, preset, times, on_step, request.sampling.solver)
+        made = []
+        for rows, kept in self._batches(request, seeds, grid):
+            tokens = self._sample_seeds(request, references, path, seeds[rows], on_step)
+            shape = len(taus), len(rows), -1, *tokens.shape[1:]  # (T, S, P, N, C)
+            made.append(tokens.reshape(shape)[:, :kept])
+        return jnp.concatenate(made, 1).reshape(-1, *path.shape[2:])
+
+    def _sample_seeds(
+        self, request: Request, references: References, path: jax.Array, seeds: np.ndarray, on_step: OnStep | None
+    ) -> jax.Array:
+        """`sample_personalized` for some of the seeds, on the references' path."""
+        preset, taus = request.switches(self.spec), request.taus(self.spec)
         steps, negative_prompt = request.sampling.steps, request.sampling.negative_prompt
         grid, guidance = references.grid, self.spec.guidance(request.sampling.guidance)
         times = self.times(steps, grid)
@@ -172,9 +196,8 @@ class Pipeline(Model):
             preset.outline, preset.margin, references.scene,
         )  # fmt: skip
         solver = request.sampling.solver
-        path = self.path(references, preset, times, on_step, solver)
         x = start_noise(self.noise(seeds, grid), path, noise_from, moved=preset.start == "moved")
-        captions, prompts = self.encode_text(references.captions), self._prompts(request, g)
+        captions, prompts = self.encode_text(references.captions), self.repeated_prompt(request, g)
         rows = TextEmbedding.concatenate([captions, prompts])
         negative = self.negative(negative_prompt, guidance, g)
         inside = guidance if preset.guidance_inside is None else preset.guidance_inside
@@ -208,20 +231,6 @@ class Pipeline(Model):
         if preset.soft:
             shares = references.masks.astype(np.float32) if references.shares is None else references.shares
         return Routing(source, replacement_weight(preset.parts, preset.blocks, self.spec.blocks, shares, source))
-
-    def _prompts(self, request: Request, count: int) -> TextEmbedding:
-        """The request's one prompt in so many rows."""
-        if request.embedding is None:
-            return self.encode_text(list(request.prompts) * count)
-        embedded = self.read_embedding(request.embedding)
-        if len(embedded) != 1:
-            raise JaxpaError(f"{request.verb} takes one prompt: the embedding has {len(embedded)}")
-        if embedded.txt.shape[1] != self.settings.max_length:
-            raise JaxpaError(
-                f"the embedding has {embedded.txt.shape[1]} text tokens, and captions of references have "
-                f"{self.settings.max_length}: encode the prompt with this checkpoint"
-            )
-        return embedded[np.zeros(count, int)]
 
     # Editing -------------------------------------------------------------------------------------------------
 
@@ -328,8 +337,6 @@ def _places(keywords: dict[str, Any]) -> dict[str, Any]:
     at = keywords.pop("at", None)
     return keywords if at is None else {**keywords, "places": at}
 
-
-PREPARED = Subject("references that have been prepared")  # stands for them in a request
 
 REFERENCE_SEED = 1 << 31  # the first reference's noise; images usually count from 0
 

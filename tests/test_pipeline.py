@@ -9,6 +9,7 @@ from PIL import Image
 
 import jaxpa
 from jaxpa.devices.timing import Clock
+from jaxpa.encoders.text import TextEmbedding
 from jaxpa.media.images import read_image, to_array
 from jaxpa.personalize import PRESETS
 from jaxpa.schedule import Steps
@@ -207,3 +208,59 @@ def test_masks_that_leave_nothing(pipe, pictures):
         pipe.inpaint(pictures / "mug.png", np.ones((384, 384), bool), "a mug")
     with pytest.raises(jaxpa.JaxpaError, match="outline"):
         pipe.preset(outline=4)
+
+
+def test_images_come_in_batches(pipe, subject):
+    """Three at a time or all at once, the last batch filled up: the same pictures, in the same order."""
+    prompts, kw = ["a red car", "a blue mug"], {"steps": 2, "num_images": 5}
+    whole = pipe.generate(prompts, **kw)
+    parts = pipe.generate(prompts, **kw, batch_size=3)
+    assert [difference(*pair) <= SAME for pair in zip(whole, parts, strict=True)] == [True] * 5
+    kw = {"steps": 2, "seed": [5, 7, 9], "tau": [0.9, 0.2], "at": [None, (0.4, 0.4)]}
+    whole = pipe.personalize("a car in a room", [subject], **kw)
+    parts = pipe.personalize("a car in a room", [subject], **kw, batch_size=4)
+    assert [difference(*pair) <= SAME for pair in zip(whole, parts, strict=True)] == [True] * 12
+
+
+def test_an_embedding_in_place_of_a_prompt(pipe, undistilled, subject, tmp_path):
+    """From memory and from a file, alone and with references, it draws what its prompt draws."""
+    file = tmp_path / "text.safetensors"
+    pipe.encode_text(["a red star at night", "a blue mug in a room"]).save(file)
+    prompts = pipe.generate(["a red star at night", "a blue mug in a room"], steps=2)
+    for each in (pipe.encode_text(["a red star at night", "a blue mug in a room"]), TextEmbedding.load(file)):
+        made = pipe.generate(each, steps=2)
+        assert max(difference(*pair) for pair in zip(made, prompts, strict=True)) <= SAME
+    one = pipe.encode_text("a car in a room")
+    with_text = pipe.personalize("a car in a room", [subject], steps=2)
+    assert difference(pipe.personalize(one, [subject], steps=2)[0], with_text[0]) <= SAME
+    with pytest.raises(jaxpa.JaxpaError, match="takes one prompt"):
+        pipe.personalize(TextEmbedding.load(file), [subject], steps=2)
+    wrong = TextEmbedding(one.txt[..., :-1], one.vec)
+    with pytest.raises(jaxpa.JaxpaError, match="another checkpoint"):
+        pipe.generate(wrong)
+
+
+def test_none_switches_off(pipe, subject):
+    """concat=None over a preset that concatenates is the preset without it."""
+    kw = {"steps": 2, "seed": 1, "tau": 0.9}
+    without = replace(PRESETS["paper"], concat=None)
+    off = pipe.personalize("a car", [subject], preset="paper", concat=None, **kw)
+    assert difference(off[0], pipe.personalize("a car", [subject], preset=without, **kw)[0]) == 0
+    assert difference(off[0], pipe.personalize("a car", [subject], preset="paper", **kw)[0]) > SAME
+
+
+def test_a_caption_names_the_word(pipe, pictures):
+    """A subject's mask is looked for in its own caption."""
+    car = jaxpa.Subject(pictures / "car.png", word="car", caption="a yellow striped car in the snow")
+    found = pipe.find_mask(pictures / "car.png", "car", "a yellow striped car in the snow")
+    assert np.array_equal(pipe.with_mask(car).mask, found.pixels((384, 384)))
+    with pytest.raises(jaxpa.JaxpaError, match="'mug' is not in the prompt"):
+        pipe.with_mask(replace(car, word="mug"))
+
+
+@pytest.mark.parametrize(
+    "words", [{"steps": 1.5}, {"num_images": 0}, {"seed": []}, {"height": "96"}, {"stepps": 3}], ids=str
+)
+def test_bad_arguments_are_named(pipe, words):
+    with pytest.raises(jaxpa.JaxpaError, match=next(iter(words))):
+        pipe.generate("a car", **words)

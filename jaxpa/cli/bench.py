@@ -5,6 +5,7 @@ from typing import Literal
 
 from jaxpa.cli import console
 from jaxpa.cli.command import Command
+from jaxpa.errors import JaxpaError, whole
 
 
 @dataclass(kw_only=True)
@@ -29,32 +30,44 @@ class BenchCommand(Command):
     """Steps of a loop that is timed."""
     repeats: int = 3
     """How often each loop is timed."""
+    force: bool = False
+    """Run what does not seem to fit in memory."""
 
     def run(self) -> int:
-        from jaxpa.checkpoint.load import default_dtype, load_parts
-        from jaxpa.config import flux_dev, flux_schnell
-        from jaxpa.devices.bench import bench, format_bench, random_model
+        import jax
+        import numpy as np
 
-        dtype = self.dtype or default_dtype()
+        from jaxpa.checkpoint.load import default_dtype, load_parts, settings_of
+        from jaxpa.config import Settings, flux_dev, flux_schnell
+        from jaxpa.devices.bench import bench, format_bench, random_model
+        from jaxpa.devices.memory import Load, peak_bytes, require
+        from jaxpa.request.spec import Spec
+
+        dtype = np.dtype(self.dtype or default_dtype())
         if self.config is None:
-            parts = load_parts(self.checkpoint.model, self.checkpoint.components, dtype, parts=("transformer",))
-            model, vae = parts.transformer, parts.config.vae
-            size, text = parts.settings.size, parts.settings.max_length
+            if self.double is not None or self.single is not None:
+                raise JaxpaError("--double and --single would have no effect: they cut the network of --config")
+            source = self.source()
+            config, settings = source.config, settings_of(source)
         else:
-            config = flux_dev() if self.config == "dev" else flux_schnell()
+            config, settings = flux_dev() if self.config == "dev" else flux_schnell(), Settings()
             blocks = {"num_layers": self.double, "num_single_layers": self.single}
-            shape = replace(config.transformer, **{key: count for key, count in blocks.items() if count is not None})
-            model, vae, size, text = random_model(shape, dtype), config.vae, 1024, 512
-        result = bench(
-            model,
-            size if self.height is None else self.height,
-            size if self.width is None else self.width,
-            text if self.text_tokens is None else self.text_tokens,
-            self.batch,
-            self.steps,
-            vae.downscale,
-            self.repeats,
-        )
+            kept = {name: whole(name, count) for name, count in blocks.items() if count is not None}
+            config = replace(config, transformer=replace(config.transformer, **kept))
+        height, width = (settings.size if side is None else side for side in (self.height, self.width))
+        text = settings.max_length if self.text_tokens is None else self.text_tokens
+        if not self.force:
+            grid = Spec(config, settings).grid(height, width)
+            load = Load(config, grid, text, whole("batch", self.batch, 1), pictures=0, itemsize=dtype.itemsize)
+            need = peak_bytes(load, jax.default_backend(), ("transformer",))
+            require(need, f"a batch of {self.batch:,}", "give a smaller --batch or size, or fewer blocks")
+        if self.config is None:
+            model = load_parts(
+                self.checkpoint.model, self.checkpoint.components, dtype, parts=("transformer",)
+            ).transformer
+        else:
+            model = random_model(config.transformer, dtype)
+        result = bench(model, height, width, text, self.batch, self.steps, config.vae.downscale, self.repeats)
         if self.json:
             console.report(True, result, ())
         else:

@@ -11,6 +11,7 @@ from tyro.conf import OmitArgPrefixes, arg
 from jaxpa.cli import console, files
 from jaxpa.cli.files import Outputs
 from jaxpa.errors import JaxpaError
+from jaxpa.media.edits import MaskedPicture
 from jaxpa.request.groups import Checkpoint, Sampling, show_tau
 from jaxpa.request.request import Request
 from jaxpa.request.spec import Spec
@@ -20,7 +21,6 @@ if TYPE_CHECKING:  # the networks are imported when a command runs
 
     from jaxpa.checkpoint.source import Source
     from jaxpa.devices.timing import Clock
-    from jaxpa.media.edits import MaskedPicture
     from jaxpa.media.subjects import References
     from jaxpa.pipeline import Pipeline
 
@@ -139,15 +139,22 @@ class Picturing(Making):
         return {"prompt": self.prompt or "", "embedding": self.embedding, "sampling": self.sampling}
 
     def prepare(self) -> Prepared:
+        from jaxpa.devices.plan import plan, require_memory
         from jaxpa.media.subjects import has_mask, load_subject
         from jaxpa.request.prepare import prepare
 
         request = self.request()
-        spec = spec_of(self.source(download=True))
+        source = self.source(download=True)
+        spec = spec_of(source)
         request.check(spec)
         read = replace(request, subjects=tuple(load_subject(each) for each in request.subjects))
         known = not [each for each in read.subjects if not has_mask(each)]  # all are asked: one has neither
         pictures = prepare(read, spec) if known else None
+        costs = plan(source, request, self.dtype, canvas_of(pictures, spec))
+        if self.force:
+            request = replace(request, sampling=replace(request.sampling, batch_size=costs["batch_size"]))
+        else:
+            require_memory(costs)
         made = combinations(request, spec)
         figure = self.figure and request.references > 0
         outputs = self.settle(files.labels(made), figure, files.inputs_of(request))
@@ -235,6 +242,14 @@ def sheet_of(pictures: Any, images: "list[Image.Image]", labels: list[str], cell
     picture, references = to_image(pictures.picture), pictures.references(cell)
     kept = ("kept tokens", overlay(picture, references.masks[0], *references.grid))
     return sheet([[("input", picture), kept, *(("result", image) for image in images)]])
+
+
+def canvas_of(pictures: "References | MaskedPicture | None", spec: Spec) -> tuple[int, int] | None:
+    """The canvas (height, width) of pictures that are prepared; None: what the request says."""
+    if pictures is None:
+        return None
+    h, w = pictures.references(spec.cell).grid if isinstance(pictures, MaskedPicture) else pictures.grid
+    return h * spec.cell, w * spec.cell
 
 
 def combinations(request: Request, spec: Spec) -> list[dict[str, Any]]:

@@ -55,7 +55,7 @@ def compilation_cache() -> Path | None:
         if not os.access(folder, os.W_OK | os.X_OK):
             raise PermissionError(f"{folder} cannot be written to")
     except (OSError, RuntimeError, ValueError) as error:  # RuntimeError: there is no home
-        warnings.warn(f"compiled programs are not kept: {error}", stacklevel=2)
+        warnings.warn(f"compiled programs are not kept: {error}", stacklevel=1)  # one place: it is said once
         return None
     jax.config.update("jax_compilation_cache_dir", str(folder))
     jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.0)

@@ -21,7 +21,7 @@ from jaxpa.checkpoint.residence import arrange
 from jaxpa.config import ScheduleConfig, TransformerConfig
 from jaxpa.devices import cost
 from jaxpa.devices.timing import Clock
-from jaxpa.errors import JaxpaError
+from jaxpa.errors import JaxpaError, whole
 from jaxpa.schedule import flow_times
 from jaxpa.tokens import PATCH, grid_positions
 from jaxpa.transformer import Flux, FluxConditions, FluxVelocity
@@ -72,8 +72,8 @@ def bench(
     loop's, divided by its steps. Raises JaxpaError for a size that is no multiple of a token's, or nothing to run.
     """
     grid = _grid(height, width, PATCH * vae_downscale)
-    if min(text_tokens, batch, steps, repeats) < 1:
-        raise JaxpaError("bench needs at least 1 text token, 1 batch row, 1 step and 1 repeat")
+    for name, value in (("text_tokens", text_tokens), ("batch", batch), ("steps", steps), ("repeats", repeats)):
+        whole(name, value, 1)
     velocity, x, times = _inputs(model, grid, text_tokens, batch, steps)
     step, step_facts = _compiled(lambda *now: sampling.step(*now), velocity, x, times, np.int32(0))
     loop, loop_facts = _compiled(lambda *now: sampling.sample(*now), velocity, x, times)

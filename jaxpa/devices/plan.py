@@ -13,6 +13,7 @@ import numpy as np
 from jaxpa.checkpoint.load import default_dtype, settings_of
 from jaxpa.checkpoint.source import Source
 from jaxpa.devices import cost
+from jaxpa.devices.memory import Load, activation_bytes, batch_that_fits, machine_bytes, require, result_bytes
 from jaxpa.presets import Preset
 from jaxpa.request.request import Request
 from jaxpa.request.spec import Spec
@@ -52,10 +53,11 @@ class Run(NamedTuple):
     def level(self) -> cost.Level:
         return "layer" if self.preset is None else self.preset.level
 
-    @property
-    def rows(self) -> int:
-        """Of the widest forward, for all images of a tau at once."""
-        return self.references * (self.level == "layer") + self.images * (1 + self.guided)
+    def load(self, images: int, itemsize: int) -> Load:
+        """What is on the device while so many images are sampled together. Pictures are encoded one by one."""
+        late = self.context > 0
+        rows = self.references * (self.level == "layer" or late) + images * (1 + self.guided)
+        return Load(self.spec.config, self.grid, self.text, rows, self.context, 1, itemsize)
 
 
 def run_of(request: Request, spec: Spec, canvas: tuple[int, int] | None = None) -> Run:
@@ -77,11 +79,31 @@ def run_of(request: Request, spec: Spec, canvas: tuple[int, int] | None = None) 
     return Run(spec, grid, text, times, gates, images, request.references, inversion, context, guided, preset)
 
 
+def images_together(request: Request, run: Run, itemsize: int, platform: str) -> int:
+    """How many images are sampled together: what is asked for, or as many as fit; 0 if not even one does.
+
+    All places of a seed are in one batch.
+    """
+    places = max(1, len(request.places))
+    if request.sampling.batch_size is not None:
+        return min(run.images, max(places, request.sampling.batch_size))
+    fits = batch_that_fits(lambda count: run.load(count * places, itemsize), run.images // places, platform)
+    return fits * places
+
+
+def require_memory(content: dict[str, Any]) -> None:
+    """Raise JaxpaError, with both numbers, if a plan needs more memory than this machine has."""
+    c = content
+    what = f"{c['images']:,} x {c['width']} x {c['height']} pixels, {c['batch_size']:,} at a time,"
+    require(c["memory_bytes"], what, "make fewer images, or smaller ones")
+
+
 def plan(source: Source, request: Request, dtype: Any = None, canvas: tuple[int, int] | None = None) -> dict[str, Any]:
     """The cost of a request: every tau, seed and place; canvas: (height, width), where a picture decides.
 
     sample_forwards counts rows of tokens that ask the network once; classifier-free guidance asks twice for an image.
-    activation_bytes is an estimate: the widest arrays of one block for all rows. Raises JaxpaError.
+    batch_size says how many images are sampled together; memory_bytes, what they take then (`devices.memory`), with the
+    finished pictures where they share the device's memory. Raises JaxpaError.
     """
     run = run_of(request, Spec(source.config, settings_of(source)), canvas)
     config, n, m, images = source.config, run.tokens, run.text, run.images
@@ -101,7 +123,11 @@ def plan(source: Source, request: Request, dtype: Any = None, canvas: tuple[int,
     forward = cost.transformer_flops(config.transformer, n, m)
     kind = np.dtype(default_dtype() if dtype is None else dtype)
     weights = cost.weight_bytes(config, kind.itemsize)
-    activations = run.rows * (n + m) * (3 + 4 + 5 + 2) * config.transformer.width * kind.itemsize
+    device = jax.devices()[0]
+    together = images_together(request, run, kind.itemsize, device.platform)
+    load = run.load(max(1, together), kind.itemsize)
+    activations = activation_bytes(load, device.platform)
+    results = result_bytes(load, images * len(above)) if device.platform == "cpu" else 0
     text = cost.t5_flops(config.text_encoder_2, m) + cost.clip_flops(config.text_encoder)
     height, width = (side * run.spec.cell for side in run.grid)
     pictures = r * cost.autoencoder_flops(config.vae, height, width, "encode")
@@ -112,7 +138,7 @@ def plan(source: Source, request: Request, dtype: Any = None, canvas: tuple[int,
     return {
         "model": source.name,
         "dtype": kind.name,
-        "device": jax.devices()[0].device_kind,
+        "device": device.device_kind,
         "height": height,
         "width": width,
         "image_tokens": n,
@@ -128,8 +154,10 @@ def plan(source: Source, request: Request, dtype: Any = None, canvas: tuple[int,
         "tflop_per_forward": forward / 1e12,
         "tflop": (flops + (1 + r + run.guided) * text + pictures) / 1e12,
         "weight_bytes": weights,
+        "batch_size": max(1, together),
         "activation_bytes": activations,
-        "memory_bytes": sum(weights.values()) + activations,
+        "memory_bytes": sum(weights.values()) + activations + results,
+        "machine_bytes": machine_bytes(),
     }
 
 
@@ -146,7 +174,8 @@ def format_plan(content: dict[str, Any]) -> str:
         "forwards": f"{c['sample_forwards']} sample-forwards of {c['tflop_per_forward']:.4g} TFLOP",
         "work": f"{c['tflop']:.4g} TFLOP in all, text and pictures included",
         "memory": f"{c['memory_bytes'] / gib:.2f} GiB: weights {sum(c['weight_bytes'].values()) / gib:.2f}, "
-        f"activations about {c['activation_bytes'] / gib:.2f}",
+        f"activations about {c['activation_bytes'] / gib:.2f} with {c['batch_size']:,} at a time"
+        + (f"; this machine has {c['machine_bytes'] / gib:.1f}" if c["machine_bytes"] else ""),
     }
     if "compiled" in c:
         rows["programs"] = "compiled before, from the cache" if c["compiled"] else "to be compiled on the first run"

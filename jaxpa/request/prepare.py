@@ -1,8 +1,10 @@
 """From a request to arrays: its pictures, masks and places on a checkpoint's canvas, read once, without networks."""
 
+from typing import Any
+
 from jaxpa.media import images, masks
 from jaxpa.media.edits import MaskedPicture, pad_picture, prepare_edit
-from jaxpa.media.subjects import References, read_references
+from jaxpa.media.subjects import References, Subject, read_references
 from jaxpa.request.request import Request
 from jaxpa.request.spec import Spec
 
@@ -29,3 +31,16 @@ def prepare(request: Request, spec: Spec) -> References | MaskedPicture | None:
     coverage = request.switches(spec).coverage
     size = h * spec.cell, w * spec.cell
     return read_references(request.subjects, request.scene, *size, (h, w), request.places or None, coverage)
+
+
+PREPARED = Subject("a reference that has been prepared")
+
+
+def standing_for(references: References) -> dict[str, Any]:
+    """What a request says of references that are arrays already: how many there are, and in how many places."""
+    places, count = len(references.where.source), len(references.masks) - references.scene
+    return {
+        "subjects": (PREPARED,) * count,
+        "scene": PREPARED if references.scene else None,
+        "places": (None,) * places if places > 1 else (),
+    }

@@ -97,5 +97,5 @@ def test_bad_size(model, height, width, message):
 
 
 def test_nothing_to_run(model):
-    with pytest.raises(JaxpaError, match="at least 1"):
+    with pytest.raises(JaxpaError, match="steps must be a whole number, 1 or more"):
         bench(model, 8, 8, 4, 1, 0, vae_downscale=4)

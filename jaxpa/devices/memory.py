@@ -1,0 +1,146 @@
+"""How much memory a run takes, and how much this machine has.
+
+An estimate of what XLA holds at once, from sizes alone: the weights, and beside them the largest of three stages, which
+follow each other. In each, attention's logits and the widest activations count; logits only where the attention of that
+platform writes them to memory (`jaxpa.kernels`). It is tested on a CPU, against XLA's own numbers and against the
+memory of a process (a kernel's own workspace is not in XLA's numbers).
+"""
+
+import math
+import os
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+import jax
+
+from jaxpa.config import AutoencoderConfig, FluxConfig
+from jaxpa.devices import cost
+from jaxpa.errors import JaxpaError
+from jaxpa.kernels import LONG
+
+GIB = 2.0**30
+LOGITS = 8  # bytes: float32, before the softmax and after it
+ALONE = 4  # of one row and head on a CPU, where XLA's kernel overwrites them
+STREAMS = 14  # arrays of the model's width in one block: queries, keys, values; the MLP; both streams and their norms
+PICTURES = 3  # arrays of a convolution's width and resolution that are held at once, in float32
+SHARE = 0.9  # of the machine's memory that a run may take
+TOGETHER = 0.5  # of it that images are sampled together for, if nobody says how many
+
+
+@dataclass(frozen=True)
+class Load:
+    """What is on the device at once.
+
+    tokens N (grid h x w), text M, context K; rows of the transformer's batch; pictures: how many a call of the
+    autoencoder takes (0: none); itemsize: bytes of a weight.
+    """
+
+    config: FluxConfig
+    grid: tuple[int, int]
+    text: int
+    rows: int
+    context: int = 0
+    pictures: int = 1
+    itemsize: int = 4
+
+    @property
+    def tokens(self) -> int:
+        return self.grid[0] * self.grid[1]
+
+
+def logits_bytes(platform: str, rows: int, heads: int, queries: int, keys: int, width: int, itemsize: int) -> int:
+    """Logits that one call of attention holds in memory; width: channels of a head."""
+    if platform in ("gpu", "cuda") and itemsize == 2 and width <= 128:
+        return 0  # a fused kernel
+    if platform == "cpu":
+        heads = 1 if queries * keys > LONG**2 // 4 else heads  # one head after the other
+        if rows * heads == 1:
+            return ALONE * queries * keys
+    else:  # a block of queries after the other
+        queries //= math.gcd(queries, 2 ** max(0, math.ceil(math.log2(queries * keys / LONG**2))))
+    return LOGITS * rows * heads * queries * keys
+
+
+def transformer_bytes(load: Load, platform: str) -> int:
+    """A step of sampling, beside the weights."""
+    c, length = load.config.transformer, load.tokens + load.text
+    logits = logits_bytes(
+        platform, load.rows, c.num_attention_heads, length, length + load.context, c.attention_head_dim, load.itemsize
+    )
+    return logits + load.rows * length * STREAMS * c.width * load.itemsize
+
+
+def autoencoder_bytes(load: Load, platform: str) -> int:
+    """Encoding or decoding of pictures, beside the weights: attention over all latent cells, or the widest layer."""
+    c: AutoencoderConfig = load.config.vae
+    cells = 4 * load.tokens
+    attention = logits_bytes(platform, load.pictures, 1, cells, cells, c.block_out_channels[-1], load.itemsize)
+    attention = attention * c.mid_block_add_attention + load.pictures * cells * c.block_out_channels[-1] * 16
+    # Every level down has a quarter of the pixels; its first layer still has the channels of the level below.
+    widths = (*c.block_out_channels, c.block_out_channels[-1])
+    widest = max(max(widths[i : i + 2]) // 4**i for i in range(len(c.block_out_channels)))
+    convolutions = 4 * PICTURES * load.pictures * cells * c.downscale**2 * widest
+    return max(attention, convolutions)
+
+
+def activation_bytes(load: Load, platform: str) -> int:
+    """The largest of the stages."""
+    return max(transformer_bytes(load, platform), autoencoder_bytes(load, platform) if load.pictures else 0)
+
+
+def peak_bytes(load: Load, platform: str, parts: tuple[str, ...] = ()) -> int:
+    """Weights (of some parts; (): all) and activations together."""
+    weights = cost.weight_bytes(load.config, load.itemsize)
+    return sum(size for name, size in weights.items() if not parts or name in parts) + activation_bytes(load, platform)
+
+
+def result_bytes(load: Load, images: int) -> int:
+    """Finished pictures and their tokens, which wait in the host's memory until they are written."""
+    side = load.config.vae.downscale * 2
+    return images * load.tokens * (3 * side**2 + 4 * load.config.transformer.in_channels)
+
+
+def machine_bytes() -> int | None:
+    """The memory of a device, of this machine if that is its CPU; None where nobody says."""
+    device = jax.devices()[0]
+    if device.platform != "cpu":
+        return (device.memory_stats() or {}).get("bytes_limit")
+    try:
+        found = [os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")]
+    except (AttributeError, OSError, ValueError):
+        return None
+    for file in ("/sys/fs/cgroup/memory.max", "/sys/fs/cgroup/memory/memory.limit_in_bytes"):  # a container's limit
+        try:
+            found.append(int(Path(file).read_text()))
+        except (OSError, ValueError):
+            continue
+    return min(found)
+
+
+def require(need: int, what: str, hint: str) -> None:
+    """Raise JaxpaError, with both numbers, if the machine has less memory than a run needs."""
+    have = machine_bytes()
+    if have is not None and need > SHARE * have:
+        raise JaxpaError(
+            f"{what} takes about {need / GIB:,.1f} GiB of memory, and this machine has {have / GIB:,.1f} GiB: {hint}, "
+            "or try it anyway with --force"
+        )
+
+
+def batch_that_fits(load_of: Callable[[int], Load], images: int, platform: str) -> int:
+    """How many images can be sampled together: all of them, or the most that fit; 0 if not even one does.
+
+    load_of(count) is the load of so many.
+    """
+    have = machine_bytes()
+    if have is None or peak_bytes(load_of(images), platform) <= TOGETHER * have:
+        return images
+    low, high = 0, images  # low fits, high does not
+    while high - low > 1:
+        middle = (low + high) // 2
+        low, high = (middle, high) if peak_bytes(load_of(middle), platform) <= TOGETHER * have else (low, middle)
+    if not low:
+        return int(peak_bytes(load_of(1), platform) <= SHARE * have)
+    # Batches of equal size: the last one is padded, so it should not be much smaller.
+    return math.ceil(images / math.ceil(images / low))

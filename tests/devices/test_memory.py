@@ -1,0 +1,100 @@
+"""The memory that a plan foretells, against what XLA says of the compiled programs; and what is refused."""
+
+import subprocess
+import sys
+from pathlib import Path
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+import jaxpa
+from jaxpa import model as arrays
+from jaxpa import sampling
+from jaxpa.checkpoint.keys import abstract
+from jaxpa.config import AutoencoderConfig, FluxConfig
+from jaxpa.devices import memory
+from jaxpa.devices.memory import Load, activation_bytes, autoencoder_bytes, batch_that_fits, require, transformer_bytes
+from jaxpa.errors import JaxpaError
+
+ROOT = Path(__file__).parents[2]
+LOW, HIGH = 0.8, 1.6  # an estimate that is too low lets a run die; one that is too high refuses a run that fits
+
+
+@pytest.fixture(scope="module")
+def pipe():
+    return jaxpa.load("mini")
+
+
+def temp_bytes(function, *arguments):
+    found = function.lower(*arguments).compile().memory_analysis()
+    assert found is not None
+    return found.temp_size_in_bytes
+
+
+@pytest.mark.parametrize(("side", "rows"), [(96, 4), (256, 4)])
+def test_a_sampling(pipe, side, rows):
+    grid = pipe.grid(side, side)
+    x = jax.ShapeDtypeStruct((rows, grid[0] * grid[1], 32), jnp.float32)
+    velocity = pipe.guided(pipe.encode_text(["a"] * rows), grid, 4.0, None)
+    found = temp_bytes(jax.jit(sampling.sample), velocity, x, jnp.asarray(pipe.times(4, grid)))
+    load = Load(pipe.parts.config, grid, pipe.settings.max_length, rows)
+    assert LOW < transformer_bytes(load, "cpu") / found < HIGH
+
+
+def test_the_widest_convolution():
+    config, side = AutoencoderConfig(block_out_channels=(32, 64, 64), mid_block_add_attention=False), 128
+    vae, cell = abstract("vae", config, np.dtype(np.float32)), 2 * config.downscale
+    tokens = jax.ShapeDtypeStruct((1, (side // cell) ** 2, 4 * config.latent_channels), jnp.float32)
+    found = temp_bytes(arrays._decode, vae, tokens, side // cell, side // cell)
+    load = Load(FluxConfig(vae=config), (side // cell, side // cell), 32, 1)
+    assert LOW < autoencoder_bytes(load, "cpu") / found < HIGH
+
+
+PEAK = """
+import resource, jax.numpy as jnp, jaxpa
+pipe, side = jaxpa.load("mini"), 512
+before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+pipe.decode(jnp.zeros((1, 64 * 64, 32)), side, side)
+print(1024 * (resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before))
+"""
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="a process' memory is counted in other units elsewhere")
+def test_an_autoencoder_s_attention(pipe):
+    """mini at 512 x 512: a gigabyte of logits, in the memory of a process of its own."""
+    run = subprocess.run([sys.executable, "-c", PEAK], capture_output=True, text=True, cwd=ROOT, check=True)
+    found = int(run.stdout)
+    assert found > 2**29
+    assert LOW < autoencoder_bytes(Load(pipe.parts.config, (64, 64), 32, 1), "cpu") / found < HIGH
+
+
+def test_fused_attention_writes_no_logits():
+    """FLUX.1-dev at 1024 x 1024 on a GPU: none in bfloat16; in float32 those of a block of queries at a time."""
+    half, full = (Load(FluxConfig(), (64, 64), 512, 1, itemsize=size) for size in (2, 4))
+    assert transformer_bytes(half, "gpu") < 2**29
+    assert 24 * 2**20 * 8 / 2 < transformer_bytes(full, "gpu") - 2 * transformer_bytes(half, "gpu") < 8 * 24 * 4608**2
+    assert activation_bytes(half, "gpu") < 16 * 2**30
+
+
+def test_a_batch_is_the_largest_that_fits(monkeypatch):
+    """Equal batches, none above the limit; where not even one image fits, none."""
+    load = lambda count: Load(FluxConfig(), (64, 64), 512, count, itemsize=2)  # noqa: E731
+    one, two = (memory.peak_bytes(load(count), "gpu") for count in (100, 101))
+    for have, images, fits in ((two / memory.TOGETHER, 100, 100), (one / memory.TOGETHER, 150, 75), (1e9, 4, 0)):
+        monkeypatch.setattr(memory, "machine_bytes", lambda have=have: int(have) + 1)
+        assert batch_that_fits(load, images, "gpu") == fits
+    monkeypatch.setattr(memory, "machine_bytes", lambda: None)
+    assert batch_that_fits(load, 10**6, "gpu") == 10**6
+
+
+def test_both_numbers_are_named(monkeypatch):
+    monkeypatch.setattr(memory, "machine_bytes", lambda: 8 * 2**30)
+    require(7 * 2**30, "it", "less")
+    with pytest.raises(JaxpaError, match=r"9\.0 GiB of memory, and this machine has 8\.0 GiB.*--force"):
+        require(9 * 2**30, "it", "make less")
+
+
+def test_this_machine_has_memory():
+    assert 2**28 < (memory.machine_bytes() or 0) < 2**50
