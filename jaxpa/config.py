@@ -9,39 +9,128 @@ The axis alphabet that every shape comment of the package uses:
 """
 
 import dataclasses
+import json
+import math
 from dataclasses import dataclass
-from typing import Any, Self
+from functools import cache
+from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal, Self, get_args, get_origin, get_type_hints
+
+from annotated_types import Ge, Gt, Le, Len
+
+if TYPE_CHECKING:
+    from pydantic import TypeAdapter
+
+# Ranges of the fields. They bound what a wrong file can ask for; every FLUX checkpoint is far inside.
+Blocks = Annotated[int, Ge(1), Le(1024)]
+Channels = Annotated[int, Ge(1), Le(2**16)]
+Rows = Annotated[int, Ge(1), Le(2**22)]  # of an embedding
+Tokens = Annotated[int, Ge(1), Le(2**20)]
+Axis = Annotated[int, Ge(2), Le(1024)]
+Epsilon = Annotated[float, Gt(0), Le(1)]
+Shift = Annotated[float, Gt(0), Le(1000)]
 
 
-def _from_json(cls: Any, json: dict[str, Any], required: dict[str, tuple[Any, ...]]) -> Any:
-    """Pick the fields of `cls` out of a config file; refuse a value that no code here implements.
+class _FromJson:
+    """A config that is read from a JSON file, whose other keys mean nothing here.
 
-    `required` maps a key to the values that are supported; a missing key is the reference's default.
+    SUPPORTED: keys that are no fields, and the values of them that are implemented; a missing key is the default.
     """
-    for key, allowed in required.items():
-        if key in json and json[key] not in allowed:
-            raise ValueError(f"unsupported configuration: {key} = {json[key]!r} (supported: {list(allowed)})")
-    fields = {field.name: field for field in dataclasses.fields(cls)}
-    values = {name: json[name] for name in fields if json.get(name) is not None}
-    return cls(**{name: tuple(v) if isinstance(v, list) else v for name, v in values.items()})
+
+    SUPPORTED: ClassVar[dict[str, tuple[Any, ...]]] = {}
+
+    @classmethod
+    def from_json(cls, content: dict[str, Any]) -> Self:
+        """Raises ValueError that names every key of a wrong type or out of range, its value, and what is allowed."""
+        faults = [
+            f"{key} is {shown(content[key])}; supported: {' or '.join(map(shown, values))}"
+            for key, values in cls.SUPPORTED.items()
+            if key in content and not any(type(content[key]) is type(each) and content[key] == each for each in values)
+        ]
+        names = [field.name for field in dataclasses.fields(cls) if field.name in content]  # type: ignore[arg-type]
+        given = {name: content[name] for name in names}
+        given = {name: tuple(value) if isinstance(value, list) else value for name, value in given.items()}
+        faults += [fault for name, value in given.items() if (fault := _fault(cls, name, value))]
+        if faults:
+            raise ValueError("; ".join(faults))
+        return cls(**given)
+
+
+def _fault(cls: type, name: str, value: Any) -> str | None:
+    from pydantic import ValidationError  # here: the networks' own import of this module stays light
+
+    annotation, adapter = _field(cls, name)
+    try:
+        adapter.validate_python(value, strict=True)
+        if not isinstance(value, float) or math.isfinite(value):
+            return None
+    except ValidationError:
+        pass
+    return f"{name} is {shown(value)}; allowed: {allowed(annotation)}"
+
+
+def shown(value: Any) -> str:
+    """A value as its JSON file has it, shortened."""
+    text = json.dumps(value)
+    return text if len(text) <= 80 else text[:77] + "..."
+
+
+@cache
+def _field(cls: type, name: str) -> "tuple[Any, TypeAdapter[Any]]":
+    from pydantic import TypeAdapter
+
+    annotation = get_type_hints(cls, include_extras=True)[name]
+    return annotation, TypeAdapter(annotation)
+
+
+def allowed(annotation: Any) -> str:
+    """A field's type and range in words."""
+    origin, parts = get_origin(annotation), get_args(annotation)
+    if origin is Annotated:
+        said = allowed(parts[0])
+        for limit in parts[1:]:
+            match limit:
+                case Ge(ge=least):
+                    said += f", at least {least}"
+                case Gt(gt=bound):
+                    said += f", above {bound}"
+                case Le(le=most):
+                    said += f", at most {most}"
+                case Len(min_length=least, max_length=most):
+                    said = f"{least} to {most} numbers in {said}"
+        return said
+    if origin is Literal:
+        return " or ".join(map(shown, parts))
+    if origin is tuple:
+        count = "" if parts[-1] is ... else f" {len(parts)}:"
+        return f"a list of{count} {allowed(parts[0])}"
+    if parts:
+        return " or ".join(map(allowed, parts))
+    words = {int: "a whole number", float: "a finite number", bool: "true or false", str: "a string"}
+    return words.get(annotation, "null")
 
 
 @dataclass(frozen=True)
-class TransformerConfig:
+class TransformerConfig(_FromJson):
     """The MM-DiT, in diffusers' names (`transformer/config.json`). Defaults: FLUX.1-dev."""
 
-    in_channels: int = 64
-    num_layers: int = 19  # double stream blocks
-    num_single_layers: int = 38
-    num_attention_heads: int = 24
-    attention_head_dim: int = 128
-    joint_attention_dim: int = 4096  # Dt
-    pooled_projection_dim: int = 768  # Dv
+    SUPPORTED = {"patch_size": (1,)}  # noqa: RUF012
+
+    in_channels: Channels = 64
+    num_layers: Blocks = 19  # double stream blocks
+    num_single_layers: Blocks = 38
+    num_attention_heads: Annotated[int, Ge(1), Le(1024)] = 24
+    attention_head_dim: Annotated[int, Ge(2), Le(1024)] = 128
+    joint_attention_dim: Channels = 4096  # Dt
+    pooled_projection_dim: Channels = 768  # Dv
     guidance_embeds: bool = True
-    axes_dims_rope: tuple[int, int, int] = (16, 56, 56)
-    out_channels: int | None = None  # None: in_channels; fewer where a picture to keep or to follow comes in too
+    axes_dims_rope: tuple[Axis, Axis, Axis] = (16, 56, 56)
+    out_channels: Channels | None = None  # None: in_channels; fewer where a picture to keep or to follow comes in too
 
     def __post_init__(self) -> None:
+        if any(axis % 2 for axis in self.axes_dims_rope):
+            raise ValueError(
+                f"axes_dims_rope {self.axes_dims_rope}: each axis must be even, since channels turn in pairs"
+            )
         if sum(self.axes_dims_rope) != self.attention_head_dim:
             raise ValueError(
                 f"axes_dims_rope {self.axes_dims_rope} must add up to attention_head_dim {self.attention_head_dim}"
@@ -60,109 +149,117 @@ class TransformerConfig:
         """C: channels of a token that is sampled."""
         return self.in_channels if self.out_channels is None else self.out_channels
 
-    @classmethod
-    def from_json(cls, json: dict[str, Any]) -> Self:
-        return _from_json(cls, json, {"patch_size": (1,)})
-
 
 @dataclass(frozen=True)
-class AutoencoderConfig:
+class AutoencoderConfig(_FromJson):
     """The KL autoencoder (`vae/config.json`). Defaults: FLUX.1."""
 
-    in_channels: int = 3
-    out_channels: int = 3
-    latent_channels: int = 16
-    block_out_channels: tuple[int, ...] = (128, 256, 512, 512)
-    layers_per_block: int = 2
-    norm_num_groups: int = 32
+    SUPPORTED = {  # noqa: RUF012
+        "act_fn": ("silu",),
+        "use_quant_conv": (False,),
+        "use_post_quant_conv": (False,),
+        "latents_mean": (None,),
+        "latents_std": (None,),
+    }
+
+    in_channels: Literal[3] = 3
+    out_channels: Literal[3] = 3
+    latent_channels: Annotated[int, Ge(1), Le(1024)] = 16
+    block_out_channels: Annotated[tuple[Channels, ...], Len(1, 8)] = (128, 256, 512, 512)
+    layers_per_block: Annotated[int, Ge(1), Le(16)] = 2
+    norm_num_groups: Channels = 32
     mid_block_add_attention: bool = True
-    scaling_factor: float = 0.3611
-    shift_factor: float = 0.1159
+    scaling_factor: Annotated[float, Gt(0), Le(1000)] = 0.3611
+    shift_factor: Annotated[float, Ge(-1000), Le(1000)] = 0.1159
+
+    def __post_init__(self) -> None:
+        if any(width % self.norm_num_groups for width in self.block_out_channels):
+            raise ValueError(
+                f"block_out_channels {self.block_out_channels} must be multiples of norm_num_groups "
+                f"{self.norm_num_groups}"
+            )
 
     @property
     def downscale(self) -> int:
         """Pixels per latent cell along a side."""
         return 2 ** (len(self.block_out_channels) - 1)
 
-    @classmethod
-    def from_json(cls, json: dict[str, Any]) -> Self:
-        return _from_json(
-            cls,
-            json,
-            {
-                "act_fn": ("silu",),
-                "use_quant_conv": (False,),
-                "use_post_quant_conv": (False,),
-                "latents_mean": (None,),
-                "latents_std": (None,),
-            },
-        )
-
 
 @dataclass(frozen=True)
-class T5Config:
+class T5Config(_FromJson):
     """The T5 v1.1 encoder (`text_encoder_2/config.json`). Defaults: T5-XXL."""
 
-    vocab_size: int = 32128
-    d_model: int = 4096
-    d_kv: int = 64
-    d_ff: int = 10240
-    num_layers: int = 24
-    num_heads: int = 64
-    relative_attention_num_buckets: int = 32
-    relative_attention_max_distance: int = 128
-    layer_norm_epsilon: float = 1e-6
+    SUPPORTED = {"feed_forward_proj": ("gated-gelu",)}  # noqa: RUF012
 
-    @classmethod
-    def from_json(cls, json: dict[str, Any]) -> Self:
-        return _from_json(cls, json, {"feed_forward_proj": ("gated-gelu",)})
+    vocab_size: Rows = 32128
+    d_model: Channels = 4096
+    d_kv: Channels = 64
+    d_ff: Channels = 10240
+    num_layers: Blocks = 24
+    num_heads: Annotated[int, Ge(1), Le(1024)] = 64
+    relative_attention_num_buckets: Annotated[int, Ge(4), Le(2**16)] = 32
+    relative_attention_max_distance: Tokens = 128
+    layer_norm_epsilon: Epsilon = 1e-6
+
+    def __post_init__(self) -> None:
+        exact = self.relative_attention_num_buckets // 4  # a half for each direction, and of it a half one by one
+        if self.relative_attention_max_distance <= exact:
+            raise ValueError(
+                f"relative_attention_max_distance {self.relative_attention_max_distance} must be above {exact}, "
+                "a quarter of relative_attention_num_buckets"
+            )
 
 
 @dataclass(frozen=True)
-class CLIPConfig:
+class CLIPConfig(_FromJson):
     """The CLIP text encoder (`text_encoder/config.json`). Defaults: CLIP ViT-L/14."""
 
-    vocab_size: int = 49408
-    hidden_size: int = 768
-    intermediate_size: int = 3072
-    num_hidden_layers: int = 12
-    num_attention_heads: int = 12
-    max_position_embeddings: int = 77
-    hidden_act: str = "quick_gelu"
-    layer_norm_eps: float = 1e-5
-    eos_token_id: int = 2
+    vocab_size: Rows = 49408
+    hidden_size: Channels = 768
+    intermediate_size: Channels = 3072
+    num_hidden_layers: Blocks = 12
+    num_attention_heads: Annotated[int, Ge(1), Le(1024)] = 12
+    max_position_embeddings: Tokens = 77
+    hidden_act: Literal["quick_gelu", "gelu"] = "quick_gelu"
+    layer_norm_eps: Epsilon = 1e-5
+    eos_token_id: Annotated[int, Ge(0), Le(2**22)] = 2
 
-    @classmethod
-    def from_json(cls, json: dict[str, Any]) -> Self:
-        return _from_json(cls, json, {"hidden_act": ("quick_gelu", "gelu")})
+    def __post_init__(self) -> None:
+        if self.hidden_size % self.num_attention_heads:
+            raise ValueError(
+                f"hidden_size {self.hidden_size} must be a multiple of num_attention_heads {self.num_attention_heads}"
+            )
+        if self.eos_token_id >= self.vocab_size:
+            raise ValueError(f"eos_token_id {self.eos_token_id} must be below vocab_size {self.vocab_size}")
 
 
 @dataclass(frozen=True)
-class ScheduleConfig:
+class ScheduleConfig(_FromJson):
     """Flow times (`scheduler/scheduler_config.json`). Defaults: FLUX.1-dev; schnell does not shift."""
 
-    use_dynamic_shifting: bool = True
-    shift: float = 1.0  # a constant shift, used where the shift is not dynamic
-    base_shift: float = 0.5
-    max_shift: float = 1.15
-    base_image_seq_len: int = 256
-    max_image_seq_len: int = 4096
+    SUPPORTED = {  # noqa: RUF012
+        "num_train_timesteps": (1000,),
+        "use_karras_sigmas": (False, None),
+        "use_exponential_sigmas": (False, None),
+        "use_beta_sigmas": (False, None),
+        "invert_sigmas": (False, None),
+        "stochastic_sampling": (False, None),
+        "shift_terminal": (None,),
+        "time_shift_type": ("exponential",),
+    }
 
-    @classmethod
-    def from_json(cls, json: dict[str, Any]) -> Self:
-        off = (False, None)
-        return _from_json(
-            cls,
-            json,
-            {
-                "use_karras_sigmas": off,
-                "use_exponential_sigmas": off,
-                "use_beta_sigmas": off,
-                "invert_sigmas": off,
-                "shift_terminal": (None,),
-                "time_shift_type": ("exponential",),
-            },
-        )
+    use_dynamic_shifting: bool = True
+    shift: Shift = 1.0  # a constant shift, used where the shift is not dynamic
+    base_shift: Annotated[float, Ge(-20), Le(20)] = 0.5
+    max_shift: Annotated[float, Ge(-20), Le(20)] = 1.15
+    base_image_seq_len: Tokens = 256
+    max_image_seq_len: Tokens = 4096
+
+    def __post_init__(self) -> None:
+        if self.base_image_seq_len >= self.max_image_seq_len:
+            raise ValueError(
+                f"base_image_seq_len {self.base_image_seq_len} must be below max_image_seq_len {self.max_image_seq_len}"
+            )
 
 
 @dataclass(frozen=True)
@@ -177,14 +274,14 @@ class FluxConfig:
 
 
 @dataclass(frozen=True)
-class Settings:
+class Settings(_FromJson):
     """What suits a checkpoint where a user says nothing (`jaxpa.json` of its folder). Defaults: FLUX.1-dev."""
 
-    preset: str = "official"  # of personalisation
-    size: int = 1024  # pixels along a side
-    steps: int = 28
-    guidance: float = 3.5
-    max_length: int = 512  # T5 tokens
+    preset: Literal["official", "paper", "mini"] = "official"  # of personalisation
+    size: Annotated[int, Ge(8), Le(2048)] = 1024  # pixels along a side
+    steps: Annotated[int, Ge(1), Le(1000)] = 28
+    guidance: Annotated[float, Ge(0), Le(1000)] = 3.5
+    max_length: Annotated[int, Ge(1), Le(4096)] = 512  # T5 tokens
 
 
 def flux_dev() -> FluxConfig:

@@ -18,11 +18,18 @@ class CheckpointError(JaxpaError):
     """
 
     def __init__(self, summary: str, problems: Sequence[str] = (), shown: int = 20):
-        lines = [summary, *(f"  - {problem}" for problem in problems[:shown])]
+        lines = [*map(printable, summary.split("\n")), *(f"  - {printable(problem)}" for problem in problems[:shown])]
         if len(problems) > shown:
             lines.append(f"  ... and {len(problems) - shown} more: `jaxpa info` lists them all")
         super().__init__("\n".join(lines))
         self.problems = tuple(problems)
+
+
+def printable(text: str) -> str:
+    """A line of text that a terminal shows as it stands: names from files may hold escape sequences or surrogates."""
+    if text.isprintable():
+        return text
+    return "".join(char if char.isprintable() else char.encode("unicode_escape").decode() for char in text)
 
 
 # Values that a user gives: what is right passes, what is wrong is named ----------------------------------------

@@ -84,6 +84,8 @@ class Model:
 
         Warns of what an encoder does not read of a prompt. Raises JaxpaError for what is not text.
         """
+        if not isinstance(prompts, str | Sequence) or isinstance(prompts, bytes):
+            raise JaxpaError(f"prompts must be a string or a list of strings, not {prompts!r}")
         prompts = [prompts] if isinstance(prompts, str) else list(prompts)
         if not prompts or (bad := [each for each in prompts if not isinstance(each, str)]):
             raise JaxpaError(

@@ -368,5 +368,5 @@ def load(
     Raises CheckpointError with everything that is wrong.
     """
     parts = load_parts(source, components, dtype, None if mesh is None else rules(mesh))
-    folder = {path.parent for path in parts.tokenizers.values()}
-    return Pipeline(parts, Tokenizers.load(folder.pop()))
+    clip, t5 = (parts.tokenizers[name].parent for name in ("tokenizer", "tokenizer_2"))
+    return Pipeline(parts, Tokenizers.load(clip, t5))

@@ -34,8 +34,8 @@ FLOORS = (
 )
 FLOOR = {name: floor for floor, names in enumerate(FLOORS) for name in names.split()}
 ROOMS = {  # modules in the order in which they build on each other
-    "encoders": "autoencoder t5 clip text",
-    "checkpoint": "files hub keys parts source residence load report",
+    "encoders": "autoencoder t5 clip vocabulary text",
+    "checkpoint": "documents files hub keys parts fit source residence load report",
     "media": "masks figures images places subjects edits",
     "request": "spec groups request record prepare",
     "attention": "maps observe",
@@ -47,7 +47,7 @@ METHOD = {"sampling", "inversion", "presets", "routing", "personalize"}
 NETWORKS = {"layers", "kernels", "blocks", "transformer", "encoders"}  # the method knows none
 PURE = {"box", "tokens", "rope", "schedule", "loops", "solvers", "checks", *METHOD}
 ARRAYS = {"jax", "numpy", "chex"}  # all that these may import from outside
-COME_WITH_OTHERS = {"numpy", "scipy", "ml_dtypes", "pydantic_core"}  # with jax and with pydantic
+COME_WITH_OTHERS = {"numpy", "scipy", "ml_dtypes", "pydantic_core", "annotated_types"}  # with jax, pydantic
 MODULES = {"pillow": "PIL"}  # packages that are imported by another name
 LONGEST = 400  # lines
 

@@ -1,8 +1,10 @@
 """Files on disk -> networks: where a checkpoint is, what it holds, whether it is sound, and its weights.
 
+documents  JSON files, read strictly
 files   safetensors files: headers, mapped tensors, a streaming writer
 keys    which stored tensors make which parameter, as tables
 parts   one component as its headers describe it, with every fault
+fit     whether components belong together
 hub     checkpoints of the Hugging Face hub
 source  a name, a path or a hub id -> the components
 residence  how a platform wants a transformer to lie in its memory

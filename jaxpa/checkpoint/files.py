@@ -1,12 +1,13 @@
 """Safetensors files: headers, memory-mapped tensors, a streaming writer.
 
-The format is eight bytes of header length, a JSON header, and the tensors' bytes without gaps. Reading it here rather
-than through the library gives bfloat16 without torch, a tensor as a view of the mapped file, and every fault of a file
-instead of the first.
+The format is eight bytes of header length, a JSON header, and the tensors' bytes without gaps. The safetensors library
+opens every file first and judges its header. Reading the bytes here afterwards gives bfloat16 without torch, a tensor
+as a view of the mapped file, and every incomplete tensor of a truncated file.
 """
 
 import json
 import math
+import os
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -14,7 +15,11 @@ from typing import Any
 
 import jax.numpy as jnp
 import numpy as np
+from safetensors import SafetensorError, safe_open
 
+from jaxpa.checkpoint.documents import check_regular, parse, read_json
+
+# Types that are read. The library knows more of them; a new one needs its row here and its bits in `finite`.
 DTYPES = {
     "F64": np.dtype(np.float64),
     "F32": np.dtype(np.float32),
@@ -23,7 +28,8 @@ DTYPES = {
 }
 NAMES = {dtype: name for name, dtype in DTYPES.items()}
 PICKLES = (".bin", ".pt", ".pth", ".ckpt", ".pkl", ".pickle", ".msgpack", ".h5")
-MAX_HEADER = 100_000_000  # bytes; the format's own bound
+MAX_HEADER = 16 << 20  # bytes; that of FLUX.1's transformer takes 0.1 MB. The format allows 100 MB
+MAX_TENSORS = 100_000  # that an index lists
 
 
 @dataclass(frozen=True)
@@ -75,23 +81,27 @@ class Files:
         """Read one file's header; `promised`: the tensors that an index expects in it."""
         try:
             tensors, metadata, problems = read_header(file)
-        except (OSError, ValueError) as error:
-            self.problems.append(f"{file}: {error.strerror if isinstance(error, OSError) else error}")
-            if promised is None or self.unknown is None:
-                self.unknown = None
-            else:
-                self.unknown.update(promised)
+        except OSError as error:
+            self.problems.append(f"{file}: {error.strerror or error}")
+        except ValueError as error:
+            self.problems.append(f"{file}: {error}")
+        else:
+            for key in tensors.keys() & self.tensors.keys():
+                self.problems.append(f"{file}: tensor '{key}' is also in {self.tensors[key].file.name}")
+            self.tensors |= tensors
+            self.metadata |= metadata
+            self.problems += problems
             return
-        for key in tensors.keys() & self.tensors.keys():
-            self.problems.append(f"{file}: tensor '{key}' is also in {self.tensors[key].file.name}")
-        self.tensors |= tensors
-        self.metadata |= metadata
-        self.problems += problems
+        if promised is None or self.unknown is None:
+            self.unknown = None
+        else:
+            self.unknown.update(promised)
 
 
 def read_header(file: Path) -> tuple[dict[str, Tensor], dict[str, str], list[str]]:
     """Tensors, metadata, and tensors that the file does not hold in full. Raises ValueError where nothing is usable."""
-    total = file.stat().st_size
+    total = check_regular(file)
+    refusal = _refusal(file)
     with file.open("rb") as stream:
         length = int.from_bytes(stream.read(8), "little")
         if total < 8 or length + 8 > total:
@@ -99,30 +109,57 @@ def read_header(file: Path) -> tuple[dict[str, Tensor], dict[str, str], list[str
                 raise ValueError(f"truncated: the header alone takes {length + 8:,} bytes, the file has {total:,}")
             raise ValueError("not a safetensors file (a git-lfs pointer, a web page or an interrupted download?)")
         if length > MAX_HEADER:
-            raise ValueError("not a safetensors file: its header would take more than 100 MB")
+            raise ValueError(
+                f"its header takes {length:,} bytes, more than any FLUX checkpoint's (at most {MAX_HEADER:,})"
+            )
         raw = stream.read(length)
     try:
-        header = json.loads(raw)
-        metadata = header.pop("__metadata__", None) or {}
+        header = parse(raw)
+        metadata = _metadata(header.pop("__metadata__", {}))
         tensors = {key: _tensor(file, key, entry, length + 8) for key, entry in header.items()}
-    except (ValueError, KeyError, TypeError, AttributeError) as error:
+    except ValueError as error:
         raise ValueError(f"not a safetensors file: its header is damaged ({error})") from None
     problems = [f"{file}: tensor '{t.key}': {fault}" for t in tensors.values() if (fault := _fault(t))]
     short = [t for t in tensors.values() if t.start + t.size > total]
-    if short:
+    if short and not problems:
         needed = max(t.start + t.size for t in short)
         names = ", ".join(f"'{t.key}'" for t in sorted(short, key=lambda t: t.start)[:8])
         more = f" and {len(short) - 8} more" if len(short) > 8 else ""
         problems.append(f"{file}: truncated: {total:,} of {needed:,} bytes; incomplete: {names}{more}")
+    if refusal and not problems:
+        raise ValueError(f"not a sound safetensors file ({refusal})")
     return tensors, metadata, problems
 
 
-def _tensor(file: Path, key: str, entry: dict[str, Any], base: int) -> Tensor:
-    start, end = entry["data_offsets"]
-    shape = tuple(int(n) for n in entry["shape"])
-    if not 0 <= start <= end or any(n < 0 for n in shape):
-        raise ValueError(f"tensor '{key}' has the offsets {start}, {end} and the shape {list(shape)}")
-    return Tensor(file, key, str(entry["dtype"]), shape, base + start, end - start)
+def _refusal(file: Path) -> str | None:
+    """Why the safetensors library does not open a file; None: it does, so offsets, shapes and sizes are consistent."""
+    try:
+        with safe_open(file, framework="numpy"):
+            return None
+    except SafetensorError as error:
+        return str(error)
+
+
+def _metadata(content: Any) -> dict[str, str]:
+    if not isinstance(content, dict) or not all(isinstance(value, str) for value in content.values()):
+        raise ValueError("__metadata__ is not an object of strings")
+    return content
+
+
+def _tensor(file: Path, key: str, entry: Any, base: int) -> Tensor:
+    if not isinstance(entry, dict) or entry.keys() != {"dtype", "shape", "data_offsets"}:
+        raise ValueError(f"tensor '{key}' is not described by dtype, shape and data_offsets")
+    dtype, shape, offsets = entry["dtype"], entry["shape"], entry["data_offsets"]
+    if not isinstance(dtype, str) or not _counts(shape) or not _counts(offsets) or len(offsets) != 2:
+        raise ValueError(f"tensor '{key}' has the type {dtype!r}, the shape {shape!r} and the offsets {offsets!r}")
+    start, end = offsets
+    if start > end:
+        raise ValueError(f"tensor '{key}' has the offsets {start}, {end}")
+    return Tensor(file, key, dtype, tuple(shape), base + start, end - start)
+
+
+def _counts(value: Any) -> bool:
+    return isinstance(value, list) and all(type(n) is int and n >= 0 for n in value)
 
 
 def _fault(tensor: Tensor) -> str | None:
@@ -166,17 +203,18 @@ def _absent(folder: Path, names: list[str], single: list[str]) -> str:
 
 def _read_shards(folder: Path, index: str, files: Files) -> None:
     try:
-        content = read_json(folder / index)
-        weights = {str(key): str(name) for key, name in content["weight_map"].items()}
-    except (ValueError, KeyError, AttributeError):
-        files.problems.append(f"{folder / index}: not an index of shards")
+        weights = _weight_map(folder / index)
+    except ValueError as error:
+        files.problems.append(str(error))
         files.unknown = None
         return
-    for name in sorted(set(weights.values())):
-        promised = [key for key, shard in weights.items() if shard == name]
+    shards: dict[str, list[str]] = {}
+    for key, name in weights.items():
+        shards.setdefault(name, []).append(key)
+    for name, promised in sorted(shards.items()):
         if Path(name).name != name or not name.endswith(".safetensors"):
             files.problems.append(f"{folder / index}: shard {name!r} is not a .safetensors file of this folder")
-        elif not (folder / name).exists():
+        elif not os.path.exists(folder / name):
             files.problems.append(f"{folder / name}: shard missing ({len(promised)} tensors, '{promised[0]}' first)")
         else:
             files.add(folder / name, promised)
@@ -185,17 +223,14 @@ def _read_shards(folder: Path, index: str, files: Files) -> None:
             files.unknown.update(promised)
 
 
-def read_json(path: Path) -> dict[str, Any]:
-    """A JSON object. Raises ValueError that names the file where it is missing or is none."""
-    try:
-        content = json.loads(path.read_text(encoding="utf-8"))
-    except OSError as error:
-        raise ValueError(f"{path}: {error.strerror}") from None
-    except ValueError as error:
-        raise ValueError(f"{path}: not JSON ({error})") from None
-    if not isinstance(content, dict):
-        raise ValueError(f"{path}: not a JSON object")
-    return content
+def _weight_map(index: Path) -> dict[str, str]:
+    """Tensor -> file. Raises ValueError that names the index."""
+    weights = read_json(index).get("weight_map")
+    if not isinstance(weights, dict) or not all(isinstance(name, str) for name in weights.values()):
+        raise ValueError(f"{index}: not an index of shards: weight_map must be an object of file names")
+    if len(weights) > MAX_TENSORS:
+        raise ValueError(f"{index}: it lists {len(weights):,} tensors; a FLUX checkpoint has {MAX_TENSORS:,} at most")
+    return weights
 
 
 def write(

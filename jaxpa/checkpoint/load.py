@@ -22,6 +22,7 @@ import numpy as np
 from jax.sharding import Sharding
 from jax.typing import DTypeLike
 
+from jaxpa.checkpoint import hub
 from jaxpa.checkpoint.files import DTYPES, finite, write
 from jaxpa.checkpoint.keys import COMPONENTS, Leaf, abstract, leaves
 from jaxpa.checkpoint.parts import PARTS, Part
@@ -87,14 +88,9 @@ def load_parts(
 
 
 def settings_of(source: Source) -> Settings:
-    """What suits this checkpoint: its folder's own settings over FLUX.1's. Raises CheckpointError for a wrong type."""
+    """What suits this checkpoint: its folder's own settings over FLUX.1's. Faulty ones are among `source.problems`."""
     usual = Settings() if source.config.transformer.guidance_embeds else Settings(steps=4, guidance=0.0, max_length=256)
-    own = {key: value for key, value in source.settings.items() if hasattr(usual, key)}
-    for key, value in own.items():
-        kind = type(getattr(usual, key))
-        if not isinstance(value, (int, float) if kind is float else kind) or isinstance(value, bool):
-            raise CheckpointError(f"{source.path / MARKER}: {key} must be a {kind.__name__}, not {value!r}")
-    return dataclasses.replace(usual, **own)
+    return dataclasses.replace(usual, **source.settings)
 
 
 def _demand(source: Source, faults: list[str], absent: list[str] | None = None) -> None:
@@ -106,6 +102,11 @@ def _demand(source: Source, faults: list[str], absent: list[str] | None = None) 
         summary = (
             f"{source.name} holds the {' and the '.join(source.parts)} only; name a source of the rest, for instance\n"
             f"  --model {source.name} --components black-forest-labs/FLUX.1-dev   (a hub id, or a diffusers folder)"
+        )
+    if hub.in_cache(source.path):
+        summary += (
+            f"\n  its files are in the hub's cache, {source.path}:"
+            "\n  delete those that are named below, and they are fetched again"
         )
     raise CheckpointError(summary, faults)
 

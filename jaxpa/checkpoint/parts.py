@@ -11,8 +11,9 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any
 
-from jaxpa.checkpoint.files import DTYPES, Files, Tensor, read_folder, read_json
-from jaxpa.checkpoint.keys import COMPONENTS, Config, Layout, Leaf, canonical, leaves
+from jaxpa.checkpoint.documents import read_json
+from jaxpa.checkpoint.files import DTYPES, Files, Tensor, read_folder
+from jaxpa.checkpoint.keys import COMPONENTS, Config, Layout, Leaf, Shape, canonical, leaves
 from jaxpa.config import AutoencoderConfig, TransformerConfig
 
 PARTS = tuple(COMPONENTS)
@@ -102,9 +103,9 @@ def open_folder(folder: Path, name: str | None = None) -> Part:
         json = read_json(folder / "config.json")
     except ValueError as error:
         return Part(name or "unknown", folder, layout, files, problems=(str(error),))
+    classes = class_names(json)
     found = component_of(json)
     if found is None or (name is not None and found != name):
-        classes = [name for name in (json.get("_class_name"), *(json.get("architectures") or [])) if name]
         wanted = [c for part in ((name,) if name else PARTS) for c in COMPONENTS[part].class_names]
         fault = f"{folder / 'config.json'}: the class is {' '.join(classes) or 'not given'}, not {' or '.join(wanted)}"
         return Part(name or "unknown", folder, layout, files, json=json, problems=(fault,))
@@ -113,15 +114,31 @@ def open_folder(folder: Path, name: str | None = None) -> Part:
     prefix = "text_model." if any(key.startswith("text_model.") for key in files.tensors) else ""
     try:
         config, problems = COMPONENTS[found].config.from_json(json), ()
+        if files.unknown is not None:
+            check_counts(config, len(tensors) + len(files.unknown))
         leaves(found, config, layout)  # a configuration that no network can be built from fails here
-    except (ValueError, TypeError, ZeroDivisionError) as error:
+    except (ValueError, TypeError, ArithmeticError) as error:
         config, problems = None, (f"{folder / 'config.json'}: {error}",)
     return Part(found, folder, layout, files, config, json, problems, prefix, tensors)
 
 
+def check_counts(config: Config, tensors: int) -> None:
+    """Raises ValueError where a configuration has more blocks than the files have tensors: it is not built then."""
+    for key in ("num_layers", "num_single_layers", "num_hidden_layers", "layers_per_block"):
+        if (count := getattr(config, key, 0)) > tensors:
+            raise ValueError(f"{key} is {count:,}, but there are only {tensors:,} tensors")
+
+
+def class_names(json: dict[str, Any]) -> list[str]:
+    """The classes that a config.json names; what is no name is left out."""
+    several = json.get("architectures")
+    named = [json.get("_class_name"), *(several if isinstance(several, list) else [])]
+    return [name for name in named if isinstance(name, str)]
+
+
 def component_of(json: dict[str, Any]) -> str | None:
     """Which component a config.json describes."""
-    classes = {json.get("_class_name"), *(json.get("architectures") or [])}
+    classes = set(class_names(json))
     return next((name for name, part in COMPONENTS.items() if classes & set(part.class_names)), None)
 
 
@@ -162,68 +179,86 @@ def _bfl_part(
         infer = infer_transformer if name == "transformer" else infer_autoencoder
         config = infer({key: tensor.shape for key, tensor in tensors.items()}, hint)
         leaves(name, config, "bfl")
-    except (ValueError, TypeError) as error:
-        problems = (f"{file}: {error}",)
-    except (KeyError, IndexError) as error:
-        problems = (f"{file}: tensor {error} is missing or mis-shaped, so the configuration is not known",)
+    except (ValueError, TypeError, ArithmeticError) as error:
+        config, problems = None, (f"{file}: {error}",)
     return Part(name, file, "bfl", files, config, {}, problems, prefix, tensors)
 
 
-def _blocks(shapes: dict[str, tuple[int, ...]], pattern: str) -> int:
-    """How many blocks a numbered name has."""
-    return 1 + max((int(match[1]) for key in shapes if (match := re.match(pattern, key))), default=-1)
+def _blocks(shapes: dict[str, Shape], pattern: str) -> int:
+    """How many blocks a numbered name has. Raises ValueError where there is none, or a number beyond the tensors."""
+    numbers = {match[1] for key in shapes if (match := re.match(pattern, key, re.ASCII))}
+    if not numbers:
+        raise ValueError(f"no tensor's name begins with {pattern.partition('(')[0].replace(chr(92), '')}0")
+    longest = max(numbers, key=lambda number: (len(number), number))
+    if len(longest) > len(str(len(shapes))) or int(longest) >= len(shapes):
+        raise ValueError(f"a block has the number {longest:.20}, but there are only {len(shapes):,} tensors")
+    return 1 + int(longest)
 
 
-def infer_transformer(shapes: dict[str, tuple[int, ...]], hint: dict[str, Any] | None) -> TransformerConfig:
+def _axes(shapes: dict[str, Shape], key: str, rank: int) -> Shape:
+    """The shape of a tensor that the configuration follows from. Raises ValueError where it tells none."""
+    if (shape := shapes.get(key)) is None:
+        raise ValueError(f"tensor {key!r} is missing, so the configuration is not known")
+    if len(shape) < rank or 0 in shape:
+        raise ValueError(f"tensor {key!r} is mis-shaped, {list(shape)}, so the configuration is not known")
+    return shape
+
+
+def infer_transformer(shapes: dict[str, Shape], hint: dict[str, Any] | None) -> TransformerConfig:
     """The MM-DiT's configuration from the shapes of its tensors under the original names.
 
     The rotary axes leave no trace in them: FLUX's for FLUX's head width, else those of `hint`, a config.json. Raises
-    ValueError where there is none, KeyError with the name of a tensor that is needed and missing.
+    ValueError where there is none, or with the name of a tensor that is needed and missing.
     """
-    width, channels = shapes["img_in.weight"]
-    norm = "double_blocks.0.img_attn.norm.query_norm.scale"
-    head = shapes[norm if norm in shapes else "single_blocks.0.norm.query_norm.scale"][0]
-    axes = TransformerConfig.axes_dims_rope
+    width, channels = _axes(shapes, "img_in.weight", 2)[:2]
+    (head,) = _axes(shapes, "double_blocks.0.img_attn.norm.query_norm.scale", 1)[:1]
+    out = _axes(shapes, "final_layer.linear.weight", 2)[0]
+    axes = list(TransformerConfig.axes_dims_rope)
     if hint is not None and hint.get("axes_dims_rope"):
-        axes = tuple(hint["axes_dims_rope"])
+        axes = hint["axes_dims_rope"]
     elif head != sum(axes):
         raise ValueError(
             f"heads are {head} wide, not FLUX's {sum(axes)}, and the file does not say how the rotary axes share "
             "them: pass --components FOLDER with a transformer/config.json"
         )
-    return TransformerConfig(
-        in_channels=channels,
-        num_layers=_blocks(shapes, r"double_blocks\.(\d+)\."),
-        num_single_layers=_blocks(shapes, r"single_blocks\.(\d+)\."),
-        num_attention_heads=width // head,
-        attention_head_dim=head,
-        joint_attention_dim=shapes["txt_in.weight"][1],
-        pooled_projection_dim=shapes["vector_in.in_layer.weight"][1],
-        guidance_embeds=any(key.startswith("guidance_in.") for key in shapes),
-        axes_dims_rope=axes,
+    return TransformerConfig.from_json(
+        {
+            "in_channels": channels,
+            "out_channels": None if out == channels else out,
+            "num_layers": _blocks(shapes, r"double_blocks\.(\d+)\."),
+            "num_single_layers": _blocks(shapes, r"single_blocks\.(\d+)\."),
+            "num_attention_heads": width // head,
+            "attention_head_dim": head,
+            "joint_attention_dim": _axes(shapes, "txt_in.weight", 2)[1],
+            "pooled_projection_dim": _axes(shapes, "vector_in.in_layer.weight", 2)[1],
+            "guidance_embeds": any(key.startswith("guidance_in.") for key in shapes),
+            "axes_dims_rope": axes,
+        }
     )
 
 
-def infer_autoencoder(shapes: dict[str, tuple[int, ...]], hint: dict[str, Any] | None) -> AutoencoderConfig:
+def infer_autoencoder(shapes: dict[str, Shape], hint: dict[str, Any] | None) -> AutoencoderConfig:
     """The autoencoder's configuration from shapes; scale, shift and groups are FLUX's or those of `hint`.
 
     Raises as `infer_transformer` does.
     """
     count = _blocks(shapes, r"encoder\.down\.(\d+)\.")
-    widths = tuple(shapes[f"encoder.down.{i}.block.0.conv1.weight"][0] for i in range(count))
+    widths = [_axes(shapes, f"encoder.down.{i}.block.0.conv1.weight", 4)[0] for i in range(count)]
     known = {key: hint[key] for key in ("norm_num_groups", "scaling_factor", "shift_factor") if hint and key in hint}
-    groups = known.get("norm_num_groups", AutoencoderConfig.norm_num_groups)
-    if any(width % groups for width in widths):
+    groups = known.get("norm_num_groups")
+    if groups is None and any(width % AutoencoderConfig.norm_num_groups for width in widths):
         raise ValueError(
-            f"blocks of {widths} channels have no {groups} groups to norm, and the file does not say how many: pass "
-            "--components FOLDER with a vae/config.json"
+            f"blocks of {widths} channels have no {AutoencoderConfig.norm_num_groups} groups to norm, and the file "
+            "does not say how many: pass --components FOLDER with a vae/config.json"
         )
-    return AutoencoderConfig(
-        in_channels=shapes["encoder.conv_in.weight"][1],
-        out_channels=shapes["decoder.conv_out.weight"][0],
-        latent_channels=shapes["decoder.conv_in.weight"][1],
-        block_out_channels=widths,
-        layers_per_block=_blocks(shapes, r"encoder\.down\.0\.block\.(\d+)\."),
-        mid_block_add_attention=any(".mid.attn_1." in key for key in shapes),
-        **known,
+    return AutoencoderConfig.from_json(
+        {
+            "in_channels": _axes(shapes, "encoder.conv_in.weight", 4)[1],
+            "out_channels": _axes(shapes, "decoder.conv_out.weight", 4)[0],
+            "latent_channels": _axes(shapes, "decoder.conv_in.weight", 4)[1],
+            "block_out_channels": widths,
+            "layers_per_block": _blocks(shapes, r"encoder\.down\.0\.block\.(\d+)\."),
+            "mid_block_add_attention": any(".mid.attn_1." in key for key in shapes),
+            **known,
+        }
     )

@@ -7,8 +7,9 @@ from pathlib import Path
 from typing import Any
 
 from jaxpa.checkpoint.load import settings_of
-from jaxpa.checkpoint.parts import Part
+from jaxpa.checkpoint.parts import PARTS, Part
 from jaxpa.checkpoint.source import resolve
+from jaxpa.errors import printable
 
 
 def info(source: str | Path, components: str | Path | None = None) -> dict[str, Any]:
@@ -18,8 +19,7 @@ def info(source: str | Path, components: str | Path | None = None) -> dict[str, 
     components are named), else the components that it holds. Raises CheckpointError where there is no checkpoint.
     """
     found = resolve(source, components, download=False)
-    wanted = None if found.whole else tuple(found.parts)
-    faults = found.faults() if wanted is None else [f for part in found.parts.values() for f in part.faults]
+    faults = found.faults(PARTS if found.whole else tuple(found.parts))
     parts = {name: _describe(part) for name, part in found.parts.items()}
     return {
         "source": found.name,
@@ -31,7 +31,7 @@ def info(source: str | Path, components: str | Path | None = None) -> dict[str, 
         "bytes": sum(part["bytes"] for part in parts.values()),
         "components": parts,
         "absent": found.absent(),
-        "problems": list(found.problems),
+        "problems": [*found.problems, *found.misfits()],
         "scheduler": dataclasses.asdict(found.config.scheduler) if found.whole else None,
         "settings": dataclasses.asdict(settings_of(found)) if found.whole else None,
         "tokenizers": {name: str(path) for name, path in found.tokenizers.items()},
@@ -76,7 +76,7 @@ def format_info(content: dict[str, Any]) -> str:
         if values:
             lines.append(f"{name}: " + ", ".join(f"{key} {_value(value)}" for key, value in values.items()))
     lines += ["", *_faults(content), "loads" if content["loads"] else "does NOT load"]
-    return "\n".join(lines)
+    return "\n".join(map(printable, lines))
 
 
 def _faults(content: dict[str, Any]) -> list[str]:

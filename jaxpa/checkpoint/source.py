@@ -5,19 +5,22 @@ original release, or a folder of such files. What it does not hold comes from a 
 """
 
 import contextlib
+import dataclasses
+import os
 from collections.abc import Iterable
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
-from jaxpa.checkpoint import hub
-from jaxpa.checkpoint.files import PICKLES, read_json
+from jaxpa.checkpoint import fit, hub
+from jaxpa.checkpoint.documents import check_regular, read_json
+from jaxpa.checkpoint.files import PICKLES
+from jaxpa.checkpoint.fit import TOKENIZERS
 from jaxpa.checkpoint.keys import Layout
 from jaxpa.checkpoint.parts import PARTS, Part, open_bfl, open_folder
-from jaxpa.config import FluxConfig, ScheduleConfig, TransformerConfig
-from jaxpa.errors import CheckpointError
+from jaxpa.config import FluxConfig, ScheduleConfig, Settings, TransformerConfig, shown
+from jaxpa.errors import CheckpointError, did_you_mean
 
-TOKENIZERS = {"text_encoder": "tokenizer", "text_encoder_2": "tokenizer_2"}
 MARKER = "jaxpa.json"  # a folder's own settings; in a converted folder with "format": "jaxpa"
 
 
@@ -52,7 +55,16 @@ class Source:
         parts = tuple(parts)
         found = [fault for name, part in self.parts.items() if name in (*parts, "unknown") for fault in part.faults]
         absent = [] if "unknown" in self.parts else self.absent(parts)
-        return [*self.problems, *(f"{name} is missing" for name in absent), *found]
+        return [*self.problems, *(f"{name} is missing" for name in absent), *found, *self.misfits(parts)]
+
+    def misfits(self, parts: Iterable[str] = PARTS) -> list[str]:
+        """What does not fit between these parts, or between a text encoder and its tokenizer."""
+        parts = [name for name in parts if name in self.parts]
+        found = fit.mismatches({name: self.parts[name].config for name in parts})
+        for name in parts:
+            if (kind := TOKENIZERS.get(name)) and (folder := self.tokenizers.get(kind)):
+                found += fit.tokenizer_faults(folder, kind, self.parts[name].config)
+        return found
 
     @property
     def config(self) -> FluxConfig:
@@ -84,6 +96,14 @@ def resolve(source: str | Path, components: str | Path | None = None, *, downloa
     download: whether a hub id may be fetched; a local path never goes online.
     """
     path = locate(source, PARTS, download)
+    try:
+        return _resolve(source, path, components, download)
+    except (OSError, ValueError) as error:
+        reason = error.strerror if isinstance(error, OSError) and error.strerror else error
+        raise CheckpointError(f"{path}: {reason}") from error
+
+
+def _resolve(source: str | Path, path: Path, components: str | Path | None, download: bool) -> Source:
     if components is None:
         return _open(str(source), path, (), {})
     held = _open(str(source), path, (), {})
@@ -109,13 +129,18 @@ def locate(source: str | Path, parts: Iterable[str] = PARTS, download: bool = Tr
         return find_mini()
     if isinstance(source, str) and (repo := hub.hub_id(source)):
         return hub.fetch(repo, parts, download)
-    path = Path(source).expanduser()
-    if not path.exists():
+    try:
+        path = Path(source).expanduser()
+        os.stat(path)
+    except FileNotFoundError:
         raise CheckpointError(
             f"{source}: no such file or folder\n"
             "  - a model is 'mini', a hub id (owner/name), a diffusers or converted folder, or a .safetensors file\n"
             f"  - in a folder that exists here a name counts as a path; {hub.PREFIX}owner/name is always a hub id"
-        )
+        ) from None
+    except (OSError, ValueError, RuntimeError) as error:  # a name that is too long, a null in it, no such user's home
+        reason = error.strerror if isinstance(error, OSError) and error.strerror else error
+        raise CheckpointError(f"{source!s:.200}: {reason}") from None
     return path
 
 
@@ -130,7 +155,8 @@ def _configs(folder: Path) -> dict[str, dict[str, Any]]:
 
 
 def _open(name: str, path: Path, skip: tuple[str, ...], hints: dict[str, dict[str, Any]]) -> Source:
-    if path.is_file():
+    if not path.is_dir():
+        check_regular(path)
         return _open_file(name, path, hints)
     if any((path / part / "config.json").exists() for part in PARTS) or (path / "model_index.json").exists():
         return _open_pipeline(name, path, skip)
@@ -150,6 +176,8 @@ def _open_file(name: str, path: Path, hints: dict[str, dict[str, Any]]) -> Sourc
         return Source(name, path, parts)
     if (path.parent / "config.json").exists():
         part = open_folder(path.parent)
+        if path.name not in {tensor.file.name for tensor in part.tensors.values()}:
+            raise CheckpointError(f"{path}: the folder's config.json is about another file; name the folder instead")
         return Source(name, path.parent, {part.name: part})
     raise CheckpointError(
         f"{path}: its tensors do not have the names of a FLUX transformer or autoencoder\n"
@@ -160,20 +188,24 @@ def _open_file(name: str, path: Path, hints: dict[str, dict[str, Any]]) -> Sourc
 def _open_pipeline(name: str, path: Path, skip: tuple[str, ...]) -> Source:
     problems: list[str] = []
 
-    def read(file: Path) -> dict[str, Any]:
+    def read(config: Any, file: Path) -> Any:
+        """The config in a file; None where there is none, or it is faulty."""
+        if not os.path.lexists(file):
+            return None
         try:
-            return read_json(file) if file.exists() else {}
+            content = read_json(file)
         except ValueError as error:
             problems.append(str(error))
-            return {}
-
-    scheduler = None
-    if content := read(path / "scheduler" / "scheduler_config.json"):
+            return None
         try:
-            scheduler = ScheduleConfig.from_json(content)
-        except (ValueError, TypeError) as error:
-            problems.append(f"{path / 'scheduler' / 'scheduler_config.json'}: {error}")
-    settings = {key: value for key, value in read(path / MARKER).items() if key not in ("format", "version")}
+            return config(content)
+        except ValueError as error:
+            problems.append(f"{file}: {error}")
+            return None
+
+    read(_check_index, path / "model_index.json")
+    scheduler = read(ScheduleConfig.from_json, path / "scheduler" / "scheduler_config.json")
+    settings = read(_settings, path / MARKER) or {}
     return Source(
         name,
         path,
@@ -184,6 +216,23 @@ def _open_pipeline(name: str, path: Path, skip: tuple[str, ...]) -> Source:
         settings=settings,
         problems=tuple(problems),
     )
+
+
+def _check_index(content: dict[str, Any]) -> None:
+    kind = content.get("_class_name", "FluxPipeline")
+    if not isinstance(kind, str) or not kind.startswith("Flux"):
+        raise ValueError(f'_class_name is {shown(kind)}; allowed: a pipeline of FLUX, such as "FluxPipeline"')
+
+
+def _settings(content: dict[str, Any]) -> dict[str, Any]:
+    """A folder's own settings. Raises ValueError for a key that means nothing, or a wrong value."""
+    own = {key: value for key, value in content.items() if key not in ("format", "version")}
+    known = [field.name for field in dataclasses.fields(Settings)]
+    if unknown := [key for key in own if key not in known]:
+        near = did_you_mean(unknown[0], known)
+        raise ValueError(f"{unknown[0]} is no setting; allowed: {', '.join(known)}{near}")
+    Settings.from_json(own)
+    return own
 
 
 def _open_release(name: str, path: Path, skip: tuple[str, ...], hints: dict[str, dict[str, Any]]) -> Source:

@@ -21,6 +21,7 @@ from safetensors.flax import save as to_bytes
 
 from jaxpa.encoders.clip import CLIPTextEncoder
 from jaxpa.encoders.t5 import T5Encoder
+from jaxpa.encoders.vocabulary import Kind, find_files
 from jaxpa.errors import CheckpointError, JaxpaError
 
 
@@ -117,22 +118,31 @@ class Tokenizers:
         self.clip_length: int = min(clip.model_max_length, 77)
 
     @classmethod
-    def load(cls, folder: str | os.PathLike[str]) -> Self:
-        """Raises CheckpointError that names the folder of a tokenizer that is missing or cannot be read."""
+    def load(cls, folder: str | os.PathLike[str], t5_folder: str | os.PathLike[str] | None = None) -> Self:
+        """t5_folder: holds `tokenizer_2/` where `folder` does not.
+
+        Raises CheckpointError that names the folder of a tokenizer that is missing, lacks files, or cannot be read.
+        """
         # Without torch, transformers says on import that it has no models; here it needs none.
         os.environ.setdefault("TRANSFORMERS_NO_ADVISORY_WARNINGS", "1")
         from transformers import CLIPTokenizer, T5Tokenizer  # here: the import takes a second
 
-        clip = _load_tokenizer(CLIPTokenizer.from_pretrained, Path(folder) / "tokenizer")
-        return cls(clip, _load_tokenizer(T5Tokenizer.from_pretrained, Path(folder) / "tokenizer_2"))
+        first, second = Path(folder) / "tokenizer", Path(folder if t5_folder is None else t5_folder) / "tokenizer_2"
+        clip = _load_tokenizer(CLIPTokenizer.from_pretrained, first, "tokenizer")
+        return cls(clip, _load_tokenizer(T5Tokenizer.from_pretrained, second, "tokenizer_2"))
 
-    def tokenize(self, prompts: Sequence[str], max_length: int = 512) -> tuple[np.ndarray, np.ndarray, list[CutPrompt]]:
-        """Prompts -> ids of CLIP (B, 77) and of T5 (B, max_length), int32, and what did not fit.
+    def tokenize(
+        self, prompts: str | Sequence[str], max_length: int = 512
+    ) -> tuple[np.ndarray, np.ndarray, list[CutPrompt]]:
+        """Prompts (a string is one) -> ids of CLIP (B, 77) and of T5 (B, max_length), int32, and what did not fit.
 
         Both are padded to their length and truncated; every distinct prompt that is cut is a warning per encoder.
         """
         if isinstance(prompts, str):
-            raise TypeError("prompts must be a list of strings, not one string")
+            prompts = [prompts]
+        prompts = list(prompts)
+        if bad := [each for each in prompts if not isinstance(each, str)]:
+            raise TypeError(f"a prompt must be a string, not {bad[0]!r}")
         clip_ids, clip_cut = _tokenize(self.clip, "CLIP", prompts, self.clip_length)
         t5_ids, t5_cut = _tokenize(self.t5, "T5", prompts, max_length)
         cut = sorted(clip_cut + t5_cut, key=lambda c: c.index)
@@ -163,15 +173,17 @@ class Tokenizers:
         return np.asarray(found, np.int32)
 
 
-def _load_tokenizer(from_pretrained: Callable[..., Any], folder: Path) -> Any:
-    if not folder.is_dir():
-        raise CheckpointError(f"there is no tokenizer folder {folder}")
+def _load_tokenizer(from_pretrained: Callable[..., Any], folder: Path, kind: Kind) -> Any:
+    find_files(folder, kind)
     try:
-        return from_pretrained(folder, local_files_only=True)
+        tokenizer = from_pretrained(folder, local_files_only=True)
     except (KeyboardInterrupt, SystemExit):
         raise
     except BaseException as error:  # whatever its parts raise: a bad file makes the Rust part panic, no Exception
         raise CheckpointError(f"the tokenizer in {folder} cannot be read: {error}") from error
+    if not tokenizer.get_vocab():
+        raise CheckpointError(f"the tokenizer in {folder} has no words")
+    return tokenizer
 
 
 def _tokenize(tokenizer: Any, encoder: str, prompts: Sequence[str], length: int) -> tuple[np.ndarray, list[CutPrompt]]:

@@ -75,7 +75,9 @@ def test_missing_shard(folder):
     index.write_text(json.dumps({"weight_map": {"x": "../../secret.safetensors"}}))
     fails(folder / "transformer", "is not a .safetensors file of this folder")
     index.write_text("[]")
-    fails(folder / "transformer", "not an index of shards")
+    fails(folder / "transformer", f"{index}: not a JSON object")
+    index.write_text('{"weight_map": {"x": 5}}')
+    fails(folder / "transformer", f"{index}: not an index of shards")
     index.unlink()
     fails(folder / "transformer", "1 shards, but no .safetensors.index.json")
 
@@ -108,7 +110,7 @@ def test_wrong_configurations(folder):
     path = folder / "transformer" / "config.json"
     content = json.loads(path.read_text())
     for change, words in (
-        ({"axes_dims_rope": [1, 2, 3]}, "must add up to attention_head_dim"),
+        ({"axes_dims_rope": [2, 2, 2]}, "must add up to attention_head_dim"),
         ({"out_channels": 4}, "tensor 'proj_out.bias' is [16], the configuration asks for [4]"),
         ({"num_layers": "two"}, str(path)),
         ({"_class_name": "SD3Transformer2DModel"}, "SD3Transformer2DModel, not FluxTransformer2DModel"),
@@ -171,6 +173,7 @@ def test_hub_fetches_only_what_is_needed(folder, monkeypatch):
     import huggingface_hub
 
     calls = []
+    monkeypatch.setattr(hub, "_answers", lambda repo: True)
 
     def download(repo, **kwargs):
         calls.append((repo, kwargs))
@@ -192,6 +195,7 @@ def test_hub_errors_fit_one_screen(monkeypatch):
     from huggingface_hub import errors
 
     response: Any = SimpleNamespace(headers={}, request=None)
+    monkeypatch.setattr(hub, "_answers", lambda repo: True)
     for error, words in (
         (errors.HfHubHTTPError("bad gateway", response=response), "could not be fetched: bad gateway"),
         (errors.GatedRepoError("gated", response=response), "is gated"),

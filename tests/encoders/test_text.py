@@ -143,8 +143,10 @@ def test_shapes_and_no_warning(tokenizers: Tokenizers) -> None:
     assert (clip_ids.shape, t5_ids.shape, cut) == ((2, 77), (2, 9), [])
     assert clip_ids.dtype == t5_ids.dtype == np.int32
     assert [x.shape for x in tokenizers.tokenize([], 9)[:2]] == [(0, 77), (0, 9)]
-    with pytest.raises(TypeError, match="list"):
-        tokenizers.tokenize("a cat")
+    for one, several in zip(tokenizers.tokenize("a cat", 9), tokenizers.tokenize(["a cat"], 9), strict=True):
+        np.testing.assert_array_equal(one, several)  # one prompt, not five letters
+    with pytest.raises(TypeError, match="must be a string, not 5"):
+        tokenizers.tokenize(["a cat", 5])  # type: ignore[list-item]
 
 
 def test_what_is_cut_is_said_once(tokenizers: Tokenizers) -> None:
@@ -192,6 +194,7 @@ def test_unreadable_tokenizers_name_their_folder(tmp_path: Path) -> None:
 def test_a_panic_in_the_tokenizer_file_names_its_folder(goldens: Goldens, tmp_path: Path) -> None:
     shutil.copytree(goldens.path / "flux-dev-tiny" / "tokenizer", tmp_path / "tokenizer")
     (tmp_path / "tokenizer_2").mkdir()
+    (tmp_path / "tokenizer_2" / "tokenizer_config.json").write_text("{}")
     charsmap = {"type": "Precompiled", "precompiled_charsmap": ""}  # the Rust part does not raise, it panics
     (tmp_path / "tokenizer_2" / "tokenizer.json").write_text(json.dumps({"version": "1.0", "normalizer": charsmap}))
     with pytest.raises(CheckpointError, match="tokenizer_2 cannot be read"):

@@ -46,13 +46,30 @@ def make(root: Path) -> Path:
         if name == "text_encoder_2":
             values["feed_forward_proj"] = "gated-gelu"
         (root / name / "config.json").write_text(json.dumps(values))
-    for name, file in (("tokenizer", "vocab.json"), ("tokenizer_2", "tokenizer.json")):
-        (root / name).mkdir()
-        (root / name / file).write_text("{}")
+    make_tokenizers(root, CONFIG)
     (root / "scheduler").mkdir()
     (root / "scheduler" / "scheduler_config.json").write_text(json.dumps({"shift": 3.0, "base_shift": 0.25}))
     (root / "model_index.json").write_text(json.dumps({"_class_name": "FluxPipeline"}))
     return root
+
+
+def make_tokenizers(root: Path, config: FluxConfig, padding: int = 0) -> None:
+    """Tokenizers of meaningless words, of as many as the text encoders have rows, without so many of T5's."""
+    clip, t5 = config.text_encoder, config.text_encoder_2
+    for name, limit in (("tokenizer", clip.max_position_embeddings), ("tokenizer_2", 512)):
+        (root / name).mkdir(parents=True)
+        (root / name / "tokenizer_config.json").write_text(json.dumps({"model_max_length": limit}))
+    words = {f"w{i}": i for i in range(clip.vocab_size)}
+    (root / "tokenizer" / "vocab.json").write_text(json.dumps(words))
+    (root / "tokenizer" / "merges.txt").write_text("#version: 0.2\n")
+    pieces = [
+        ["<pad>", 0.0],
+        ["</s>", 0.0],
+        ["<unk>", 0.0],
+        *([f"w{i}", -1.0] for i in range(3, t5.vocab_size - padding)),
+    ]
+    model = {"type": "Unigram", "unk_id": 2, "vocab": pieces}
+    (root / "tokenizer_2" / "tokenizer.json").write_text(json.dumps({"version": "1.0", "model": model}))
 
 
 def rewrite(path, change):
