@@ -66,15 +66,15 @@ def test_casts(folder, stored):
 
 def test_widens_on_the_device(folder, monkeypatch):
     """On an accelerator half precision crosses the bus as it is stored."""
-    want = load_component(folder / "transformer", dtype=jnp.bfloat16)
-    path = folder / "transformer" / FILES["transformer"]
+    want = load_component(folder / "text_encoder", dtype=jnp.bfloat16)
+    path = folder / "text_encoder" / FILES["text_encoder"]
     rewrite(path, lambda t: {k: v.astype(jnp.bfloat16) for k, v in t.items()})
     monkeypatch.setattr(jax, "default_backend", lambda: "gpu")
     assert checkpoint.default_dtype() == jnp.bfloat16
     seen = []
     place = checkpoint._place
     monkeypatch.setattr(checkpoint, "_place", lambda x, where: seen.append(x.dtype) or place(x, where))
-    got = load_component(folder / "transformer", dtype=jnp.float32)
+    got = load_component(folder / "text_encoder", dtype=jnp.float32)
     assert set(seen) == {np.dtype(jnp.bfloat16)}
     assert all(np.array_equal(x, y) for x, y in zip(jax.tree.leaves(got), jax.tree.leaves(want), strict=True))
 
