@@ -10,7 +10,7 @@ import os
 from collections.abc import Iterable
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 from jaxpa.checkpoint import fit, hub
 from jaxpa.checkpoint.documents import check_regular, read_json
@@ -18,7 +18,7 @@ from jaxpa.checkpoint.files import PICKLES
 from jaxpa.checkpoint.fit import TOKENIZERS
 from jaxpa.checkpoint.keys import Layout
 from jaxpa.checkpoint.parts import PARTS, Part, open_bfl, open_folder
-from jaxpa.config import FluxConfig, ScheduleConfig, Settings, TransformerConfig, shown
+from jaxpa.config import FluxConfig, ScheduleConfig, Settings, TransformerConfig, flux_dev, flux_schnell, shown
 from jaxpa.errors import CheckpointError, did_you_mean
 
 MARKER = "jaxpa.json"  # a folder's own settings; in a converted folder with "format": "jaxpa"
@@ -36,6 +36,7 @@ class Source:
     scheduler: ScheduleConfig | None = None
     settings: dict[str, Any] = field(default_factory=dict)
     problems: tuple[str, ...] = ()
+    described: FluxConfig | None = None  # a model without files: what there is to know of it
 
     @property
     def layout(self) -> Layout:
@@ -73,11 +74,18 @@ class Source:
         Flow times without a scheduler's file: the resolution shifts them where guidance is embedded (dev), not else
         (schnell), as in the original release.
         """
+        if self.described is not None:
+            return self.described
         known = {name: part.config for name, part in self.parts.items() if part.config is not None}
         transformer = known.get("transformer", TransformerConfig())
         assert isinstance(transformer, TransformerConfig)
         scheduler = self.scheduler or ScheduleConfig(use_dynamic_shifting=transformer.guidance_embeds)
         return replace(FluxConfig(scheduler=scheduler), **known)
+
+
+def described(name: Literal["dev", "schnell"]) -> Source:
+    """FLUX.1 without any file: enough to plan for, nothing to load."""
+    return Source(f"FLUX.1-{name}", Path(), {}, described=flux_dev() if name == "dev" else flux_schnell())
 
 
 def find_mini() -> Path:

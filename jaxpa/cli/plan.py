@@ -1,6 +1,7 @@
-"""The command that says what a run would cost."""
+"""The command that says what a run would cost, here or on a device that is not here."""
 
 from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Literal
 
 from tyro.conf import OmitArgPrefixes
 
@@ -11,6 +12,21 @@ from jaxpa.media.subjects import MAX_REFERENCES, Subject
 from jaxpa.request.groups import Method, Sampling
 from jaxpa.request.request import Request
 
+if TYPE_CHECKING:
+    from jaxpa.checkpoint.source import Source
+
+
+@dataclass(kw_only=True)
+class Compiling:
+    """For which device the program is compiled. Compiled, not run: no such device is needed."""
+
+    device: str | None = None
+    """v5e-1, v5e-8, v5p-8, v6e-1, v6e-4, h100, h100x8, ...: what its own compiler makes of the program."""
+    mesh: str | None = None
+    """How its chips are used: data=D,model=M. Default: the first that fits."""
+    config: Literal["dev", "schnell"] | None = None
+    """FLUX.1 at its full size, without any file, instead of --model."""
+
 
 @dataclass(kw_only=True)
 class PlanCommand(Command):
@@ -20,22 +36,34 @@ class PlanCommand(Command):
     """Subjects, and a scene; 0: plain generation."""
     sampling: OmitArgPrefixes[Sampling] = field(default_factory=Sampling)
     method: OmitArgPrefixes[Method] = field(default_factory=Method)
+    compiling: OmitArgPrefixes[Compiling] = field(default_factory=Compiling)
 
     def request(self) -> Request:
         count = whole("references", self.references, 0, MAX_REFERENCES)
         subjects = (Subject("a reference"),) * count
         return Request(sampling=self.sampling, method=self.method, subjects=subjects)
 
+    def source(self, download: bool = False) -> "Source":
+        from jaxpa.checkpoint.source import described
+
+        config = self.compiling.config
+        return super().source(download) if config is None else described(config)
+
     def run(self) -> int:
         from jaxpa.cli.command import spec_of
+        from jaxpa.devices.elsewhere import elsewhere, format_elsewhere
         from jaxpa.devices.plan import format_plan, plan, signature, was_compiled
 
         source, request = self.source(), self.request()
         request.check(spec_of(source))
-        content = plan(source, request, self.dtype)
-        content["compiled"] = was_compiled(console.compilation_cache(), signature(source, request, content))
+        away = self.compiling.device
+        content = plan(source, request, self.dtype or (away and "bfloat16"))
+        if away:
+            content |= elsewhere(source, request, content, away, self.compiling.mesh)
+        else:
+            content["compiled"] = was_compiled(console.compilation_cache(), signature(source, request, content))
         if self.json:
             console.report(True, content, ())
         else:
-            print(format_plan(content))
+            print(format_plan(content) + (f"\n{format_elsewhere(content)}" if away else ""))
         return 0

@@ -1,0 +1,108 @@
+"""What a request takes on a device that is not here: compiled for it, or estimated where its compiler is missing."""
+
+import re
+from dataclasses import replace
+from typing import Any
+
+import numpy as np
+
+from jaxpa.checkpoint.load import settings_of
+from jaxpa.checkpoint.source import Source
+from jaxpa.devices.compiled import compiled, missing
+from jaxpa.devices.memory import transformer_bytes
+from jaxpa.devices.plan import Run, run_of
+from jaxpa.devices.programs import Job
+from jaxpa.devices.targets import Target, find
+from jaxpa.errors import JaxpaError
+from jaxpa.request.request import Request
+from jaxpa.request.spec import Spec
+
+GIB = 2.0**30
+
+
+def parse_mesh(text: str, target: Target) -> tuple[int, int]:
+    """`data=2,model=4` -> (2, 4); an axis that is not named is 1. Raises JaxpaError."""
+    found = dict(re.findall(r"(data|model)=(\d+)", text))
+    data, model = int(found.get("data", 1)), int(found.get("model", 1))
+    if not found or ",".join(f"{k}={v}" for k, v in found.items()) != text.replace(" ", ""):
+        raise JaxpaError(f"--mesh {text}: give data=D,model=M")
+    if not 1 <= data * model <= target.count:
+        raise JaxpaError(f"--mesh {text} takes {data * model} chips, and {target.name} has {target.count}")
+    return data, model
+
+
+def job_of(run: Run, dtype: str, above: int) -> Job:
+    """The program of a run's first tau, above which so many steps start."""
+    job = Job(
+        run.spec.config.transformer, run.grid, run.text, run.images, run.references, run.steps, guided=run.guided,
+        masked=run.context, dtype=dtype,
+    )  # fmt: skip
+    return job if run.preset is None else replace(job, preset=run.preset, above=above)
+
+
+def elsewhere(
+    source: Source, request: Request, content: dict[str, Any], name: str, mesh: str | None = None
+) -> dict[str, Any]:
+    """Facts of the sampling program on the device of that name, on top of the plan's `content`.
+
+    fits, peak_bytes, usable_bytes, temp_bytes (of one device), mesh, kernel, collectives, cycles or least_seconds,
+    compile_seconds: `compiled.report`, of the program for one tau. peak_seconds is what the products that the plan
+    counts take at the device's peak. Where the compiler is not installed, `method` is "formula" and `needs` says what
+    to install. Raises JaxpaError.
+    """
+    target = find(name)
+    run = run_of(request, Spec(source.config, settings_of(source)))
+    sides = parse_mesh(mesh, target) if mesh else None
+    chips = target.count if sides is None else sides[0] * sides[1]
+    tflop = content["sample_forwards"] * content["tflop_per_forward"] / len(run.gates) / chips
+    facts = {
+        "device": target.name, "chip": target.chip.kind, "tflop_per_device": tflop,
+        "peak_seconds": tflop * 1e12 / target.chip.flops,
+    }  # fmt: skip
+    if need := missing(target):
+        load, platform = run.load(run.images, np.dtype(content["dtype"]).itemsize), target.chip.platform
+        peak = content["weight_bytes"]["transformer"] + transformer_bytes(load, platform)
+        usable = int(target.chip.memory)
+        return {**facts, "method": "formula", "needs": need, "label": "estimated for one chip, not compiled",
+                "peak_bytes": peak, "usable_bytes": usable, "fits": peak <= usable}  # fmt: skip
+    report = compiled(job_of(run, content["dtype"], content["steps_above_tau"][0]), target, sides)
+    beside = {part: size for part, size in content["weight_bytes"].items() if part != "transformer"}
+    # The plan's own weight_bytes are of all parts; the program's are those of the network's share on one device.
+    return {**facts, "method": "compiler", **report, "weight_bytes": content["weight_bytes"],
+            "program_weight_bytes": report["weight_bytes"], "encoder_bytes": sum(beside.values())}  # fmt: skip
+
+
+def format_elsewhere(c: dict[str, Any]) -> str:
+    """The facts of `elsewhere` as a small table."""
+    peak, usable = c["peak_bytes"] / GIB, c["usable_bytes"] / GIB
+    verdict = "fits" if c["fits"] else "does not fit"
+    rows = {
+        "device": f"{c['device']} ({c['chip']}): {c['label']}",
+        "there": f"{verdict}: {peak:.2f} of {usable:.2f} GiB a device",
+    }
+    if c["method"] == "formula":
+        rows["needs"] = f"{c['needs']} compiles the program itself"
+        return _table(rows)
+    rows["there"] += f", weights {c['program_weight_bytes'] / GIB:.2f}"
+    if c["temp_bytes"] is not None:
+        rows["there"] += f", temporaries {c['temp_bytes'] / GIB:.2f}"
+    rows["mesh"] = ",".join(f"{axis}={size}" for axis, size in c["mesh"].items())
+    if c["fits"] or "stretches" in c:
+        rows["kernel"] = f"{c['kernel']} attention"
+        rows["traffic"] = _collectives(c["collectives"])
+        rows["speed"] = f"{c['peak_seconds']:.3g} s at the peak of the products"
+        if "cycles" in c:
+            rows["speed"] += f"; {c['cycles'] / 1e6:,.0f} M cycles estimated by the compiler, its kernels left out"
+        else:
+            rows["speed"] += f"; at least {c['least_seconds']:.3g} s with what is read and written"
+        rows["compile"] = f"{c['compile_seconds']:.1f} s, tracing {c['trace_seconds']:.1f} s ({c['compiler']})"
+    return _table(rows)
+
+
+def _collectives(collectives: dict[str, dict[str, int]]) -> str:
+    found = (f"{each['count']:,} {kind} ({each['bytes'] / 2**20:,.0f} MiB)" for kind, each in collectives.items())
+    return ", ".join(found) or "no collectives"
+
+
+def _table(rows: dict[str, str]) -> str:
+    return "\n".join(f"{name:<9}{value}" for name, value in rows.items())

@@ -1,0 +1,173 @@
+"""The programs that a command runs, with shapes and shardings in place of arrays: to be compiled, not to be run.
+
+    function, arguments = program(Job(config.transformer, grid=(64, 64)), mesh, "tpu")
+    jax.jit(function).trace(*arguments).lower(lowering_platforms=("tpu",)).compile()
+
+A program is one fused sampling: what is done once an image, then its steps as a loop. Nothing is allocated.
+"""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax.sharding import Mesh, NamedSharding
+from jax.sharding import PartitionSpec as P
+from jax.typing import DTypeLike
+
+from jaxpa import personalize, sampling
+from jaxpa.checkpoint.keys import abstract
+from jaxpa.checkpoint.residence import arrange, path_of
+from jaxpa.config import TransformerConfig
+from jaxpa.devices.sharding import DATA, rules
+from jaxpa.personalize import Phase, Task
+from jaxpa.presets import PRESETS, Preset
+from jaxpa.routing import context_routing, context_size, join, replacement_index, replacement_weight
+from jaxpa.sampling import Guided
+from jaxpa.tokens import Placement, Routing, grid_positions
+from jaxpa.transformer import Flux, FluxConditions
+
+
+@dataclass(frozen=True)
+class Job:
+    """What is sampled. references: 0, plain generation; masked: tokens of all their subjects, for the context's size.
+
+    above: steps that start above tau, where they are to be counted.
+    guided: classifier-free guidance, two rows an image, for a checkpoint that does not embed its guidance.
+    """
+
+    config: TransformerConfig
+    grid: tuple[int, int]
+    text_tokens: int = 512
+    images: int = 1
+    references: int = 0
+    steps: int = 28
+    above: int | None = None
+    guided: bool = False
+    preset: Preset = PRESETS["official"]
+    masked: int = 0
+    dtype: DTypeLike = jnp.bfloat16
+
+    @property
+    def tokens(self) -> int:
+        return self.grid[0] * self.grid[1]
+
+
+class Text(NamedTuple):
+    """Embedded prompts of R + G rows, and the rows (G) that classifier-free guidance pushes away from, or None."""
+
+    txt: jax.Array
+    vec: jax.Array
+    guidance: jax.Array | None
+    negative: tuple[jax.Array, jax.Array] | None
+
+
+class Reference(NamedTuple):
+    """The arrays of a personalisation: path (S + 1, R, N, C), eta (S,), tau (), masks (R, N), placement (G, R, N)."""
+
+    path: jax.Array
+    eta: jax.Array
+    tau: jax.Array
+    masks: jax.Array
+    placement: Placement
+
+
+def program(job: Job, mesh: Mesh, platform: str) -> tuple[Callable[..., jax.Array], tuple[Any, ...]]:
+    """A function, and the shapes of its arguments (the network first) as they lie on a mesh of that platform."""
+    network, rows = model(job, mesh, platform), job.references + job.images
+    text = _text(job, rows if job.references else job.images)
+    x, times = _shape(job.images, job.tokens, job.config.in_channels), _shape(job.steps + 1)
+    rest: tuple[Any, ...] = (text, x, times)
+    function = _Sample(job)
+    if job.references:
+        rest, function = (*rest, _reference(job)), _Personalize(job)
+    return function, (network, *jax.tree.map(lambda a: _placed(a, mesh, (rows, job.images)), rest))
+
+
+def model(job: Job, mesh: Mesh, platform: str) -> Flux:
+    """The network as shapes, with the shardings of `sharding.rules`, and arranged as the platform wants it."""
+    flat, tree = jax.tree_util.tree_flatten_with_path(abstract("transformer", job.config, np.dtype(job.dtype)))
+    rule = rules(mesh)
+    leaves = [
+        jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=rule("transformer", path_of(path), x.shape)) for path, x in flat
+    ]
+    return arrange(jax.tree_util.tree_unflatten(tree, leaves), platform)
+
+
+def _shape(*shape: int, dtype: DTypeLike = jnp.float32) -> jax.ShapeDtypeStruct:
+    return jax.ShapeDtypeStruct(shape, np.dtype(dtype))
+
+
+def _text(job: Job, rows: int) -> Text:
+    def prompts(count: int) -> tuple[Any, Any]:
+        txt = _shape(count, job.text_tokens, job.config.joint_attention_dim, dtype=job.dtype)
+        return txt, _shape(count, job.config.pooled_projection_dim, dtype=job.dtype)
+
+    guidance = _shape(rows) if job.config.guidance_embeds else None
+    return Text(*prompts(rows), guidance, prompts(job.images) if job.guided else None)  # type: ignore[arg-type]
+
+
+def _reference(job: Job) -> Reference:
+    r, g, n = job.references, job.images, job.tokens
+    placement = Placement(_shape(g, r, n, dtype=jnp.int32), _shape(g, r, n, dtype=bool))  # type: ignore[arg-type]
+    path = _shape(job.steps + 1, r, n, job.config.in_channels)
+    return Reference(path, _shape(job.steps), _shape(), _shape(r, n, dtype=bool), placement)  # type: ignore[arg-type]
+
+
+def _placed(array: jax.ShapeDtypeStruct, mesh: Mesh, rows: tuple[int, ...]) -> jax.ShapeDtypeStruct:
+    """Batch rows over "data", where they divide; whatever else on every device."""
+    batched = array.ndim > 1 and array.shape[0] in rows and array.shape[0] % mesh.shape[DATA] == 0
+    return array.update(sharding=NamedSharding(mesh, P(DATA) if batched else P()))
+
+
+def _conditions(job: Job, text: Text, references: int = 0, positions: jax.Array | None = None) -> Any:
+    """The conditions of [references; images], or of the images alone (references = 0); guided, if the job is."""
+    start = len(text.txt) - job.images - references
+    txt, vec = text.txt[start:], text.vec[start:]
+    guidance = None if text.guidance is None else text.guidance[start:]
+    if text.negative is not None:
+        txt, vec = (jnp.concatenate(pair) for pair in zip((txt, vec), text.negative, strict=True))
+    plain = FluxConditions(txt, vec, guidance, grid_positions(*job.grid) if positions is None else positions)
+    return plain if text.negative is None else Guided(plain, jnp.float32(4.0), references)
+
+
+@dataclass(frozen=True)
+class _Sample:
+    job: Job
+
+    def __call__(self, model: Flux, text: Text, x: jax.Array, times: jax.Array) -> jax.Array:
+        return sampling.sample(_conditions(self.job, text).bind(model), x, times)
+
+
+@dataclass(frozen=True)
+class _Personalize:
+    job: Job
+
+    def __call__(self, model: Flux, text: Text, x: jax.Array, times: jax.Array, reference: Reference) -> jax.Array:
+        job, preset = self.job, self.job.preset
+        rows, alone = _conditions(job, text, job.references), _conditions(job, text)
+        weight = replacement_weight(preset.parts, preset.blocks, job.config.num_layers + job.config.num_single_layers)
+        early = Phase(
+            rows if preset.level == "layer" else alone, Routing(replacement_index(reference.placement), weight)
+        )
+        task = Task(
+            reference.path, reference.eta, times, reference.tau, early, self.late(text, reference), model,
+            preset.level,
+        )  # fmt: skip
+        return personalize.sample(task, x)
+
+    def late(self, text: Text, reference: Reference) -> Phase:
+        """After tau: the images alone, with the references' tokens in their sequences, or with the references."""
+        job, concat = self.job, self.job.preset.concat
+        if concat is None:
+            return Phase(_conditions(job, text))
+        size = context_size(job.masked, job.references * job.tokens)
+        if concat == "joined":
+            joined = join(reference.masks, job.grid, size)
+            length = jnp.broadcast_to(joined.length, job.images)
+            alone = _conditions(job, text, positions=joined.positions)
+            return Phase(alone, Routing(length=length), joined.tokens)
+        routing = context_routing(reference.masks, reference.placement, job.images, job.grid, concat, size)
+        return Phase(_conditions(job, text, job.references), routing)

@@ -1,0 +1,76 @@
+"""Which attention a device's program has, seen in what its compiler is handed: neither one need be here."""
+
+import re
+from dataclasses import replace
+
+import jax
+import numpy as np
+import pytest
+from jax._src.cudnn import fused_attention_stablehlo
+from jax.sharding import AxisType, Mesh
+
+from jaxpa import kernels
+from jaxpa.config import TransformerConfig
+from jaxpa.devices.programs import Job, program
+from jaxpa.presets import PRESETS
+
+CONFIG = TransformerConfig(num_layers=2, num_single_layers=2, num_attention_heads=2, joint_attention_dim=64)
+PLAIN = Job(CONFIG, grid=(32, 48), steps=2)  # 1536 + 512 tokens
+CONTEXT = replace(PLAIN, references=1, masked=1536, preset=replace(PRESETS["official"], concat="zero"))
+JOINED = replace(CONTEXT, preset=PRESETS["paper"])
+GUIDED = replace(CONTEXT, guided=True, config=replace(CONFIG, guidance_embeds=False))
+LENGTH = 1536 + 512
+JOBS = pytest.mark.parametrize("job", [PLAIN, CONTEXT, JOINED, GUIDED], ids=["plain", "context", "joined", "guided"])
+
+
+@pytest.fixture(autouse=True)
+def cuda(monkeypatch):
+    """As if JAX's CUDA plugin were installed: it is asked for while tracing, and not needed for lowering."""
+    monkeypatch.setattr(kernels, "_cudnn_is_here", lambda: True)
+    monkeypatch.setattr(fused_attention_stablehlo, "check_cudnn_version", lambda: 91000)
+
+
+def lowered(job: Job, platform: str) -> str:
+    mesh = Mesh(np.array(jax.devices()[:1]).reshape(1, 1), ("data", "model"), axis_types=(AxisType.Auto,) * 2)
+    function, arguments = program(job, mesh, platform)
+    return jax.jit(function).trace(*arguments).lower(lowering_platforms=(platform,)).as_text()
+
+
+def logits(text: str) -> list[str]:
+    """The types of arrays that have two axes as long as a sequence."""
+    types = set(re.findall(r"tensor<([\dx]+)x[a-z]\w*>", text))
+    return [t for t in types if sum(int(n) >= LENGTH for n in t.split("x")) >= 2]
+
+
+@JOBS
+@pytest.mark.parametrize(("platform", "kernel"), [("cuda", "__cudnn$fmha"), ("tpu", "tpu_custom_call")])
+def test_half_precision_takes_the_fused_kernel(job, platform, kernel):
+    text = lowered(job, platform)
+    assert kernel in text
+    assert logits(text) == []
+    others = {"__cudnn$fmha", "tpu_custom_call"} - {kernel}
+    assert not any(other in text for other in others)
+
+
+@pytest.mark.parametrize("platform", ["cuda", "tpu"])
+def test_float32_is_taken_in_blocks(platform):
+    text = lowered(replace(CONTEXT, dtype="float32"), platform)
+    assert "__cudnn$fmha" not in text
+    assert logits(text) == []
+
+
+def test_amd_is_not_taken_for_nvidia():
+    text = lowered(CONTEXT, "rocm")
+    assert "__cudnn$fmha" not in text
+    assert logits(text) == []
+
+
+def test_without_cuda_half_precision_is_traced_all_the_same(monkeypatch):
+    monkeypatch.undo()
+    monkeypatch.setattr(kernels, "_cudnn_is_here", lambda: False)
+    assert "tpu_custom_call" in lowered(PLAIN, "tpu")
+
+
+def test_logits_would_be_seen():
+    text = jax.jit(lambda q: jax.nn.dot_product_attention(q, q, q)).lower(np.zeros((1, LENGTH, 2, 8))).as_text()
+    assert logits(text) != []
