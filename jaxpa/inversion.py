@@ -39,7 +39,7 @@ class ForwardTimes:
 
     model    the flow time at which the model is asked
     width    how far the step moves
-    control  the time in the controller's denominator: 1 - control is the way that is left, never 0
+    control  the time in the controller's denominator: 1 - control is the time that remains, never 0
     """
 
     model: jax.Array
@@ -50,8 +50,9 @@ class ForwardTimes:
 def forward_times(times: jax.Array | np.ndarray, ask: Literal["end", "start"] = "end") -> ForwardTimes:
     """A schedule walked backwards; with gamma = 1 it ends exactly at the noise.
 
-    ask: where each step asks the model. "end", its noisier end, repeats the times of the sampler, whose way it
-    undoes; "start" is the explicit Euler step of Rout et al. 2024, whose first question is at t = 0.
+    ask: the end of each step at which the model is asked. At "end", the noisier one, the times are those at which the
+    sampler asks, so that its steps are undone; "start" is the explicit Euler step of Rout et al. 2024, whose first
+    evaluation is at t = 0. Raises ValueError for another word, and for times that do not fall.
     """
     check_choice("ask", ask, ("end", "start"))
     checks.flow_times("times", times)
@@ -61,7 +62,10 @@ def forward_times(times: jax.Array | np.ndarray, ask: Literal["end", "start"] = 
 
 
 def official_forward_times(times: jax.Array | np.ndarray) -> ForwardTimes:
-    """The official code's times: i / (S + 1) for model and controller, the schedule's widths in sampling order."""
+    """The official code's times: i / (S + 1) for model and controller, the schedule's widths in sampling order.
+
+    Raises ValueError for times that do not fall.
+    """
     checks.flow_times("times", times)
     times = jnp.asarray(times)
     steps = times.shape[0] - 1
@@ -131,9 +135,9 @@ def invert(
     x0, noise (R, N, C) -> every state from data to noise, (S + 1, R, N, C); reversed, it is a path. gamma = 0 is the
     plain ODE inversion; with gamma = 1 the model cancels and `closed_form` gives the same without asking it.
 
-    sweeps: how often each step is repeated with the model asked where the step arrived. With `forward_times` and
-    gamma = 0 this is fixed-point iteration: it converges to the state from which an Euler step of the sampler leads
-    exactly back to Y, at one evaluation a sweep.
+    sweeps: how often each step is repeated with the model asked where the step arrived, at one evaluation a sweep. With
+    `forward_times` and gamma = 0 this is fixed-point iteration: it converges to the state from which an Euler step of
+    the sampler leads exactly back to Y.
 
     Source: Rout et al. 2024, Eq. 8; `official_forward_times` for the official code's variant of t and the widths.
     """

@@ -243,9 +243,9 @@ def task_run(task: Task, x: jax.Array, above: int | None = None) -> Run:
 def sample(task: Task, x: jax.Array, above: int | None = None) -> jax.Array:
     """The whole method in one compiled program: noise x (G, N, C) -> tokens (G, N, C).
 
-    A step is replaced as a whole or not at all: the gate looks at the time at which it starts, and every velocity that
-    its solver asks for, the one at its end too, is then one with the references. The flow is so a smooth one on either
-    side of tau, where a solver of second order is of second order, and a multistep solver starts anew at tau.
+    A step is replaced as a whole or not at all: if it starts above tau, every velocity that its solver asks for is one
+    with the references, even the one at the step's end. The flow is therefore smooth on either side of tau, where a
+    solver of second order keeps its order, and a multistep solver starts anew at tau.
 
     above: the number of steps above tau, where it is known while tracing; None: taken from the task, so that one
     program serves every tau. `jax.grad` cannot go backwards through a loop of unknown length: it needs `above`.

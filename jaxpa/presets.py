@@ -56,7 +56,7 @@ class Preset:
     """Guidance of replaced tokens while t > tau; None: as outside. Where the checkpoint embeds its guidance, this is
     what the reference's features are made with."""
     gamma: float = 1.0
-    """Of RF inversion, from 0 (the model's own flow) to 1 (straight to the noise)."""
+    """How strongly RF inversion is pulled to its noise, from 0 (the model's own flow) to 1 (a straight line)."""
     eta: float = 1.0
     """How firmly the reference is held on its path, from 0 (the model's own flow) to 1."""
     shuffle: float = 0.0

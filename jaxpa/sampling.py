@@ -1,7 +1,8 @@
 """Sampling: a velocity callable and an array of tokens in, an array of tokens out.
 
-A velocity is any `velocity(x (B, N, C), t (B,)) -> (B, N, C)`; the flow runs from t = 1 (noise) to t = 0 (data) and
-one Euler step is x += (t_next - t) * velocity. Everything is a pure function of arrays: no scheduler, no state.
+A velocity is any `velocity(x (B, N, C), t (B,)) -> (B, N, C)`; the flow runs from t = 1 (noise) to t = 0 (data), and
+a step of Euler's method is x += (t_next - t) * velocity (`solvers` has others). Everything is a pure function of
+arrays: there is no scheduler object and no hidden state.
 """
 
 from collections.abc import Callable

@@ -111,10 +111,8 @@ def plan(source: Source, request: Request, dtype: Any = None, canvas: tuple[int,
     r, asked = run.references, evaluations(request.sampling.solver, 1)
     # Joined, the reference's tokens are tokens of the images' own sequences; else its rows ride along.
     joined = run.preset is not None and run.preset.concat == "joined"
-    late, (late_tokens, late_context) = (
-        run.context > 0 and not joined,
-        (n + run.context, 0) if joined else (n, run.context),
-    )
+    late_tokens, late_context = (n + run.context, 0) if joined else (n, run.context)
+    late = late_context > 0
     early_rows = sum(cost.sample_forwards(a, a, r, images, run.level, False, guided=run.guided) for a in above)
     late_rows = sum(
         cost.sample_forwards(0, run.steps - a, r, images, run.level, late, guided=run.guided) for a in above

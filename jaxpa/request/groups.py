@@ -156,7 +156,7 @@ class Method:
     guidance_inside: float | Unset | None = UNSET
     """Guidance of replaced tokens while t > tau; same: as outside."""
     gamma: float | Unset = UNSET
-    """Of RF inversion, from 0 (the model's own flow) to 1 (straight to the noise)."""
+    """How strongly RF inversion is pulled to its noise, from 0 (the model's own flow) to 1 (a straight line)."""
     eta: float | Unset = UNSET
     """How firmly the reference is held on its path, from 0 to 1."""
     shuffle: float | Unset = UNSET
