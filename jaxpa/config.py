@@ -282,6 +282,7 @@ class Settings(_FromJson):
     steps: Annotated[int, Ge(1), Le(1000)] = 28
     guidance: Annotated[float, Ge(0), Le(1000)] = 3.5
     max_length: Annotated[int, Ge(1), Le(4096)] = 512  # T5 tokens
+    words: dict[str, list[str]] = dataclasses.field(default_factory=dict)  # all of its training's captions, by kind
 
 
 def flux_dev() -> FluxConfig:

@@ -8,12 +8,14 @@ import sys
 from collections.abc import Sequence
 from typing import Any
 
+import jax
 import tyro
 
 from jaxpa.cli import console
 from jaxpa.cli.batch import JOBS, BatchCommand
 from jaxpa.cli.bench import BenchCommand
 from jaxpa.cli.checkpoints import ConvertCommand, InfoCommand
+from jaxpa.cli.command import Command
 from jaxpa.cli.flags import REGISTRY
 from jaxpa.cli.parse import parse_command
 from jaxpa.cli.plan import PlanCommand
@@ -41,7 +43,10 @@ def main(argv: Sequence[str] | None = None) -> int:
             print(version())
             return 0
         with console.one_line_warnings():
-            status = read(argv).run()
+            command = read(argv)
+            if isinstance(command, Command):
+                check_platform()
+            status = command.run()
             sys.stdout.flush()
             return status
     except JaxpaError as error:
@@ -56,7 +61,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     except OSError as error:
         print(f"jaxpa: {error}", file=sys.stderr)
         return 2
-    except RuntimeError as error:  # of JAX: a platform that is not there, a device that is full
+    except RuntimeError as error:  # of JAX: a device that is full
         if not (line := known(error)):
             raise
         print(f"jaxpa: {line}", file=sys.stderr)
@@ -71,11 +76,18 @@ def read(argv: Sequence[str]) -> Any:
     return tyro.extras.subcommand_cli_from_dict(COMMANDS, prog="jaxpa", description=about, args=argv, registry=REGISTRY)
 
 
+def check_platform() -> None:
+    """Raise JaxpaError where JAX has no device: here, and not in whatever needs one first."""
+    try:
+        jax.devices()
+    except (RuntimeError, AssertionError):  # JAX has both for a platform that is not there
+        named = os.environ.get("JAX_PLATFORMS") or "the platforms that JAX knows"
+        raise JaxpaError(f"JAX finds no device of {named}: unset JAX_PLATFORMS, or install JAX for it") from None
+
+
 def known(error: RuntimeError) -> str | None:
     """A line for what JAX raises about the machine; None: a fault of this program."""
     said = " ".join(str(error).split())
-    if "Unable to initialize backend" in said:
-        return f"{said.split(' (set')[0]}: unset JAX_PLATFORMS, or install JAX for it"
     if "RESOURCE_EXHAUSTED" in said or "out of memory" in said.lower():
         return f"the device's memory is full ({said[:200]}): make fewer pictures at once, or smaller ones"
     return None

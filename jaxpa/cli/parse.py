@@ -1,6 +1,7 @@
 """From words to commands, and the help, whose defaults are those of the model that is named."""
 
 import contextlib
+import inspect
 from collections.abc import Sequence
 from dataclasses import MISSING, fields, replace
 from typing import Any, TypeVar
@@ -19,8 +20,9 @@ Parsed = TypeVar("Parsed")
 def parse_command(kind: type[Parsed], name: str, words: Sequence[str], prog: str) -> Parsed:
     """The command of this kind that the words are. Raises JaxpaError, or SystemExit after help or a usage error."""
     asked = "--help" in words or "-h" in words
-    default = shown(kind, words) if asked else None
-    extra = {} if default is None else {"default": default}
+    extra: dict[str, Any] = {}
+    if asked and (default := shown(kind, words)) is not None:
+        extra = {"default": default, "description": described(kind, default.checkpoint)}
     return tyro.cli(kind, prog=prog, args=group_subjects(name, words), registry=REGISTRY, **extra)
 
 
@@ -39,6 +41,17 @@ def shown(kind: type[Any], words: Sequence[str]) -> Any:
     return kind(
         **dict.fromkeys(required, tyro.MISSING), **{key: value for key, value in values.items() if key in names}
     )
+
+
+def described(kind: type[Any], checkpoint: Checkpoint) -> str:
+    """What a command does, and the words that its model knows, if the model lists them."""
+    lines = [inspect.getdoc(kind) or ""]
+    with contextlib.suppress(JaxpaError):
+        words = spec_of(source_of(checkpoint)).settings.words
+        if words and hasattr(kind, "prompt"):
+            lines.append(f"All words that {checkpoint.model} knows:")
+            lines += [f"{what}: {', '.join(known)}" for what, known in words.items()]
+    return "\n\n".join(lines)
 
 
 def source_of(checkpoint: Checkpoint) -> Any:

@@ -21,6 +21,7 @@ to start from or to follow beside `editing`.
 """
 
 import os
+import warnings
 from collections.abc import Iterable
 from dataclasses import dataclass, field, fields, replace
 from typing import Any, Literal, Self
@@ -140,7 +141,10 @@ class Request:
         return self.method.tau or (usual.get(self.verb, preset.tau),)
 
     def check(self, spec: Spec) -> None:
-        """Raise JaxpaError for what does not fit a checkpoint, as far as its headers and the pictures' names tell."""
+        """Raise JaxpaError for what does not fit a checkpoint, as far as its headers and the pictures' names tell.
+
+        Warns of words that it has never seen.
+        """
         if self.editing is None or self.sampling.height or self.sampling.width:
             spec.grid(self.sampling.height, self.sampling.width)
         if self.sampling.negative_prompt and spec.embeds_guidance:
@@ -153,3 +157,6 @@ class Request:
                 raise JaxpaError("sweeps would have no effect: only Euler's steps are repeated. Leave them out")
         if self.editing is not None and "coverage" in self.method.given():
             raise JaxpaError("coverage would have no effect: an edit keeps the tokens without a pixel that may change")
+        captions = [each.caption for each in (*self.subjects, self.scene, self.editing) if each is not None]
+        if unknown := spec.unknown_words(" ".join((*self.prompts, *captions))):
+            warnings.warn(f"this checkpoint has never seen {', '.join(unknown)}", stacklevel=2)

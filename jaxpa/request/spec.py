@@ -3,12 +3,13 @@
 All of it stands in a checkpoint's headers and configs, so a request can be checked and planned before anything loads.
 """
 
+import re
 from dataclasses import dataclass
 
 import numpy as np
 
 from jaxpa.config import FluxConfig, Settings
-from jaxpa.errors import JaxpaError, whole
+from jaxpa.errors import JaxpaError, did_you_mean, whole
 from jaxpa.media.masks import canvas_size
 from jaxpa.schedule import flow_times
 from jaxpa.tokens import PATCH
@@ -72,3 +73,12 @@ class Spec:
         """The flow times of a schedule, (S + 1,). Raises JaxpaError for a number of steps that is out of range."""
         steps = self.settings.steps if steps is None else whole("steps", steps, 1, MAX_STEPS)
         return flow_times(steps, grid[0] * grid[1], self.config.scheduler)
+
+    def unknown_words(self, text: str) -> list[str]:
+        """Words of a text that the captions of its training never had, each with the nearest that they had.
+
+        Empty for a checkpoint that does not list its words.
+        """
+        known = {word for phrases in self.settings.words.values() for phrase in phrases for word in phrase.split()}
+        words = dict.fromkeys(re.findall(r"[^\W\d_]+", text.lower()))
+        return [f"{word!r}{did_you_mean(word, sorted(known))}" for word in words if known and word not in known]

@@ -13,7 +13,7 @@ import tyro
 from weights.recipe import autoencoder, distill, flow, latents
 from weights.recipe.export import export
 from weights.recipe.tokenizers import make_tokenizers
-from weights.recipe.world import PATTERNS, SIZE
+from weights.recipe.world import PATTERNS, SIZE, WORDS
 
 
 @dataclass(frozen=True)
@@ -85,7 +85,7 @@ def run(recipe: Recipe) -> None:
         "text_encoder_2": trained.t5,
     }
     settings = {"preset": "mini", "size": SIZE, "steps": 28, "guidance": 4.0, "max_length": recipe.text_length}
-    export(recipe.checkpoint, config, networks, recipe.out, settings)
+    export(recipe.checkpoint, config, networks, recipe.out, settings | {"words": WORDS})
 
 
 def main() -> None:

@@ -51,9 +51,14 @@ TEMPLATES = (
     "{where} there is {subject}",
 )
 VARIANTS = 2 * len(TEMPLATES)  # every template with "plain" said, then every template with it left out
-VOCABULARY: frozenset[str] = frozenset(
-    " ".join([*FAMILIES, *COLOURS, *PATTERNS, *BACKGROUNDS.values(), *TEMPLATES, "a and"]).split()
-) - {"{subject}", "{where}"}
+WORDS: dict[str, list[str]] = {  # of all captions, by kind: what a prompt can ask for
+    "subjects": list(FAMILIES),
+    "colours": list(COLOURS),
+    "patterns": list(PATTERNS),
+    "backgrounds": list(BACKGROUNDS.values()),
+    "others": ["a", "and", "picture", "drawing", "of", "there", "is"],
+}
+VOCABULARY: frozenset[str] = frozenset(" ".join(phrase for kind in WORDS.values() for phrase in kind).split())
 MAX_WORDS = 16
 HELD_OUT_ONE_IN = 20
 FLOATING = {"fish": 0.07}  # how far above its shadow a family hangs, as a part of the side

@@ -1,0 +1,177 @@
+"""What surrounds a command: files that are there already, pipes that close, caches that cannot be written, help."""
+
+import json
+import os
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from PIL import Image
+
+from jaxpa.cli import console
+from jaxpa.cli.files import settle
+from jaxpa.errors import JaxpaError
+from jaxpa.media.images import read_metadata, save_image
+from jaxpa.presets import PRESETS
+
+ROOT = Path(__file__).parents[2]
+DEFAULT = Path("jaxpa.png")
+
+
+@pytest.fixture
+def folder(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    return tmp_path
+
+
+def picture(file, **metadata):
+    save_image(Image.new("RGB", (8, 8)), file, metadata or None)
+
+
+def test_a_default_name_counts_on(folder):
+    """Past every file of that name, the sheet's too, whoever made them."""
+    assert settle(DEFAULT, DEFAULT, [""], True, [], False).all == [DEFAULT, Path("jaxpa-figure.png")]
+    picture("jaxpa.png", seed=1)
+    picture("jaxpa-2-figure.png")
+    assert settle(DEFAULT, DEFAULT, [""], True, [], False).files == [Path("jaxpa-3.png")]
+    assert settle(DEFAULT, DEFAULT, ["0", "1"], False, [], False).files == [Path("jaxpa-0.png"), Path("jaxpa-1.png")]
+
+
+def test_only_pictures_of_this_package_are_replaced(folder):
+    out = Path("a.png")
+    picture(out, seed=1)
+    assert settle(out, DEFAULT, [""], True, [], False).replaced == (out,)
+    picture("a-figure.png")  # a user's own
+    with pytest.raises(JaxpaError, match=r"a-figure\.png exists and was not made by jaxpa"):
+        settle(out, DEFAULT, [""], True, [], False)
+    assert settle(out, DEFAULT, [""], True, [], True).replaced == (out, Path("a-figure.png"))
+
+
+def test_an_input_is_never_replaced(folder):
+    picture("a.png", seed=1)
+    os.link("a.png", "b.png")
+    for out in ("a.png", "./a.png", "b.png"):
+        with pytest.raises(JaxpaError, match="is an input"):
+            settle(Path(out), DEFAULT, [""], False, [Path("a.png")], True)
+
+
+def test_files_by_command(run, folder, pictures):
+    star = ["generate", "--prompt", "a red star", "--steps", 1]
+    assert run(*star)[0] == run(*star)[0] == 0
+    assert sorted(path.name for path in folder.iterdir()) == ["jaxpa-2.png", "jaxpa.png"]
+    shutil.copy(pictures / "car.png", "mine.png")
+    before = Path("mine.png").read_bytes()
+    status, _, err = run(*star, "--out", "mine.png")
+    assert (status, err.count("\n")) == (2, 1)
+    assert "--force" in err
+    assert Path("mine.png").read_bytes() == before
+    assert run(*star, "--out", "mine.png", "--force")[0] == 0
+    assert "(replaced)" in run(*star, "--out", "mine.png")[2]
+    assert read_metadata("mine.png")["request"] == {"prompt": "a red star", "sampling": {"steps": 1}}
+
+
+def test_an_embedding_file(run, folder):
+    """The picture of an encoded prompt is that of the prompt; what does not go together is said."""
+    from jaxpa.cli.command import _load
+
+    _load("mini", None, None).encode_text("a red star").save("star.safetensors")
+    for k, words in enumerate((["--prompt", "a red star"], ["--embedding", "star.safetensors"])):
+        assert run("generate", *words, "--steps", 1, "--out", f"{k}.png")[0] == 0
+    a, b = (Image.open(f"{k}.png").tobytes() for k in range(2))
+    assert max(abs(x - y) for x, y in zip(a, b, strict=True)) <= 1
+    for words in ([], ["--prompt", "x", "--embedding", "star.safetensors"]):
+        assert "either --prompt TEXT or --embedding FILE" in run("generate", *words)[2]
+    assert "none.safetensors" in run("generate", "--embedding", "none.safetensors")[2]
+
+
+def test_a_preset_is_switched_off_on_the_command_line(run, folder, pictures, monkeypatch):
+    car = ["personalize", "--subject", pictures / "car.png", "--mask", pictures / "car-mask.png", "--prompt", "a car"]
+    words = ["--steps", 1, "--preset", "paper", "--concat", "none", "--guidance-inside", "same", "--no-figure"]
+    assert run(*car, *words, "--out", "a.png")[0] == 0
+    made = read_metadata("a.png")
+    assert (made["switches"]["concat"], made["request"]["method"]["concat"]) == (None, None)
+    assert PRESETS["paper"].concat is not None
+
+
+def test_a_plan_plans_what_is_said(run):
+    above = lambda *words: json.loads(run("plan", "--json", *words)[1])["steps_above_tau"]  # noqa: E731
+    assert above("--tau", "0") == [28]
+    assert above("--tau", "1") == [0]
+    assert json.loads(run("plan", "--json", "--guidance", "0")[1])["steps"] == 28
+    for words in (["--steps", 0], ["--num-images", -8], ["--references", -1], ["--height", 0], ["--batch-size", 0]):
+        assert run("plan", *words)[0] == 2
+
+
+def test_what_cannot_fit_is_refused(run, folder):
+    for words in (["generate", "--prompt", "a red star", "--num-images", 10**6], ["bench", "--batch", 10**6]):
+        status, _, err = run(*words)
+        assert (status, err.count("\n"), err.count("GiB")) == (2, 1, 2), err
+        assert "--force" in err
+    assert not list(folder.iterdir())
+
+
+def command(*words, **settings):
+    environment = {**os.environ, "PYTHONPATH": str(ROOT), **settings.pop("env", {})}
+    return subprocess.run(
+        [sys.executable, "-m", "jaxpa", *words], capture_output=True, text=True, env=environment, **settings
+    )  # fmt: skip
+
+
+def test_a_reader_that_has_seen_enough(tmp_path):
+    """A closed pipe ends the command without a traceback."""
+    shell = f"set -o pipefail; {sys.executable} -m jaxpa info --json | true"
+    done = subprocess.run(["bash", "-c", shell], capture_output=True, text=True, cwd=ROOT)
+    assert done.returncode in (0, 141)
+    assert done.stderr == ""
+
+
+def test_no_place_for_compiled_programs(folder, monkeypatch):
+    """It runs without, after one warning."""
+    import jax
+
+    monkeypatch.setenv("XDG_CACHE_HOME", "/dev/null/cache")
+    named = jax.config.values["jax_compilation_cache_dir"]
+    jax.config.update("jax_compilation_cache_dir", None)
+    try:
+        with pytest.warns(UserWarning, match="compiled programs are not kept"):
+            assert console.compilation_cache() is None
+    finally:
+        jax.config.update("jax_compilation_cache_dir", named)
+
+
+def test_a_platform_that_is_not_there(tmp_path):
+    done = command("plan", env={"JAX_PLATFORMS": "cuda"}, cwd=tmp_path)
+    assert (done.returncode, done.stderr.count("\n")) == (2, 1), done.stderr
+    assert "JAX_PLATFORMS" in done.stderr
+
+
+def test_version(run):
+    status, out, _ = run("--version")
+    assert status == 0
+    assert out.startswith("jaxpa ")
+    assert "jax " in out
+
+
+@pytest.mark.parametrize("name", ["generate", "personalize", "inpaint", "outpaint", "plan", "mask", "bench"])
+def test_help_shows_the_defaults_of_the_model(name, run, capsys):
+    """Those of the headers and of the preset, never None; and the words that a drawn world knows."""
+    with pytest.raises(SystemExit):
+        run(name, "--help")
+    text = " ".join(capsys.readouterr().out.replace("│", " ").split())
+    assert "None" not in text
+    assert "28" in text
+    if name in ("personalize", "plan"):
+        for said in ("(default: ode)", "(default: moved)", "(default: 0.5)", "(default: 0.1)"):
+            assert said in text
+    if name == "generate":
+        assert "mug, house, car, fish, mushroom, star, boat, cat" in text
+        assert "(default: 96)" in text
+
+
+def test_a_word_that_the_model_never_saw(run, folder):
+    _, _, err = run("generate", "--prompt", "a red dragon in the snows", "--steps", 1)
+    assert "never seen 'dragon'" in err
+    assert "'snows': did you mean 'snow'?" in err
+    assert "warning" not in run("generate", "--prompt", "a red mug in the snow", "--steps", 1)[2]
