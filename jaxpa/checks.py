@@ -39,8 +39,8 @@ def described(x: Any) -> str:
 
 
 def known(x: Any) -> bool:
-    """Whether the values of x can be looked at: it is not being traced."""
-    return not isinstance(x, Tracer)
+    """Whether the values of x can be looked at here: it is not being traced, and no other process holds a part."""
+    return not isinstance(x, Tracer) and getattr(x, "is_fully_addressable", True)
 
 
 def within(name: str, x: Any, low: float, high: float, meaning: str = "") -> None:

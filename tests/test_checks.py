@@ -72,6 +72,17 @@ def test_indices():
             checks.indices("source", jnp.array([[0, bad]]), (1, "N"), 6)
 
 
+def test_values_of_other_processes_are_not_looked_at():
+    class Elsewhere:
+        shape, dtype, is_fully_addressable = (5,), np.dtype(np.float32), False
+
+        def __array__(self, *_):
+            raise RuntimeError("fetching value spans non-addressable devices")
+
+    assert not checks.known(Elsewhere())
+    checks.within("times", Elsewhere(), 0, 1)
+
+
 def test_traced_values_have_a_shape_only():
     """Inside a program the shape is still checked, and a wrong value goes through."""
 
