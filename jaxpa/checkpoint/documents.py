@@ -9,7 +9,8 @@ import stat
 from pathlib import Path
 from typing import Any, NoReturn
 
-MAX_DOCUMENT = 32 << 20  # bytes; the largest of FLUX.1's, a tokenizer, takes 2.4 MB
+MAX_DOCUMENT = 4 << 20  # bytes; FLUX.1's configs and indices take 0.1 MB at most
+MAX_VOCABULARY = 32 << 20  # T5's takes 2.4 MB
 
 
 def check_regular(path: Path) -> int:
@@ -61,12 +62,12 @@ def _no_number(word: str) -> NoReturn:
     raise ValueError(f"{word} is not a number in JSON")
 
 
-def read_json(path: Path) -> dict[str, Any]:
+def read_json(path: Path, limit: int = MAX_DOCUMENT) -> dict[str, Any]:
     """The JSON object in a file. Raises ValueError that names the file where it is missing or is none."""
     try:
         size = check_regular(path)
-        if size > MAX_DOCUMENT:
-            raise ValueError(f"{size:,} bytes are too many for a JSON file of a checkpoint (at most {MAX_DOCUMENT:,})")
+        if size > limit:
+            raise ValueError(f"{size:,} bytes are too many for this file of a checkpoint (at most {limit:,})")
         return parse(path.read_bytes())
     except OSError as error:
         raise ValueError(f"{path}: {error.strerror}") from None

@@ -4,7 +4,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from jaxpa.checkpoint.documents import check_regular, read_json
+from jaxpa.checkpoint.documents import MAX_VOCABULARY, check_regular, read_json
 from jaxpa.checkpoint.keys import Config
 from jaxpa.config import AutoencoderConfig, CLIPConfig, T5Config, TransformerConfig, shown
 from jaxpa.encoders.vocabulary import CONFIG, Kind, check_ids, find_files, vocabulary
@@ -50,7 +50,7 @@ def tokenizer_faults(folder: Path, kind: Kind, config: Config | None) -> list[st
         limit = token_limit(folder / CONFIG)
         for path in paths:
             if path.suffix == ".json":
-                read_json(path)
+                read_json(path, MAX_VOCABULARY)
             check_regular(path)
         words = vocabulary(paths)
     except (CheckpointError, ValueError) as error:

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from jaxpa.checkpoint.load import settings_of
-from jaxpa.checkpoint.parts import PARTS, Part
+from jaxpa.checkpoint.parts import Part
 from jaxpa.checkpoint.source import resolve
 from jaxpa.errors import printable
 
@@ -19,7 +19,10 @@ def info(source: str | Path, components: str | Path | None = None) -> dict[str, 
     components are named), else the components that it holds. Raises CheckpointError where there is no checkpoint.
     """
     found = resolve(source, components, download=False)
-    faults = found.faults(PARTS if found.whole else tuple(found.parts))
+    if found.whole:
+        faults = found.faults()
+    else:  # the components that are here, without what goes with them
+        faults = [*found.problems, *(f for part in found.parts.values() for f in part.faults), *found.misfits()]
     parts = {name: _describe(part) for name, part in found.parts.items()}
     return {
         "source": found.name,

@@ -57,7 +57,9 @@ def _read(paths: tuple[Path, ...]) -> dict[str, int]:
 
 def check_ids(folder: Path, words: dict[str, int], rows: int) -> None:
     """Raises CheckpointError where a vocabulary is not the one that an embedding of so many rows was trained with."""
-    largest = max(words.values(), default=-1)
+    if not words:
+        raise CheckpointError(f"{folder}: the vocabulary is empty")
+    largest = max(words.values())
     if largest >= rows:
         raise CheckpointError(f"{folder}: the vocabulary's largest id is {largest}, the text encoder has {rows} rows")
     if largest < rows - PADDING:
