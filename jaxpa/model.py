@@ -87,10 +87,10 @@ class Model:
         if not isinstance(prompts, str | Sequence) or isinstance(prompts, bytes):
             raise JaxpaError(f"prompts must be a string or a list of strings, not {prompts!r}")
         prompts = [prompts] if isinstance(prompts, str) else list(prompts)
-        if not prompts or (bad := [each for each in prompts if not isinstance(each, str)]):
-            raise JaxpaError(
-                f"a prompt must be a string, not {bad[0]!r}" if prompts else "there is no prompt to encode"
-            )
+        if not prompts:
+            raise JaxpaError("there is no prompt to encode")
+        if bad := [each for each in prompts if not isinstance(each, str)]:
+            raise JaxpaError(f"a prompt must be a string, not {bad[0]!r}")
         clip_ids, t5_ids, _ = self.tokenizers.tokenize(prompts, self.settings.max_length)
         rows: dict[str, TextEmbedding] = {}  # one at a time: a batch of another size needs no program of its own
         for prompt, t5_row, clip_row in zip(prompts, t5_ids[:, None], clip_ids[:, None], strict=True):

@@ -83,8 +83,9 @@ class Making(Command):
     figure: ClassVar[bool] = False  # whether a sheet is written beside; where there is one, it is a flag
 
     out: Path = DEFAULT
-    """The file to write (.png, .jpg, .webp). The default name counts on where it is taken; several pictures get what
-    they differ in into their names."""
+    """The file to write (.png, .jpg, .webp). The default name counts on where it is taken. A picture that jaxpa made is
+    replaced, and the command says so; any other file needs --force. The names of several pictures say what they differ
+    in."""
     force: bool = False
     """Replace files that were not made by jaxpa, and run what does not seem to fit in memory."""
 

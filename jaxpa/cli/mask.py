@@ -58,7 +58,8 @@ class MaskCommand(Making):
     steps: int | None = None
     """With --word: steps of the inversion that is looked at."""
     out: Path = DEFAULT
-    """The file to write, of the picture's size. The default name counts on where it is taken."""
+    """The file to write, of the picture's size. The default name counts on where it is taken. A picture that jaxpa has
+    made is replaced, and the command says so; any other file needs --force."""
 
     figure: bool = True  # type: ignore[misc]
     """Also write OUT-figure.png: the picture, the map, the mask, its tokens."""

@@ -29,7 +29,8 @@ def parse_command(kind: type[Parsed], name: str, words: Sequence[str], prog: str
 def shown(kind: type[Any], words: Sequence[str]) -> Any:
     """An instance for the help: every default is what the named model and preset would take."""
     said = {each.name: value_of(words, each.name) for each in fields(Checkpoint)}
-    checkpoint = Checkpoint(**{name: value for name, value in said.items() if value is not None})
+    given: dict[str, Any] = {name: value for name, value in said.items() if value is not None}
+    checkpoint = Checkpoint(**given)
     names = {each.name for each in fields(kind)}
     if "checkpoint" not in names:
         return None
@@ -49,8 +50,8 @@ def described(kind: type[Any], checkpoint: Checkpoint) -> str:
     with contextlib.suppress(JaxpaError):
         words = spec_of(source_of(checkpoint)).settings.words
         if words and hasattr(kind, "prompt"):
-            lines.append(f"All words that {checkpoint.model} knows:")
-            lines += [f"{what}: {', '.join(known)}" for what, known in words.items()]
+            table = [f"  {what}: {', '.join(known)}" for what, known in words.items()]
+            lines.append("\n".join([f"All words that {checkpoint.model} knows:", *table]))
     return "\n\n".join(lines)
 
 
@@ -72,7 +73,9 @@ def value_of(words: Sequence[str], flag: str) -> str | None:
 def defaults(kind: type[Any], spec: Spec, preset: str | None) -> dict[str, Any]:
     """What a checkpoint takes where nothing is said, by the fields of a command."""
     settings = spec.settings
-    size = {} if "image" in {each.name for each in fields(kind)} else {"height": settings.size, "width": settings.size}
+    size: dict[str, Any] = (
+        {} if "image" in {each.name for each in fields(kind)} else {"height": settings.size, "width": settings.size}
+    )
     method = Method(preset=preset)  # type: ignore[arg-type]
     chosen = method.switches(settings.preset)
     own = {each.name for each in fields(Method)} & {each.name for each in fields(type(chosen))} - {"tau"}

@@ -94,7 +94,7 @@ class Sampling:
     negative_prompt: str | None = None
     """What the picture should not show (only for checkpoints that do not embed guidance)."""
     batch_size: int | None = None
-    """Pictures that are sampled together; none: as many as fit in memory."""
+    """Pictures that are sampled together; auto: as many as fit in half of the memory."""
 
     def __post_init__(self) -> None:
         set_ = object.__setattr__  # values of NumPy and JAX become plain ones
