@@ -36,7 +36,7 @@ from jaxpa.evaluation.metrics import CLIP, DINO, DREAMSIM, METRICS, fid
 from jaxpa.evaluation.scores import Interval, Score
 from jaxpa.media.figures import sheet
 from jaxpa.media.images import read_image, save_image, to_array, to_image
-from weights.recipe.classifiers import FILE, load
+from weights.recipe.judge import FILE, load
 from weights.recipe.world import BACKGROUNDS, COLOURS, Background, caption, instances, is_held_out, render, sample_scene
 
 TAUS = [1.0, 0.95, 0.9, 0.8, 0.7, 0.5, 0.3, 0.1]  # the paper's five; a small grid needs lower ones

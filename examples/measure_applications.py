@@ -31,7 +31,7 @@ import jaxpa
 from jaxpa.evaluation.scores import interval
 from jaxpa.media import images, masks
 from jaxpa.media.figures import overlay, sheet
-from weights.recipe.classifiers import FILE, Judge, load
+from weights.recipe.judge import FILE, Judge, load
 from weights.recipe.world import SIZE, Scene, Subject, caption, render, sample_scene, sample_subject
 
 SEED = 997

@@ -23,8 +23,9 @@ from jaxpa.evaluation.scores import interval
 from jaxpa.media.figures import sheet
 from jaxpa.pipeline import Pipeline
 from weights.recipe import autoencoder
-from weights.recipe.classifiers import FILE, Judge, load, present
-from weights.recipe.judge_data import HEADS, chance, labels_of, measure, unit
+from weights.recipe.judge import FILE, Judge, load, present
+from weights.recipe.judge_data import HEADS, labels_of, unit
+from weights.recipe.judge_report import chance, measure
 from weights.recipe.world import Scene, caption, sample_scene
 
 SEED = 995

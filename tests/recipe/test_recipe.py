@@ -16,11 +16,13 @@ from jaxpa.encoders.autoencoder import Autoencoder
 from jaxpa.encoders.t5 import relative_buckets
 from jaxpa.encoders.text import Tokenizers
 from weights.recipe import distill, flow, training
-from weights.recipe.classifiers import EMBEDDING, Classifier, halves, identity_loss, label_loss, load, present, save
+from weights.recipe.classifiers import identity_loss, label_loss
 from weights.recipe.classifiers import train as train_judge
 from weights.recipe.export import export
 from weights.recipe.flow import Batch, TextToImage
-from weights.recipe.judge_data import HEADS, accuracy, pairs, triplets, unit, wanted
+from weights.recipe.judge import EMBEDDING, Classifier, halves, load, present, save
+from weights.recipe.judge_data import HEADS, pairs, triplets, unit
+from weights.recipe.judge_report import accuracy, wanted
 from weights.recipe.latents import Tokenizers as RecipeTokenizers
 from weights.recipe.tokenizers import make_tokenizers
 from weights.recipe.world import PATTERNS
