@@ -47,7 +47,7 @@ METHOD = {"sampling", "inversion", "presets", "routing", "personalize"}
 NETWORKS = {"layers", "kernels", "blocks", "transformer", "encoders"}  # the method knows none
 PURE = {"box", "tokens", "rope", "schedule", "loops", "solvers", "checks", *METHOD}
 ARRAYS = {"jax", "numpy", "chex"}  # all that these may import from outside
-COME_WITH_OTHERS = {"numpy", "scipy", "ml_dtypes", "pydantic_core", "annotated_types"}  # with jax, pydantic
+COME_WITH_OTHERS = {"pydantic_core", "annotated_types"}  # with pydantic
 MODULES = {"pillow": "PIL"}  # packages that are imported by another name
 LONGEST = 400  # lines
 
@@ -153,6 +153,8 @@ def test_everything_has_a_floor():
 def test_every_room_is_installed_and_says_what_it_is_for():
     project = tomllib.loads((ROOT / "pyproject.toml").read_text())
     installed = set(project["tool"]["setuptools"]["packages"])
+    assert "py.typed" in project["tool"]["setuptools"]["package-data"]["jaxpa"]  # type checkers read our types
+    assert (PACKAGE / "py.typed").is_file()
     for room, names in ROOMS.items():
         assert f"jaxpa.{room}" in installed
         text = ast.get_docstring(ast.parse((PACKAGE / room / "__init__.py").read_text())) or ""
