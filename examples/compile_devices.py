@@ -1,0 +1,81 @@
+"""What devices that are not here make of FLUX.1-dev: one row for each, compiled by their own compilers, not run.
+
+    python examples/compile_devices.py            # all rows whose compiler is installed; minutes on two cores
+    python examples/compile_devices.py h100 v6e   # the rows whose names begin so
+
+TPU rows need `pip install 'jaxpa[tpu]'`, GPU rows `'jaxpa[gpu-plan]'`. Cycles are the TPU compiler's own estimate of
+one step, its attention kernel left out; ms are a roofline of one step's instructions on a GPU (`jaxpa.devices.hlo`).
+
+2026-11-25, jax 0.10.2, jax-cuda13-plugin 0.10.2, 1024 x 1024, 512 text tokens, bfloat16:
+
+    h100            24.37 GiB   86.3 ms (products 60.2, attention 15.0, fusions 11.0)   1155 launches a step
+    h100 512        24.37 GiB   29.1 ms (products 20.1, attention 1.7, fusions 7.4)     1042
+    h100 batch 4    24.45 GiB  343.0 ms (products 240.7, attention 60.2, fusions 42.1)  1158
+    h100 reference  22.80 GiB  173.7 ms (products 120.4, attention 30.1, fusions 23.3)  1214, of a step above tau
+"""
+
+import sys
+from collections.abc import Iterator
+from dataclasses import replace
+from datetime import date
+from typing import Any
+
+from jaxpa.config import flux_dev
+from jaxpa.devices.compiled import compiled, missing
+from jaxpa.devices.programs import Job
+from jaxpa.devices.targets import find
+
+DEV = Job(flux_dev().transformer, grid=(64, 64))  # 1024 x 1024
+SMALL = replace(DEV, grid=(32, 32))  # 512 x 512
+REFERENCE = replace(DEV, references=1, above=19)
+ROWS = {
+    "h100": DEV, "h100 512": SMALL, "h100 batch 4": replace(DEV, images=4), "h100 reference": REFERENCE,
+    "h100x4": DEV,
+    "v6e-1": DEV, "v6e-1 reference": REFERENCE, "v6e-1 512": SMALL, "v6e-1 batch 4": replace(DEV, images=4),
+    "v5p-8": DEV, "v5e-4": DEV, "v6e-4": DEV,
+}  # fmt: skip
+HEAD = ("device", "mesh", "fits", "GiB: peak", "weights", "temporaries", "kernel", "a step", "collectives a step",
+        "launches", "compile s")  # fmt: skip
+GIB = 2.0**30
+
+
+def rows(chosen: list[str]) -> Iterator[tuple[str, ...]]:
+    for name, job in ROWS.items():
+        target = find(name.split()[0])
+        if (not chosen or any(name.startswith(each) for each in chosen)) and not missing(target):
+            yield row(name, compiled(job, target))
+
+
+def row(name: str, report: dict[str, Any]) -> tuple[str, ...]:
+    gib = [f"{(report[key] or 0) / GIB:.2f}" for key in ("peak_bytes", "weight_bytes", "temp_bytes")]
+    start = (name, f"{report['mesh']['data']} x {report['mesh']['model']}", "yes" if report["fits"] else "no", *gib)
+    if "stretches" not in report:
+        return (*start, *["refused"] * 5)
+    step = report["stretches"][0]
+    collectives = ", ".join(
+        f"{each['count']} {kind} {each['bytes'] / 2**20:.0f} MiB" for kind, each in step["collectives"].items()
+    )
+    facts = (report["kernel"], collectives or "-", str(step.get("launches", "-")), f"{report['compile_seconds']:.0f}")
+    return (*start, facts[0], speed(step), *facts[1:])
+
+
+def speed(step: dict[str, Any]) -> str:
+    """Of one step: M cycles, and those of a double and a single block; or ms by kind of instruction."""
+    if "cycles" in step:
+        blocks = " / ".join(f"{block['cycles'] / 1e6:.2f}" for block in step["blocks"])
+        return f"{step['cycles'] / 1e6:,.1f} M cycles ({blocks})"
+    kinds = ", ".join(f"{kind} {1e3 * seconds:.1f}" for kind, seconds in step["seconds"].items() if seconds > 5e-5)
+    return f"{1e3 * step['least_seconds']:.1f} ms ({kinds})"
+
+
+def main() -> None:
+    import jax
+
+    print(f"{date.today()}, jax {jax.__version__}; compiled, not run\n")
+    print("| " + " | ".join(HEAD) + " |\n" + "|---" * len(HEAD) + "|", flush=True)
+    for each in rows(sys.argv[1:]):
+        print("| " + " | ".join(each) + " |", flush=True)
+
+
+if __name__ == "__main__":
+    main()
