@@ -1,5 +1,6 @@
 """Checkpoints of the Hugging Face hub: fetched by huggingface_hub into its usual cache, needed files only."""
 
+import json
 import os
 import re
 from collections.abc import Iterable
@@ -69,6 +70,8 @@ def _answers(repo: str) -> bool:
         return True
     except OfflineModeIsEnabled:
         return False
+    except json.JSONDecodeError as error:
+        raise ValueError("its reply is not the hub's (a page to sign in to a network?)") from error
     except (transport, OSError) as error:
         status = getattr(getattr(error, "response", None), "status_code", None)
         if status is None and isinstance(try_to_load_from_cache(repo, "model_index.json"), str):
