@@ -1,17 +1,51 @@
-"""Fixtures that the whole suite shares."""
+"""Fixtures that the whole suite shares, and the option for an environment without torch."""
 
+import importlib.util
 import json
 import os
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
+from types import ModuleType
 from typing import Any
 
 import numpy as np
 import pytest
 from golden_set import materialise
 from safetensors.numpy import load_file
+
+WITHOUT_TORCH = "--without-torch"
+NEEDS_TORCH = "compares with networks of torch"
+
+
+def pytest_addoption(parser: pytest.Parser) -> None:
+    parser.addoption(
+        WITHOUT_TORCH, action="store_true", help="skip, and count, the tests against torch, diffusers and torchmetrics"
+    )
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    """Tests that cannot run are left out only when asked for: otherwise a suite without torch would pass by itself."""
+    if not config.getoption(WITHOUT_TORCH) and importlib.util.find_spec("torch") is None:
+        raise pytest.UsageError(
+            f"torch is not installed: pip install -e '.[test]', or {WITHOUT_TORCH} to skip the tests that need it"
+        )
+
+
+def pytest_terminal_summary(terminalreporter: Any, config: pytest.Config) -> None:
+    if config.getoption(WITHOUT_TORCH) and not config.option.collectonly:
+        skipped = terminalreporter.stats.get("skipped", [])
+        count = sum(NEEDS_TORCH in str(report.longrepr) for report in skipped)
+        terminalreporter.write_line(f"{count} tests need torch and were skipped ({WITHOUT_TORCH})")
+
+
+@pytest.fixture(scope="session")
+def torch(pytestconfig: pytest.Config) -> ModuleType:
+    """For every test that compares with networks of torch: the module, or a skip where the option says so."""
+    if pytestconfig.getoption(WITHOUT_TORCH):
+        pytest.skip(NEEDS_TORCH)
+    return importlib.import_module("torch")
 
 
 @dataclass(frozen=True)

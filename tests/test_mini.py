@@ -39,8 +39,7 @@ def complaints() -> list[str]:
 
 
 @pytest.fixture(scope="module")
-def pipeline(complaints):
-    import torch
+def pipeline(torch, complaints):
     from diffusers import FluxPipeline
     from diffusers.utils import logging as diffusers_logging
     from transformers.utils import logging as transformers_logging
@@ -117,13 +116,11 @@ def test_the_reference_loads_it_without_complaint(pipeline, complaints):
     assert type(pipeline).__name__ == "FluxPipeline"
 
 
-def test_same_picture_as_the_reference(parts, pipeline):
+def test_same_picture_as_the_reference(torch, parts, pipeline):
     """From the same prompt and noise: prompt embedding, final latents, picture.
 
     With both kinds of guidance at once: the embedded one, and classifier-free by a negative prompt.
     """
-    import torch
-
     scale, vae = parts.config.vae.downscale, pipeline.vae
     assert pipeline.vae_scale_factor == scale
     h, w = SETTINGS["size"] // (scale * PATCH), SETTINGS["size"] // (scale * PATCH) + 1  # not square

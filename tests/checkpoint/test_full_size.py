@@ -3,17 +3,10 @@
 import json
 import math
 import time
+from typing import Any
 
 import pytest
-import torch
-from diffusers import AutoencoderKL, FluxTransformer2DModel
-from diffusers.loaders.single_file_utils import (
-    convert_flux_transformer_checkpoint_to_diffusers,
-    convert_ldm_vae_checkpoint,
-)
 from small_checkpoint import make_tokenizers
-from transformers import CLIPTextConfig, CLIPTextModel, T5EncoderModel
-from transformers import T5Config as TorchT5Config
 
 from jaxpa.checkpoint.keys import COMPONENTS, canonical, leaves
 from jaxpa.checkpoint.parts import infer_autoencoder, infer_transformer
@@ -33,8 +26,12 @@ VAE = {
 }
 
 
-def reference(name: str, guidance: bool = True) -> torch.nn.Module:
+def reference(name: str, guidance: bool = True) -> Any:
     """The class that FLUX.1's folders name, at full size, without memory."""
+    import torch
+    from diffusers import AutoencoderKL, FluxTransformer2DModel
+    from transformers import CLIPTextConfig, CLIPTextModel, T5Config, T5EncoderModel
+
     with torch.device("meta"):
         if name == "transformer":
             return FluxTransformer2DModel(guidance_embeds=guidance)
@@ -43,20 +40,21 @@ def reference(name: str, guidance: bool = True) -> torch.nn.Module:
         if name == "text_encoder":
             return CLIPTextModel(CLIPTextConfig(vocab_size=49408, hidden_size=768, intermediate_size=3072,
                                                 num_hidden_layers=12, num_attention_heads=12))  # fmt: skip
-        return T5EncoderModel(TorchT5Config(vocab_size=32128, d_model=4096, d_kv=64, d_ff=10240, num_layers=24,
-                                            num_heads=64, feed_forward_proj="gated-gelu"))  # fmt: skip
+        return T5EncoderModel(T5Config(vocab_size=32128, d_model=4096, d_kv=64, d_ff=10240, num_layers=24,
+                                       num_heads=64, feed_forward_proj="gated-gelu"))  # fmt: skip
 
 
 def shapes(name: str, config, layout) -> dict[str, tuple[int, ...]]:
     return {key: all_[0] for leaf in leaves(name, config, layout) for key, all_ in leaf.expected().items()}
 
 
-def torch_shapes(name: str, state: dict[str, torch.Tensor]) -> dict[str, tuple[int, ...]]:
+def torch_shapes(name: str, state: dict[str, Any]) -> dict[str, tuple[int, ...]]:
     return {key: tuple(state[actual].shape) for key, actual in canonical(name, list(state)).items()}
 
 
 @pytest.mark.parametrize(("name", "guidance"), [("transformer", True), ("transformer", False), ("vae", True),
                                                 ("text_encoder", True), ("text_encoder_2", True)])  # fmt: skip
+@pytest.mark.usefixtures("torch")
 def test_same_tensors_as_the_reference(name, guidance):
     config = getattr(flux_dev() if guidance else flux_schnell(), name)
     model = reference(name, guidance)
@@ -67,8 +65,10 @@ def test_same_tensors_as_the_reference(name, guidance):
         assert parameters == 11_901_408_320
 
 
-def test_original_transformer_names():
+def test_original_transformer_names(torch):
     """diffusers' own converter takes every original name that our table gives, and finds all that it needs."""
+    from diffusers.loaders.single_file_utils import convert_flux_transformer_checkpoint_to_diffusers
+
     config = flux_dev().transformer
     names = shapes("transformer", config, "bfl")
     state = {key: torch.empty(shape, device="meta") for key, shape in names.items()}
@@ -79,8 +79,10 @@ def test_original_transformer_names():
     assert infer_transformer(shapes("transformer", flux_schnell().transformer, "bfl"), None).guidance_embeds is False
 
 
-def test_original_autoencoder_names(goldens):
+def test_original_autoencoder_names(torch, goldens):
     """A small original file has exactly the names that its configuration gives; diffusers converts large ones."""
+    from diffusers.loaders.single_file_utils import convert_ldm_vae_checkpoint
+
     small = {key: tensor.shape for key, tensor in goldens.load("bfl/ae-tiny.safetensors").items()}
     hint = goldens.json("flux-dev-tiny/vae/config.json")
     assert shapes("vae", infer_autoencoder(small, hint), "bfl").keys() == small.keys()

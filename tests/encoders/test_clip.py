@@ -1,10 +1,11 @@
 """The CLIP text encoder against transformers', and its full size against the reference's tensors."""
 
+from typing import Any
+
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-import torch
 import transformers
 from flax import nnx
 from text_reference import fill_clip, state_dict
@@ -12,6 +13,7 @@ from text_reference import fill_clip, state_dict
 from jaxpa.config import CLIPConfig
 from jaxpa.encoders.clip import CLIPTextEncoder, activation
 
+needs_torch = pytest.mark.usefixtures("torch")
 SIZES = {
     "vocab_size": 61,
     "hidden_size": 36,
@@ -24,7 +26,10 @@ SIZES = {
 }
 
 
-def pair(**options: object) -> tuple[transformers.CLIPTextModel, CLIPTextEncoder]:
+def pair(**options: object) -> tuple[Any, CLIPTextEncoder]:
+    """transformers' encoder and ours, with the same random weights."""
+    import torch
+
     torch.manual_seed(0)
     model = transformers.CLIPTextModel(transformers.CLIPTextConfig(**SIZES, **options)).eval()
     with torch.no_grad():
@@ -49,7 +54,7 @@ def run(model: CLIPTextEncoder, ids: np.ndarray) -> tuple[np.ndarray, np.ndarray
 
 @pytest.mark.parametrize("act", ["quick_gelu", "gelu"])
 @pytest.mark.parametrize(("eos", "eos_token_id"), [(58, 2), (58, 58)])
-def test_equals_transformers(act: str, eos: int, eos_token_id: int) -> None:
+def test_equals_transformers(torch: Any, act: str, eos: int, eos_token_id: int) -> None:
     theirs, ours = pair(hidden_act=act, eos_token_id=eos_token_id)
     ids = prompts(eos)
     with torch.no_grad():
@@ -68,7 +73,7 @@ def test_the_two_activations_differ() -> None:
         activation("relu", x)
 
 
-def test_shorter_sequence_equals_transformers_and_is_causal() -> None:
+def test_shorter_sequence_equals_transformers_and_is_causal(torch: Any) -> None:
     theirs, ours = pair(eos_token_id=2)
     ids = prompts(58)[:, :8]
     with torch.no_grad():
@@ -81,11 +86,13 @@ def test_shorter_sequence_equals_transformers_and_is_causal() -> None:
 
 
 def test_too_long_is_an_error() -> None:
-    _, ours = pair(eos_token_id=2)
+    config = CLIPConfig.from_json(transformers.CLIPTextConfig(**SIZES).to_dict())
+    ours = CLIPTextEncoder(config, rngs=nnx.Rngs(0))
     with pytest.raises(ValueError, match="19 positions"):
         ours(jnp.zeros((1, 20), jnp.int32))
 
 
+@needs_torch
 def test_bfloat16_stays_bfloat16_and_close() -> None:
     _, full = pair(eos_token_id=2)
     half = jax.tree.map(lambda x: x.astype(jnp.bfloat16), full)
@@ -95,7 +102,7 @@ def test_bfloat16_stays_bfloat16_and_close() -> None:
     np.testing.assert_allclose(np.asarray(states, np.float32), run(full, prompts(58))[0], atol=0.15, rtol=0)
 
 
-def test_full_size_has_the_tensors_of_the_reference() -> None:
+def test_full_size_has_the_tensors_of_the_reference(torch: Any) -> None:
     config = CLIPConfig()
     with torch.device("meta"):
         theirs = transformers.CLIPTextModel(

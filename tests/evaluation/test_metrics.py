@@ -9,7 +9,6 @@ from typing import Any
 import numpy as np
 import pytest
 import scipy.linalg
-import torch
 import transformers
 from huggingface_hub import constants
 from PIL import Image
@@ -39,7 +38,7 @@ def offline(monkeypatch):
 
 
 @pytest.fixture(scope="module")
-def folders(tmp_path_factory) -> dict[str, Path]:
+def folders(torch, tmp_path_factory) -> dict[str, Path]:
     """A CLIP of mini's words and two vision transformers, random, as save_pretrained writes them."""
     root = tmp_path_factory.mktemp("networks")
     torch.manual_seed(0)
@@ -84,8 +83,10 @@ def batch():
     return noise(rng, 5, 40, 56, 3), noise(rng, 40, 56, 3), mask
 
 
-def prepared(name: str, array: np.ndarray) -> torch.Tensor:
+def prepared(name: str, array: np.ndarray) -> Any:
     """A picture (H, W, 3) as the networks read it, (1, 3, h, w), by Pillow."""
+    import torch
+
     image = Image.fromarray(np.uint8(np.rint((array + 1) * 127.5)))
     mean, std = np.array(OPENAI_CLIP_MEAN), np.array(OPENAI_CLIP_STD)
     if name == "dino":
@@ -100,6 +101,8 @@ def prepared(name: str, array: np.ndarray) -> torch.Tensor:
 
 def by_hand(folder: Path, arrays: np.ndarray) -> np.ndarray:
     """Embeddings by transformers' networks, a picture at a time."""
+    import torch
+
     model = transformers.AutoModel.from_pretrained(folder).eval()
     rows = []
     for array in arrays:
@@ -119,7 +122,7 @@ def cosine(a: np.ndarray, b: np.ndarray) -> float:
 # Against transformers ----------------------------------------------------------------------------------------
 
 
-def test_clip(folders, batch):
+def test_clip(torch, folders, batch):
     pictures, reference, mask = batch
     got = metrics.clip(folders["clip"], batch=2)(pictures, reference, mask, PROMPT)
     assert list(got) == ["clip_t", "clip_i", "seg_clip_i"]
@@ -214,7 +217,7 @@ def test_a_long_prompt_is_cut(folders, batch):
 # DreamSim and FID --------------------------------------------------------------------------------------------
 
 
-def test_dreamsim(batch, monkeypatch, tmp_path):
+def test_dreamsim(torch, batch, monkeypatch, tmp_path):
     """The plumbing, with a distance of mean colours in place of the network."""
     pictures, reference, mask = batch
     asked = {}
@@ -246,17 +249,21 @@ def test_dreamsim(batch, monkeypatch, tmp_path):
         metrics.dreamsim("mind")
 
 
-class MeanColours(torch.nn.Module):
-    """(B, 3, H, W) uint8 -> (B, 3)."""
+@pytest.fixture
+def mean_colours(torch):
+    class MeanColours(torch.nn.Module):
+        """(B, 3, H, W) uint8 -> (B, 3)."""
 
-    num_features = 3
+        num_features = 3
 
-    def forward(self, x: torch.Tensor) -> torch.Tensor:
-        assert x.dtype == torch.uint8
-        return x.float().mean((2, 3))
+        def forward(self, x):
+            assert x.dtype == torch.uint8
+            return x.float().mean((2, 3))
+
+    return MeanColours()
 
 
-def test_fid(rng, tmp_path, monkeypatch):
+def test_fid(mean_colours, rng, tmp_path, monkeypatch):
     """Against the closed form, with the mean colour in place of Inception's features."""
     from torchmetrics.image import fid as library
 
@@ -269,7 +276,7 @@ def test_fid(rng, tmp_path, monkeypatch):
     (tmp_path / "notes.txt").write_text("no picture")
     features = {name: np.stack([x.mean((0, 1)) for x in each]) for name, each in pictures.items()}
     made = {"a": pictures["a"], "b": [Image.fromarray(x) for x in pictures["b"]], "the same": pictures["real"]}
-    distances = metrics.fid(tmp_path, feature=MeanColours())
+    distances = metrics.fid(tmp_path, feature=mean_colours)
     got = distances(made)
     assert list(got) == ["a", "b", "the same"]
     cov = np.cov(features["real"].T)
@@ -283,7 +290,7 @@ def test_fid(rng, tmp_path, monkeypatch):
         distances({"a": pictures["a"], "b": pictures["b"][:1]})
     assert distances({"b": pictures["b"]})["b"] == got["b"]  # nothing is left of others
     with pytest.raises(JaxpaError, match="nowhere holds 0 pictures"):
-        metrics.fid(tmp_path / "nowhere", feature=MeanColours())
+        metrics.fid(tmp_path / "nowhere", feature=mean_colours)
     monkeypatch.setattr(library, "_TORCH_FIDELITY_AVAILABLE", False)  # the package that Inception comes with
     with pytest.raises(JaxpaError, match=r"needs torchmetrics\[image\] .*pip install 'jaxpa\[eval\]'"):
         metrics.fid(tmp_path)
@@ -317,7 +324,7 @@ def test_networks_that_do_not_load(folders, tmp_path):
         metrics.dino(folders["clip"])
 
 
-def test_weights_that_do_not_load(folders, tmp_path):
+def test_weights_that_do_not_load(torch, folders, tmp_path):
     cut = tmp_path / "cut"
     shutil.copytree(folders["clip"], cut)
     weights = load_file(cut / "model.safetensors")

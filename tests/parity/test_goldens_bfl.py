@@ -1,33 +1,39 @@
 """Checkpoints of the goldens: sharded, bfloat16, and the original single files, each loaded bit for bit."""
 
+from typing import Any
+
 import jax.numpy as jnp
 import numpy as np
 import pytest
-import torch
-from diffusers import AutoencoderKL, FluxTransformer2DModel
 from safetensors.numpy import save_file
 from small_checkpoint import same
-from transformers import CLIPTextModel, T5EncoderModel
 
 from jaxpa.checkpoint.load import load_component, load_parts
 
 FOLDERS = ("flux-dev-tiny", "flux-schnell-tiny")
 
 
-def check(ours, theirs: list[torch.Tensor], transpose=None):
+def check(ours, theirs: list[Any], transpose=None):
     """Bits of a parameter of ours against tensors of the reference, side by side along the output axis."""
+    import torch
+
     want = torch.cat(theirs, 0)
     want = want.permute(*transpose) if transpose else want
     np.testing.assert_array_equal(np.asarray(ours[...], np.float32), want.float().detach().numpy())
 
 
 def dtypes(folder):
+    import torch
+
     schnell = "schnell" in folder.name
     return (torch.bfloat16, jnp.bfloat16) if schnell else (torch.float32, jnp.float32)
 
 
 @pytest.mark.parametrize("folder", FOLDERS)
+@pytest.mark.usefixtures("torch")
 def test_transformer(goldens, folder):
+    from diffusers import FluxTransformer2DModel
+
     kind, dtype = dtypes(goldens.path / folder)
     path = goldens.path / folder / "transformer"
     theirs = FluxTransformer2DModel.from_pretrained(path, torch_dtype=kind)
@@ -50,7 +56,11 @@ def test_transformer(goldens, folder):
 
 
 @pytest.mark.parametrize("folder", FOLDERS)
+@pytest.mark.usefixtures("torch")
 def test_text_encoders_and_autoencoder(goldens, folder):
+    from diffusers import AutoencoderKL
+    from transformers import CLIPTextModel, T5EncoderModel
+
     path = goldens.path / folder
     kind, dtype = dtypes(path)
     ours = load_parts(path, dtype=dtype, parts=("vae", "text_encoder", "text_encoder_2"))

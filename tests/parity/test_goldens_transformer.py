@@ -95,9 +95,8 @@ def test_rotary_table(case):
     close(jnp.repeat(table.sin[0], 2, -1), g["a/rope_sin"], 1e-6)
 
 
-def test_timestep_embedding_matches_reference():
+def test_timestep_embedding_matches_reference(torch):
     """Against diffusers' own sinusoid, over the whole range of t."""
-    import torch
     from diffusers.models.embeddings import get_timestep_embedding
 
     t = np.linspace(0, 1, 101, dtype=np.float32)
