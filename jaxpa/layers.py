@@ -100,6 +100,14 @@ def precision(dtype: DTypeLike) -> jax.lax.Precision | None:
     return jax.lax.Precision.HIGHEST if jnp.dtype(dtype) == jnp.float32 else None
 
 
+def over_data(x: jax.Array) -> jax.Array:
+    """x (B, ...) with its rows over the mesh axis "data", where a mesh is in use that has one."""
+    mesh = jax.sharding.get_abstract_mesh()
+    if mesh.empty or "data" not in mesh.auto_axes or mesh.shape["data"] == 1 or x.shape[0] == 1:
+        return x
+    return jax.lax.with_sharding_constraint(x, jax.sharding.PartitionSpec("data"))
+
+
 def layer_norm(x: jax.Array, eps: float = 1e-6) -> jax.Array:
     """Layer norm over the last axis, without scale and bias (adaLN supplies them); f32 inside."""
     x32 = x.astype(jnp.float32)

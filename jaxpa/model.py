@@ -8,17 +8,20 @@ nothing. What is drawn and pasted with pictures is in `jaxpa.pipeline`.
 
 import os
 from collections.abc import Sequence
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax.sharding import Mesh
 from PIL import Image
 
 from jaxpa import sampling
 from jaxpa.checkpoint.load import Parts
 from jaxpa.config import Settings
+from jaxpa.devices.sharding import over_rows
 from jaxpa.encoders import text
 from jaxpa.encoders.text import TextEmbedding, Tokenizers
 from jaxpa.errors import JaxpaError
@@ -43,6 +46,15 @@ class Model:
 
     parts: Parts
     tokenizers: Tokenizers
+    mesh: Mesh | None = None  # the devices that the networks and the rows of a batch are spread over
+
+    def on_devices(self) -> AbstractContextManager[Any]:
+        """Where the programs run: within this, kernels that XLA cannot partition find the mesh."""
+        return nullcontext() if self.mesh is None else jax.set_mesh(self.mesh)
+
+    def spread(self, tree: Any) -> Any:
+        """Arrays (B, ...) with their rows over the mesh."""
+        return tree if self.mesh is None else over_rows(self.mesh, tree)
 
     @property
     def spec(self) -> Spec:
@@ -77,7 +89,7 @@ class Model:
 
     def noise(self, seeds: np.ndarray, grid: tuple[int, int]) -> jax.Array:
         """Start noise, each image from its own seed: seeds (B,) -> (B, N, C)."""
-        return _noise(seeds, (grid[0] * grid[1], self.parts.config.transformer.velocity_channels))
+        return self.spread(_noise(seeds, (grid[0] * grid[1], self.parts.config.transformer.velocity_channels)))
 
     def encode_text(self, prompts: str | Sequence[str]) -> TextEmbedding:
         """Prompts (a string is one) -> .txt (B, M, Dt), .vec (B, Dv).
@@ -168,11 +180,11 @@ class Model:
         if self.embeds_guidance:
             rows = np.full(len(text), guidance, np.float32)
             rows[:references] = guidance if inside is None else inside
-            return FluxConditions(text.txt, text.vec, jnp.asarray(rows), positions)
+            return FluxConditions(*self.spread((text.txt, text.vec, rows)), positions)
         if negative is None:
-            return FluxConditions(text.txt, text.vec, None, positions)
+            return FluxConditions(*self.spread((text.txt, text.vec)), None, positions)
         both = TextEmbedding.concatenate([text, negative])
-        plain = FluxConditions(both.txt, both.vec, None, positions)
+        plain = FluxConditions(*self.spread((both.txt, both.vec)), None, positions)
         return Guided(plain, jnp.float32(guidance) if scale is None else scale, references)
 
     def guided(self, *arguments: Any, **keywords: Any) -> Velocity:

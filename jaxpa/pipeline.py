@@ -22,7 +22,7 @@ from jaxpa.attention.observe import THRESHOLD, Attention, FoundMask, Look, Searc
 from jaxpa.checkpoint.load import load_parts
 from jaxpa.devices.memory import GIB, machine_bytes, peak_bytes
 from jaxpa.devices.plan import images_together, run_of
-from jaxpa.devices.sharding import rules
+from jaxpa.devices.sharding import automatic, rules
 from jaxpa.encoders.text import TextEmbedding, Tokenizers
 from jaxpa.errors import JaxpaError
 from jaxpa.media import images
@@ -70,7 +70,12 @@ class Pipeline(Model):
         prepared: what `prepare` has made of the request's pictures (None: it is made here). on_step: hears each step.
         """
         request.check(self.spec)
-        prepared = self.prepare(request) if prepared is None else prepared
+        with self.on_devices():
+            return self._made(request, self.prepare(request) if prepared is None else prepared, on_step)
+
+    def _made(
+        self, request: Request, prepared: References | MaskedPicture | None, on_step: OnStep | None
+    ) -> list[Image.Image]:
         if isinstance(prepared, MaskedPicture):
             made = self._personalized(request, prepared.references(self.cell), on_step)
             feather = 0.0 if request.editing is None else request.editing.feather
@@ -268,9 +273,11 @@ class Pipeline(Model):
         edit = prepare_edit(picture, None, self.canvas(picture.size, sampling.height, sampling.width), caption)
         references = edit.references(self.cell)
         times = self.times(sampling.steps, references.grid)
-        noise = self.path(references, self.preset(path="ode"), times, on_step, sampling.solver)[0]
-        velocity = self.guided(self.encode_text([caption]), references.grid, 1.0, None)
-        return self.decode(sampled(velocity, noise, times, on_step, sampling.solver), edit.height, edit.width)[0], noise
+        with self.on_devices():
+            noise = self.path(references, self.preset(path="ode"), times, on_step, sampling.solver)[0]
+            velocity = self.guided(self.encode_text([caption]), references.grid, 1.0, None)
+            tokens = sampled(velocity, noise, times, on_step, sampling.solver)
+            return self.decode(tokens, edit.height, edit.width)[0], noise
 
     def path(
         self,
@@ -311,7 +318,8 @@ class Pipeline(Model):
         tokens is 81 MiB: choose). heads: each apart, (S, L, H, ...), instead of their mean. `.quadrants` takes the
         maps apart. The run that is looked at is an untouched one. Further keywords: those of `request.Sampling`.
         """
-        return capture(self, Request.of(prompt, **keywords), image, Look(at, blocks, heads))
+        with self.on_devices():
+            return capture(self, Request.of(prompt, **keywords), image, Look(at, blocks, heads))
 
     def find_mask(
         self, image: Picture, word: str, caption: str | None = None, *, threshold: float = THRESHOLD, **keywords: Any
@@ -321,7 +329,8 @@ class Pipeline(Model):
         caption: what the picture shows; the word must stand in it (None: "a picture of a" word). threshold: of the
         map's range. Further keywords: steps; height and width of the canvas (None: the picture's aspect).
         """
-        return find_mask(self, image, Search(word, caption, threshold), Sampling(**keywords))
+        with self.on_devices():
+            return find_mask(self, image, Search(word, caption, threshold), Sampling(**keywords))
 
     def with_mask(self, subject: Subject) -> LoadedSubject:
         """The subject, read, with its mask found by its word if it has none. Raises JaxpaError without either."""
@@ -364,9 +373,11 @@ def load(
 
     source: `mini` (the embedded one), a diffusers or converted folder, a single .safetensors file of the original
     release (then `components` names where the rest comes from), or a hub id; dtype: of all networks (None: float32
-    on CPU, bfloat16 elsewhere); mesh: devices to spread the networks over (`jaxpa.devices.sharding`).
+    on CPU, bfloat16 elsewhere); mesh: devices to spread the networks and the rows of a batch over, with axes "data" and
+    "model" (`jaxpa.devices.sharding.make_mesh`).
     Raises CheckpointError with everything that is wrong.
     """
+    mesh = None if mesh is None else automatic(mesh)
     parts = load_parts(source, components, dtype, None if mesh is None else rules(mesh))
     clip, t5 = (parts.tokenizers[name].parent for name in ("tokenizer", "tokenizer_2"))
-    return Pipeline(parts, Tokenizers.load(clip, t5))
+    return Pipeline(parts, Tokenizers.load(clip, t5), mesh)

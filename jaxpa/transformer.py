@@ -19,7 +19,7 @@ from jax.typing import DTypeLike
 from jaxpa import checks
 from jaxpa.blocks import DoubleBlock, Shared, SingleBlock, chunks, modulate
 from jaxpa.config import TransformerConfig
-from jaxpa.layers import Linear, MLPEmbedder, Numbered, stack, timestep_embedding
+from jaxpa.layers import Linear, MLPEmbedder, Numbered, over_data, stack, timestep_embedding
 from jaxpa.rope import table
 from jaxpa.tokens import Routing
 
@@ -137,7 +137,8 @@ class Flux(nnx.Module):
         mod = self.modulation(vec, t, guidance) if modulation is None else modulation
         m = txt.shape[1]
         shared = self._shared(m, positions, routing or Routing())
-        streams = (self.img_in(img.astype(self.dtype)), self.txt_in(txt.astype(self.dtype)))  # (B, N, D), (B, M, D)
+        img, txt = over_data(img.astype(self.dtype)), over_data(txt.astype(self.dtype))
+        streams = (self.img_in(img), self.txt_in(txt))  # (B, N, D), (B, M, D)
         hooks = Hooks(m, observe, extension, remat)
         streams, double = scan_blocks(self.double_blocks, streams, (mod.img, mod.txt), shared[0], hooks)
         x = jnp.concatenate(streams[::-1], 1)  # (B, M + N, D), text first

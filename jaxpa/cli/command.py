@@ -44,8 +44,8 @@ class Command:
 
         return resolve(self.checkpoint.model, self.checkpoint.components, download=download)
 
-    def load(self) -> "Pipeline":
-        return _load(self.checkpoint.model, self.dtype, self.checkpoint.components)
+    def load(self, mesh: str | None = None) -> "Pipeline":
+        return _load(self.checkpoint.model, self.dtype, self.checkpoint.components, mesh)
 
     def run(self) -> int:
         """Do it; the exit status."""
@@ -59,10 +59,11 @@ def spec_of(source: "Source") -> Spec:
 
 
 @lru_cache(maxsize=1)  # the next command of a batch finds the networks, and their compiled programs, still there
-def _load(model: str, dtype: str | None, components: str | None) -> "Pipeline":
+def _load(model: str, dtype: str | None, components: str | None, mesh: str | None) -> "Pipeline":
+    from jaxpa.devices.sharding import parse_mesh
     from jaxpa.pipeline import load
 
-    return load(model, dtype, components=components)
+    return load(model, dtype, None if mesh is None else parse_mesh(mesh), components=components)
 
 
 class Made(NamedTuple):
@@ -88,6 +89,11 @@ class Making(Command):
     in."""
     force: bool = False
     """Replace files that were not made by jaxpa, and run what does not seem to fit in memory."""
+    mesh: str | None = None
+    """Spread the work over all devices, such as data=2,model=4: the pictures of a batch over 2, the networks over 4."""
+
+    def load(self, mesh: str | None = None) -> "Pipeline":
+        return super().load(self.mesh if mesh is None else mesh)
 
     def prepare(self) -> Any:
         """Refuse what can be refused before anything loads, and read the inputs, once, for `make`."""

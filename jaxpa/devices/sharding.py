@@ -11,8 +11,10 @@ second. Batch rows are split over "data". The networks know nothing of this: XLA
 
 import re
 from collections.abc import Callable
+from typing import Any
 
 import jax
+import numpy as np
 from jax.sharding import AbstractMesh, AxisType, Mesh, NamedSharding
 from jax.sharding import PartitionSpec as P
 
@@ -49,6 +51,41 @@ def make_mesh(data: int = 1, model: int | None = None) -> Mesh:
             f"data x model must be {devices} (XLA_FLAGS and CUDA_VISIBLE_DEVICES decide what JAX sees)"
         )
     return jax.make_mesh((data, wanted), (DATA, MODEL), axis_types=(AxisType.Auto,) * 2)
+
+
+def parse_mesh(text: str) -> Mesh:
+    """`data=2,model=4`, either of them left out -> a mesh of all devices. Raises JaxpaError for other words."""
+    sides: dict[str, int] = {}
+    for part in text.split(","):
+        name, equals, size = part.strip().partition("=")
+        if name not in (DATA, MODEL) or name in sides or not equals or not size.isdecimal():
+            raise JaxpaError(f"a mesh is written data=D,model=M, such as data=2,model=4, not {text!r}")
+        sides[name] = int(size)
+    if MODEL in sides and DATA not in sides:
+        return make_mesh(max(1, len(jax.devices()) // max(sides[MODEL], 1)), sides[MODEL])
+    return make_mesh(sides.get(DATA, 1), sides.get(MODEL))
+
+
+def automatic(mesh: Mesh) -> Mesh:
+    """A user's mesh as the networks need it: its axes "data" and "model", partitioned by XLA.
+
+    Raises JaxpaError where it has other axes.
+    """
+    if unknown := [name for name in mesh.axis_names if name not in (DATA, MODEL)]:
+        raise JaxpaError(f"the mesh has an axis {unknown[0]!r}: its axes are called {DATA!r} and {MODEL!r}")
+    missing = [name for name in (DATA, MODEL) if name not in mesh.axis_names]
+    devices = mesh.devices.reshape(*mesh.devices.shape, *(1 for _ in missing))
+    return Mesh(devices, (*mesh.axis_names, *missing), axis_types=(AxisType.Auto,) * 2)
+
+
+def over_rows(mesh: Mesh, tree: Any) -> Any:
+    """Arrays (B, ...) on the devices of a mesh, their rows over "data" where they divide."""
+
+    def put(x: Any) -> jax.Array:
+        rows = P(DATA) if np.ndim(x) and len(x) % mesh.shape[DATA] == 0 else P()
+        return jax.device_put(x, NamedSharding(mesh, rows))
+
+    return jax.tree.map(put, tree)
 
 
 def spec(component: str, path: str, shape: tuple[int, ...], sizes: dict[str, int]) -> P:
