@@ -23,21 +23,23 @@ pictures = "examples/pictures/"
 subject = jaxpa.Subject(pictures + "car.png", mask=pictures + "car-mask.png", at=(0.4, 0.6))
 STEPS = 3
 
-def runs(pipe):
-    yield "generate", pipe.generate("a red car on a beach", num_images=4, steps=STEPS)
-    for concat in ("zero", "joined", "target"):
+def runs(pipe, kinds):
+    if "generate" in kinds:
+        yield "generate", pipe.generate("a red car on a beach", num_images=8, steps=STEPS)
+    for concat in {"zero", "joined"} & kinds:
         yield concat, pipe.personalize("a red car on a beach", [subject], concat=concat, num_images=3, steps=STEPS)
-    yield "mask", [pipe.find_mask(pictures + "cat.png", "cat", steps=STEPS).soft * 255]
 
-one = dict(runs(jaxpa.load("mini")))
+EVERYTHING = {"generate", "zero", "joined"}
+one = dict(runs(jaxpa.load("mini"), EVERYTHING))
 explicit = Mesh(np.array(jax.devices()).reshape(4, 2), ("data", "model"), axis_types=(AxisType.Explicit,) * 2)
 facts = {"worst": {}, "bad": {}}
-for name, mesh in {"data": parse_mesh("data=8"), "both": parse_mesh("model=2"), "explicit": explicit}.items():
+for name, mesh, kinds in (("data", parse_mesh("data=8"), {"generate"}), ("both", parse_mesh("model=2"), EVERYTHING),
+                          ("explicit", explicit, set())):
     pipe = jaxpa.load("mini", mesh=mesh)
-    spread = dict(runs(pipe))
+    spread = dict(runs(pipe, kinds))
     facts["worst"][name] = {
         run: max(float(np.abs(np.asarray(a, int) - np.asarray(b, int)).max()) for a, b in zip(spread[run], one[run]))
-        for run in one}
+        for run in spread}
     rows = pipe.noise(np.arange(8, dtype=np.uint32), (4, 4))
     facts[name] = sorted({shard.data.shape[0] for shard in rows.addressable_shards})
     weight = pipe.parts.transformer.double_blocks.img.qkv.q.kernel[...]
@@ -66,9 +68,10 @@ def facts():
 
 def test_pictures_are_those_of_one_device(facts):
     """Sums in another order: within one grey level."""
-    assert {name: max(worst.values()) <= 1 for name, worst in facts["worst"].items()} == {
-        "data": True, "both": True, "explicit": True,
-    }, facts["worst"]  # fmt: skip
+    assert {name: set(worst) for name, worst in facts["worst"].items() if worst} == {
+        "data": {"generate"}, "both": {"generate", "zero", "joined"},
+    }  # fmt: skip
+    assert max(value for worst in facts["worst"].values() for value in worst.values()) <= 1
 
 
 def test_rows_and_weights_are_spread(facts):
