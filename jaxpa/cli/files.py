@@ -41,6 +41,9 @@ def settle(
 ) -> Outputs:
     """The files that may be written, by the rule of this module. Raises JaxpaError."""
     check_output(out)
+    if twice := [label for k, label in enumerate(labels) if label in labels[:k]]:
+        named = f" ({twice[0]})" if twice[0] else ""
+        raise JaxpaError(f"the same picture is asked for twice{named}: give each tau, seed and place once")
     if out == default:
         count, chosen = 1, outputs(out, labels, figure)
         while any(os.path.lexists(file) for file in chosen.all):

@@ -117,6 +117,8 @@ BAD = {
     "output format": ([*CAR, "--out", "{b}/x.gif"], ".gif"),
     "gamma": ([*CAR, "--gamma", "2"], "gamma must lie"),
     "eta": ([*CAR, "--eta", "-1"], "eta"),
+    "a tau twice": ([*CAR, "--tau", "0.5", "50%", "0.5"], "asked for twice (tau0.5)"),
+    "a tau twice alone": ([*CAR, "--tau", "0.5", "0.5"], "asked for twice"),
     "no effect": ([*CAR, "--gamma", "0.5"], "gamma would have no effect"),
     "no negative prompt here": ([*CAR, "--negative-prompt", "snow"], "embeds its guidance"),
     "a misspelt solver": ([*CAR, "--solver", "Heun"], "did you mean 'heun'"),

@@ -100,7 +100,7 @@ def test_bad_input_is_one_line(name, run, tmp_path, pictures):
 
 def test_a_subject_with_neither_mask_nor_word(run, tmp_path, pictures):
     out = tmp_path / "x.png"
-    status, _, err = run("personalize", "--subject", pictures / "car.png", "--prompt", "x", "--out", out)
+    status, _, err = run("personalize", "--subject", pictures / "car.png", "--prompt", "a car", "--out", out)
     assert status == 2
     assert "--mask" in err
     assert "--word" in err
