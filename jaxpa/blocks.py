@@ -2,9 +2,9 @@
 
     x += gate * f(norm(x) * (1 + scale) + shift)
 
-f is attention over text and image, or an MLP; (shift, scale, gate) come from outside, as linear functions of one vector
-made of time, guidance and the pooled text (adaLN). Double blocks keep text and image in two streams with weights of
-their own, single blocks hold both in one sequence. Names follow the reference implementation.
+f is attention over text and image, or an MLP. (shift, scale, gate) are linear functions of one vector of time, guidance
+and pooled text (adaLN), computed outside. Double blocks keep text and image in two streams with weights of their own;
+single blocks hold both in one sequence. Names follow the reference implementation.
 """
 
 from typing import NamedTuple
@@ -22,7 +22,7 @@ from jaxpa.tokens import gather
 
 
 class Shared(NamedTuple):
-    """What all blocks of one kind share in a forward, and the one block's share of the routing.
+    """What all blocks of one kind share in a forward, and one block's slice of the routing's weight.
 
     rotary: tables (B | 1, M + N + K, Dh / 2); source (B, N) in double blocks, (B, M + N) in single ones, and weight
     (B | 1, N | M + N | 1, 3 | 1): see `Routing`; context (B, K), into B * (M + N); length (B,), valid keys.
@@ -49,7 +49,7 @@ Streams = tuple[jax.Array, jax.Array]  # img (B, N, D), txt (B, M, D)
 
 
 class Heads(nnx.Module):
-    """Queries, keys and values of a sequence, queries and keys normed head by head."""
+    """The projections to queries, keys and values; queries and keys are normed head by head."""
 
     def __init__(self, config: TransformerConfig, *, rngs: nnx.Rngs, dtype: DTypeLike):
         d, dh = config.width, config.attention_head_dim
@@ -58,7 +58,7 @@ class Heads(nnx.Module):
         self.query_norm, self.key_norm = RMSNorm(dh, dtype=dtype), RMSNorm(dh, dtype=dtype)
 
     def __call__(self, q: jax.Array, k: jax.Array, v: jax.Array) -> tuple[jax.Array, jax.Array, jax.Array]:
-        """The features (B, S, D) that feed each of them -> (B, H, S, Dh) each."""
+        """The features (B, S, D) that feed queries, keys and values -> (B, H, S, Dh) each."""
         q, k, v = (f.to_heads(x, self.heads) for f, x in ((self.q, q), (self.k, k), (self.v, v)))
         return self.query_norm(q), self.key_norm(k), v
 
@@ -75,7 +75,7 @@ class Stream(nnx.Module):
         self.mlp_out = Linear(config.mlp_width, d, rngs=rngs, dtype=dtype)
 
     def update(self, x: jax.Array, attended: jax.Array, gates: list[jax.Array]) -> jax.Array:
-        """Add the attention's and the MLP's part to the stream; gates are (gate, shift, scale, gate)."""
+        """Add what attention and MLP contribute; gates are (attention's gate, shift, scale, the MLP's gate)."""
         gate_attention, shift, scale, gate_mlp = gates
         x = x + gate_attention * self.proj.from_heads(attended)  # (B, S, D)
         hidden = jax.nn.gelu(self.mlp_in(modulate(x, shift, scale)), approximate=True)  # (B, S, 4 D)
@@ -113,7 +113,7 @@ class SingleBlock(nnx.Module):
         self.qkv = Heads(config, rngs=rngs, dtype=dtype)
         self.proj = Linear(d, d, use_bias=False, rngs=rngs, dtype=dtype)
         self.mlp_in = Linear(d, config.mlp_width, rngs=rngs, dtype=dtype)
-        self.mlp_out = Linear(config.mlp_width, d, rngs=rngs, dtype=dtype)  # its bias is that of the sum
+        self.mlp_out = Linear(config.mlp_width, d, rngs=rngs, dtype=dtype)  # its bias serves both
 
     def __call__(self, x: jax.Array, mod: jax.Array, shared: Shared) -> tuple[jax.Array, Attended]:
         """[text; image] (B, M + N, D), its modulation (B, 3 D) -> the sequence, and what the attention saw."""
@@ -126,7 +126,7 @@ class SingleBlock(nnx.Module):
 
 def modulate(x: jax.Array, shift: jax.Array, scale: jax.Array) -> jax.Array:
     """adaLN: norm(x) * (1 + scale) + shift."""
-    # A TPU's compiler would compute the norm again for every tile of the product that follows.
+    # Without the barrier, a TPU's compiler computes the norm again for every tile of the product that follows.
     return jax.lax.optimization_barrier(layer_norm(x) * (1 + scale) + shift)
 
 
@@ -136,7 +136,7 @@ def chunks(mod: jax.Array, count: int) -> list[jax.Array]:
 
 
 def routed(x: jax.Array, shared: Shared) -> tuple[jax.Array, jax.Array, jax.Array]:
-    """The features that feed queries, keys and values: x (B, S, D) where the routing leaves them, three times."""
+    """The features that feed queries, keys and values, (B, S, D) each: x, replaced as the routing says."""
     if shared.source is None:
         return x, x, x
     there = gather(x, shared.source)  # (B, S, D)

@@ -1,4 +1,4 @@
-"""The errors that are the user's to solve: what was wrong, with which file or value, and what to do."""
+"""Errors that a user can solve: what was wrong, with which file or value, and what to do."""
 
 import math
 import operator
@@ -8,13 +8,13 @@ from typing import Any
 
 
 class JaxpaError(Exception):
-    """Bad input. Its text is for the user and needs no traceback."""
+    """Bad input. The user reads its text, without a traceback."""
 
 
 class CheckpointError(JaxpaError):
     """A checkpoint that cannot be found, fetched or loaded.
 
-    `problems` has every fault that was found, one line each; the text shows the first ones.
+    `problems` lists every fault, one line each; the text shows the first ones.
     """
 
     def __init__(self, summary: str, problems: Sequence[str] = (), shown: int = 20):
@@ -32,11 +32,11 @@ def printable(text: str) -> str:
     return "".join(char if char.isprintable() else char.encode("unicode_escape").decode() for char in text)
 
 
-# Values that a user gives: what is right passes, what is wrong is named ----------------------------------------
+# Values that a user gives: a right one is returned, a wrong one is named ---------------------------------------
 
 
 def whole(name: str, value: Any, least: int = 0, most: int | None = None) -> int:
-    """A whole number of any integer type (NumPy's and JAX's scalars too) as an int. Raises JaxpaError for another."""
+    """A whole number of any integer type, NumPy's and JAX's included, as an int. Raises JaxpaError for others."""
     try:
         number = None if isinstance(value, bool) else operator.index(value)
     except TypeError:
@@ -48,7 +48,7 @@ def whole(name: str, value: Any, least: int = 0, most: int | None = None) -> int
 
 
 def real(name: str, value: Any, least: float = -math.inf, most: float = math.inf) -> float:
-    """A finite number of any real type as a float. Raises JaxpaError for another, or one out of range."""
+    """A finite number of any real type as a float. Raises JaxpaError for others, and outside [least, most]."""
     try:
         number = math.nan if isinstance(value, str | bytes | bool) else float(value)
     except (TypeError, ValueError):
@@ -64,7 +64,7 @@ def real(name: str, value: Any, least: float = -math.inf, most: float = math.inf
 def check_choice(
     name: str, value: Any, options: Iterable[str | None], error: Callable[[str], Exception] = ValueError
 ) -> Any:
-    """`value`, where it is one of the options; else raises `error`, naming the nearest of them."""
+    """Return `value` if it is one of the options; else raise `error`, which names the nearest of them."""
     options = list(options)
     if (value is None or isinstance(value, str)) and value in options:
         return value
@@ -73,6 +73,6 @@ def check_choice(
 
 
 def did_you_mean(word: object, known: Iterable[str | None]) -> str:
-    """`: did you mean 'layer'?` where a known word is near, else nothing."""
+    """`: did you mean 'layer'?` if a known word is near, else an empty string."""
     near = get_close_matches(str(word).lower(), [each for each in known if each], 1, 0.5)
     return f": did you mean {near[0]!r}?" if near else ""

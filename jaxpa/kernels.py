@@ -1,4 +1,4 @@
-"""Softmax attention, as each kind of device computes it best.
+"""Softmax attention, in the form that suits each kind of device.
 
     attention(q, k, v) = softmax(q k^T scale) v,  q (B, H, Sq, Dh), k and v (B, H, Sk, Dh) -> (B, H, Sq, Dh)
 
@@ -23,7 +23,7 @@ from jax.sharding import PartitionSpec as P
 from jaxpa.layers import precision
 
 MASKED = -1e30  # logit of a key that may not be attended to; finite, so that a row without any key stays a number
-LONG = 1024  # keys from which logits no longer fit a device's fast memory
+LONG = 1024  # keys; from here on the logits do not fit a device's fast memory
 
 
 def attention(
@@ -37,8 +37,8 @@ def attention(
 ) -> jax.Array:
     """Attention of q (B, H, Sq, Dh) to k and v (B, H, Sk, Dh) -> (B, H, Sq, Dh).
 
-    bias (B | 1, H | 1, Sq | 1, Sk) is added to the logits; length (B,): only so many keys of a row are attended to,
-    the first ones; scale: of the logits, 1 / sqrt(Dh) by default. Softmax is float32 inside.
+    bias (B | 1, H | 1, Sq | 1, Sk) is added to the logits; length (B,): a row attends to its first `length` keys;
+    scale: the logits' factor, 1 / sqrt(Dh) by default. The softmax is float32 inside.
     """
     scale = q.shape[-1] ** -0.5 if scale is None else scale
     by_platform = {"cpu": _by_head}
@@ -57,7 +57,7 @@ def attention(
 def _softmax(
     q: jax.Array, k: jax.Array, v: jax.Array, bias: jax.Array | None, length: jax.Array | None, *, scale: float
 ) -> jax.Array:
-    """As it is written down, all logits at once."""
+    """The formula as it stands, with all logits at once."""
     logits = jnp.einsum("bhqd,bhkd->bhqk", q, k, precision=precision(q.dtype), preferred_element_type=jnp.float32)
     logits = logits * scale if bias is None else logits * scale + bias.astype(jnp.float32)
     if length is not None:
@@ -84,7 +84,7 @@ def _by_head(
 def _by_query_block(
     q: jax.Array, k: jax.Array, v: jax.Array, bias: jax.Array | None, length: jax.Array | None, *, scale: float
 ) -> jax.Array:
-    """A block of queries after the other; short sequences at once."""
+    """One block of queries after the other; a short sequence is one block."""
     queries, keys = q.shape[2], k.shape[2]
     blocks = math.gcd(queries, 2 ** max(0, math.ceil(math.log2(queries * keys / LONG**2))))
     if blocks == 1:
@@ -111,12 +111,12 @@ def _cudnn_takes(q: jax.Array) -> bool:
 
 @cache
 def _cudnn_is_here() -> bool:
-    """JAX asks cuDNN for its version while tracing: where its plugin is missing, no program can be made for it."""
+    """JAX asks cuDNN for its version while tracing, so without its plugin no program can be traced for it."""
     return any(find_spec(f"jax_cuda{version}_plugin") for version in (12, 13))
 
 
 def _old_card() -> bool:
-    """Whether this process runs on an NVIDIA card before Ampere; a program for another machine is not meant for it."""
+    """Whether this process runs on an NVIDIA card older than Ampere, which cuDNN's kernel leaves out."""
     if jax.default_backend() != "gpu":
         return False
     capability = getattr(jax.devices()[0], "compute_capability", None)  # AMD's are "gfx90a"
@@ -127,7 +127,7 @@ def _cudnn(
     q: jax.Array, k: jax.Array, v: jax.Array, bias: None, length: jax.Array | None, *, scale: float
 ) -> jax.Array:
     lengths: dict[str, jax.Array] = {}
-    if length is not None:  # the kernel wants both
+    if length is not None:  # the kernel needs both
         queries = jnp.full(q.shape[0], q.shape[2], jnp.int32)
         lengths = {"query_seq_lengths": queries, "key_value_seq_lengths": length.astype(jnp.int32)}
     q, k, v = (x.swapaxes(1, 2) for x in (q, k, v))  # (B, S, H, Dh)
@@ -138,7 +138,7 @@ def _cudnn(
 # TPU ---------------------------------------------------------------------------------------------------------
 
 LANES = 128  # channels of a TPU's vector register: the unit of the kernel's blocks
-ROWS = (1536, 1024, 768, 512, 384, 256, 128)  # queries of a block: as many as divide the sequence
+ROWS = (1536, 1024, 768, 512, 384, 256, 128)  # queries of a block: the first that divides the sequence
 COLUMNS = (4608, 3072, 2304, 2048, 1536, 1024, 768, 512)  # keys that are held at once
 PART = (1536, 768, 512)  # keys of one product
 
@@ -157,7 +157,7 @@ def _block_sizes(rows: int, columns: int) -> tuple[int, int, int]:
 def _splash(
     q: jax.Array, k: jax.Array, v: jax.Array, bias: None, length: jax.Array | None, *, scale: float
 ) -> jax.Array:
-    """JAX's splash attention; what does not fill a block is padded, and masked by segments."""
+    """JAX's splash attention; incomplete blocks are padded, and segments mask the padding."""
     from jax.experimental.pallas.ops.tpu import splash_attention as splash
 
     queries, keys = q.shape[2], k.shape[2]
@@ -186,7 +186,7 @@ def _padded(x: jax.Array, size: int) -> jax.Array:
 def _over_mesh(
     local: Callable[..., jax.Array], q: jax.Array, k: jax.Array, v: jax.Array, length: jax.Array | None
 ) -> jax.Array:
-    """A kernel that XLA cannot partition, on each device's rows and heads, where a mesh is in use."""
+    """Run a kernel that XLA cannot partition on each device's own rows and heads, if a mesh is in use."""
     mesh = jax.sharding.get_abstract_mesh()
     if mesh.empty:
         return local(q, k, v, length)

@@ -1,7 +1,7 @@
 """The layers that the networks share.
 
-Modules are Flax NNX modules used as immutable pytrees: a constructor makes parameters, a call is a pure function,
-`jax.*` transforms do the rest. Compute runs in the weights' dtype; normalisation and rotation run in float32.
+Modules are Flax NNX modules used as immutable pytrees: a constructor makes parameters, a call is a pure function, and
+`jax.*` transforms do the rest. Layers compute in the weights' dtype, norms and rotations in float32.
 """
 
 import math
@@ -23,7 +23,7 @@ def stack(count: int, make: Callable[[nnx.Rngs], Module], rngs: nnx.Rngs) -> Mod
 
 
 class Numbered(nnx.Module, Generic[Module]):
-    """Modules called "0", "1", ... in paths: blocks that differ in shape, or that a device wants apart."""
+    """Modules called "0", "1", ... in paths: blocks that differ in shape, or that a device wants one by one."""
 
     def __init__(self, modules: Iterable[Module]):
         self.count = 0
@@ -42,10 +42,10 @@ class Numbered(nnx.Module, Generic[Module]):
 
 
 class Kernel(Protocol):
-    """What may stand in a `Linear` in place of an array (In, Out): quantised weights, weights with a low-rank change.
+    """What a `Linear` may hold in place of an array (In, Out): quantised weights, or weights plus a low-rank delta.
 
-    A pytree of arrays, stacked and scanned like any parameter. `contract` gives einsum(subscripts, x, kernel), where
-    the kernel's two axes may be split: `shape` is (In, H, Out / H) or (H, In / H, Out).
+    A kernel is a pytree of arrays, stacked and scanned like any parameter. `contract` returns einsum(subscripts, x,
+    kernel); `shape` is (In, H, Out / H) or (H, In / H, Out) where the einsum splits one of the kernel's axes.
     """
 
     def contract(self, subscripts: str, x: jax.Array, shape: tuple[int, ...]) -> jax.Array: ...
@@ -88,7 +88,7 @@ class Linear(nnx.Module):
 
 
 def contract(subscripts: str, x: jax.Array, kernel: Any, shape: tuple[int, ...] = ()) -> jax.Array:
-    """einsum(subscripts, x, kernel), the kernel in `shape` ((): as it is)."""
+    """einsum(subscripts, x, kernel), with the kernel reshaped to `shape`; (): as it is."""
     if not isinstance(kernel, jax.Array):
         return kernel.contract(subscripts, x, shape)
     kernel = kernel.reshape(shape) if shape else kernel
@@ -96,12 +96,12 @@ def contract(subscripts: str, x: jax.Array, kernel: Any, shape: tuple[int, ...] 
 
 
 def precision(dtype: DTypeLike) -> jax.lax.Precision | None:
-    """Of products of this type: float32 means float32 everywhere."""
+    """The precision of products of this dtype: float32 stays float32 on every device."""
     return jax.lax.Precision.HIGHEST if jnp.dtype(dtype) == jnp.float32 else None
 
 
 def over_data(x: jax.Array) -> jax.Array:
-    """x (B, ...) with its rows over the mesh axis "data", where a mesh is in use that has one."""
+    """Spread the rows of x (B, ...) over the mesh axis "data", if a mesh with such an axis is in use."""
     mesh = jax.sharding.get_abstract_mesh()
     if mesh.empty or "data" not in mesh.auto_axes or mesh.shape["data"] == 1 or x.shape[0] == 1:
         return x

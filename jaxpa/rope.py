@@ -1,8 +1,8 @@
 """Rotary position embedding over explicit positions with three axes.
 
-A token's position is data: FLUX's (index, row, column), where the index counts pictures and is 0 for the one that is
+A token's position is data: FLUX's (index, row, column), where the index counts pictures and is 0 for the one being
 made; text sits at (0, 0, 0). Each axis a owns d_a of the head's channels, in pairs (2i, 2i + 1) that turn by the angle
-position_a * theta^(-2i / d_a). Everything is float32, whatever the weights are.
+position_a * theta^(-2i / d_a). Angles and turns are float32, whatever the weights are.
 """
 
 from typing import NamedTuple
@@ -27,7 +27,7 @@ def frequencies(axis_width: int, theta: float = THETA) -> np.ndarray:
 
 
 def table(positions: jax.Array, axes_dims: tuple[int, ...], theta: float = THETA) -> Rotary:
-    """Rotary table of positions (..., S, A), one column for each of the A axes. Raises ValueError for another width."""
+    """Rotary table of positions (..., S, A), a column for each of the A axes. Raises ValueError for other columns."""
     if positions.shape[-1] != len(axes_dims):
         raise ValueError(f"positions {positions.shape} must have {len(axes_dims)} columns, one for each rotary axis")
     positions = positions.astype(jnp.float32)
@@ -39,7 +39,7 @@ def table(positions: jax.Array, axes_dims: tuple[int, ...], theta: float = THETA
 
 
 def rotate(x: jax.Array, rotary: Rotary) -> jax.Array:
-    """Turn the channel pairs of queries or keys: x (B, H, S, Dh) -> the same shape and dtype."""
+    """Turn the channel pairs of queries or keys, x (B, H, S, Dh); shape and dtype stay the same."""
     cos, sin = (jnp.repeat(part, 2, -1)[:, None] for part in rotary)  # (B | 1, 1, S, Dh), one table for all heads
     return (x.astype(jnp.float32) * cos + quarter_turn(x).astype(jnp.float32) * sin).astype(x.dtype)
 
@@ -47,8 +47,8 @@ def rotate(x: jax.Array, rotary: Rotary) -> jax.Array:
 def quarter_turn(x: jax.Array) -> jax.Array:
     """Every channel pair turned by 90 degrees: (x0, x1) -> (-x1, x0).
 
-    A TPU has no cheap way to exchange neighbouring lanes, but multiplies matrices for nothing: there it is a product
-    with a signed permutation, which is exact.
+    A TPU cannot exchange neighbouring lanes cheaply, but multiplies matrices at almost no cost. There the turn is a
+    product with a signed permutation, which is exact.
     """
 
     def by_pairs(x: jax.Array) -> jax.Array:

@@ -21,7 +21,7 @@ PATCH = 2  # latent cells along a side of a token
 def patchify(latents: jax.Array) -> jax.Array:
     """(B, 2h, 2w, C) -> (B, h * w, 4 C); a token's channels run over (C, dy, dx), as in FLUX.
 
-    Raises ValueError for bytes, or a side that is odd.
+    Raises ValueError for an array of integers, and for an odd side.
     """
     checks.array("latents", latents, ("B", "2h", "2w", "C"))
     b, rows, cols, c = latents.shape
@@ -46,7 +46,7 @@ def unpatchify(tokens: jax.Array, h: int, w: int) -> jax.Array:
 def grid_positions(h: int, w: int, index: float = 0) -> jax.Array:
     """The (index, row, column) of every token of an h x w grid, row-major: (h * w, 3) float32.
 
-    These are FLUX's position ids. `index` counts pictures: 0 for the one that is made, 1 for a reference in Kontext.
+    These are FLUX's position ids. `index` counts pictures: 0 for the one being made, 1 for a reference in Kontext.
     """
     rows, cols = jnp.meshgrid(jnp.arange(h), jnp.arange(w), indexing="ij")
     return jnp.stack([jnp.full((h, w), index), rows, cols], -1).reshape(h * w, 3).astype(jnp.float32)
@@ -55,7 +55,8 @@ def grid_positions(h: int, w: int, index: float = 0) -> jax.Array:
 def coverage(mask: jax.Array, h: int, w: int) -> jax.Array:
     """The share of each token's pixels that a pixel mask covers: (H, W) in [0, 1] -> (h * w,) float32.
 
-    H and W must be multiples of h and w; `media.masks.token_mask` takes masks of any size. Raises ValueError.
+    H and W must be multiples of h and w; `media.masks.token_mask` takes masks of any size. Raises ValueError for other
+    sizes, and for values outside [0, 1].
     """
     checks.array("mask", mask, ("H", "W"), None)
     checks.within("mask", mask, 0, 1)
@@ -69,8 +70,8 @@ def coverage(mask: jax.Array, h: int, w: int) -> jax.Array:
 class Placement(NamedTuple):
     """Which reference cell lands on which cell of the canvas.
 
-    source: (..., N) int32, for every canvas cell the reference cell that is put there (itself where none is);
-    target: (..., N) bool, the canvas cells that receive one: the moved mask M of the paper.
+    source: (..., N) int32, the reference cell that each canvas cell receives (its own index if it receives none);
+    target: (..., N) bool, the canvas cells that receive one: the paper's moved mask M.
     """
 
     source: jax.Array
@@ -78,16 +79,17 @@ class Placement(NamedTuple):
 
 
 def nearest(pixels: jax.Array, h: int, w: int) -> jax.Array:
-    """The pixel under each token's centre: (H, W) -> (h * w,), of any dtype; H and W are free.
+    """The pixel under each token's centre: (H, W) -> (h * w,), of any dtype, for any H and W.
 
-    What a nearest-neighbour resize to (h, w) keeps; `nearest(picture, h, w) == 255` is the official code's token mask.
+    A nearest-neighbour resize to (h, w) keeps these pixels, so `nearest(picture, h, w) == 255` is the official code's
+    token mask.
     """
     rows, cols = ((2 * jnp.arange(n) + 1) * side // (2 * n) for n, side in zip((h, w), pixels.shape, strict=True))
     return jnp.asarray(pixels)[rows[:, None], cols].reshape(h * w)
 
 
 def restrict(where: Placement, mask: jax.Array) -> Placement:
-    """The part of a placement whose reference cells are masked: (..., N) both, which broadcast."""
+    """Keep the part of a placement whose reference cells are masked: mask (..., N) bool, which broadcasts."""
     checks.array("mask", mask, ("...", where.source.shape[-1]), bool)
     target = where.target & jnp.take_along_axis(jnp.broadcast_to(mask, where.source.shape), where.source, -1)
     cell = jnp.arange(where.source.shape[-1])
@@ -103,8 +105,8 @@ def _check_mask(mask: jax.Array, h: int, w: int) -> None:
 def bounding_box(mask: jax.Array, h: int, w: int) -> Box:
     """The smallest box around the masked cells: mask (N,) bool -> a box of float32 scalars, in tokens.
 
-    Cell (r, c) covers [c, c + 1) x [r, r + 1). An empty mask has the empty box (0, 0, 0, 0). ValueError: a mask that
-    is not of the grid.
+    Cell (r, c) covers [c, c + 1) x [r, r + 1). An empty mask has the empty box (0, 0, 0, 0). Raises ValueError for a
+    mask of another grid.
     """
     _check_mask(mask, h, w)
     cells = jnp.asarray(mask).reshape(h, w)
@@ -117,7 +119,7 @@ def bounding_box(mask: jax.Array, h: int, w: int) -> Box:
     return Box(*sides)  # type: ignore[arg-type]
 
 
-TIE = 1e-3  # cells; a centre that falls on the border of two cells takes the lower right one, however it is rounded
+TIE = 1e-3  # cells; a centre on the border of two cells belongs to the lower right one, however it is rounded
 
 
 def place(
@@ -125,10 +127,10 @@ def place(
 ) -> Placement:
     """Map a box of the reference onto a box of the canvas: mask (N,) bool -> the placement on the same grid.
 
-    Boxes count in tokens, of any aspect. A canvas cell whose centre lies in `target_box` takes the reference cell in
-    which its centre falls when `target_box` is stretched to `source_box`, left and right exchanged where `flip`; it is
-    kept where that cell is in the mask. What lies off the grid on either side is dropped. Boxes and `flip` may be
-    traced, and a box may be an array (4,). ValueError: a mask that is not of the grid.
+    Boxes are in tokens and may have any aspect. `target_box` is stretched onto `source_box`, mirrored if `flip`; each
+    canvas cell whose centre lies in `target_box` takes the reference cell under that centre, if this cell is in the
+    mask. Cells off the grid are dropped, on either side. Boxes and `flip` may be traced, and a box may be an array
+    (4,). Raises ValueError for a mask of another grid.
     """
     _check_mask(mask, h, w)
     source_box, target_box = Box(*source_box), Box(*target_box)
@@ -147,7 +149,7 @@ def _stretch(
     source, target = (jnp.asarray(interval, jnp.float32) for interval in (source, target))
     centre = jnp.arange(n) + 0.5
     along = jnp.where(flip, target[1] - centre, centre - target[0])
-    # Multiplied before it is divided: whole numbers then stay exact.
+    # Multiply before dividing, so that whole numbers stay exact.
     scaled = along * (source[1] - source[0]) / jnp.maximum(target[1] - target[0], 1e-6)
     cell = jnp.floor(source[0] + scaled + TIE).astype(jnp.int32)
     # The nudge, and the far end of a flipped box, must not leave the source box.
@@ -158,7 +160,8 @@ def _stretch(
 def shift(mask: jax.Array, h: int, w: int, rows: jax.Array | int, cols: jax.Array | int) -> Placement:
     """Move a token mask by whole cells: mask (N,) bool -> the placement on the same grid.
 
-    Cells that leave the grid are dropped on both sides. `rows` and `cols` may be traced. ValueError: as `place`.
+    Cells that leave the grid are dropped on both sides. `rows` and `cols` may be traced. Raises ValueError as `place`
+    does.
     """
     canvas = Box(0, 0, w, h)
     return place(mask, h, w, canvas, canvas.moved(cols, rows))  # type: ignore[arg-type]
@@ -167,7 +170,7 @@ def shift(mask: jax.Array, h: int, w: int, rows: jax.Array | int, cols: jax.Arra
 def pair(mask: jax.Array, target: jax.Array) -> Placement:
     """Pair the k-th cell of `mask` with the k-th cell of `target`, both (N,) bool, in raster order.
 
-    The official code's pairing. Where the counts differ, what has no partner is dropped.
+    The official code pairs cells in this way. Where the counts differ, cells without a partner are dropped.
     """
     checks.array("mask", mask, ("N",), bool)
     checks.array("target", target, mask.shape, bool)
@@ -179,7 +182,7 @@ def pair(mask: jax.Array, target: jax.Array) -> Placement:
 
 
 def compose(placement: Placement, permutation: jax.Array) -> Placement:
-    """The placement of a reference whose tokens were rearranged first: (..., N) and (..., N) that broadcast.
+    """Place a reference whose tokens were rearranged first; placement and permutation (..., N) broadcast.
 
     Cell n of the rearranged reference holds token permutation[n] (`shuffle_windows`). The target stays as it is.
     """
@@ -194,10 +197,10 @@ def shuffle_windows(
 ) -> jax.Array:
     """Shuffle tokens inside size x size windows (Section 3.4 of the paper): mask (N,) bool -> permutation (N,) int32.
 
-    Cell n takes token permutation[n]. The windows tile the grid from its top left corner and are cut at the far edges.
-    A masked cell takes part with probability `strength` (0: the identity; 1: all do); those of one window that take
-    part are permuted uniformly, every other cell keeps its own. `key` and `strength` decide everything; `strength`
-    may be traced. Use it for the tokens that are replaced: the start noise is moved unshuffled (`routing.perturb`).
+    Cell n takes token permutation[n]. The windows tile the grid from its top left corner; the far edges cut them. Each
+    masked cell is chosen with probability `strength` (0: none, 1: all), which may be traced. The chosen cells of a
+    window are permuted uniformly; every other cell keeps its token. Use the permutation for the tokens that are
+    replaced: the start noise is moved unshuffled (`routing.perturb`).
     """
     _check_mask(mask, h, w)
     checks.number("strength", strength, 0, 1)
@@ -206,14 +209,14 @@ def shuffle_windows(
     cell = jnp.arange(n)
     window = cell // w // size * (-(-w // size)) + cell % w // size
     takes_part = jnp.asarray(mask) & (jax.random.uniform(draw, (n,)) < strength)
-    group = jnp.where(takes_part, window, n + cell)  # a cell that takes no part has a group of its own
+    group = jnp.where(takes_part, window, n + cell)  # a cell that is not chosen has a group of its own
     placed = jnp.argsort(group, stable=True)
-    taken = jnp.lexsort((jax.random.uniform(order, (n,)), group))  # by group too, at random within it
+    taken = jnp.lexsort((jax.random.uniform(order, (n,)), group))  # also by group, at random inside it
     return jnp.zeros(n, jnp.int32).at[placed].set(taken.astype(jnp.int32))
 
 
 def dilate(mask: jax.Array, h: int, w: int, size: int) -> jax.Array:
-    """Cells with a masked cell in the size x size square around them, size odd: (N,) bool -> (N,) bool."""
+    """The cells with a masked cell in the size x size square around them, size odd: (N,) bool -> (N,) bool."""
     if size < 1 or size % 2 == 0:
         raise ValueError(f"the square of a dilation or erosion needs a centre: an odd size, not {size}")
     _check_mask(mask, h, w)
@@ -222,10 +225,9 @@ def dilate(mask: jax.Array, h: int, w: int, size: int) -> jax.Array:
 
 
 def erode(mask: jax.Array, h: int, w: int, size: int) -> jax.Array:
-    """Cells whose size x size square is masked as far as it lies on the grid, size odd: (N,) bool -> (N,) bool.
+    """The cells whose size x size square, as far as it lies on the grid, is masked, size odd: (N,) bool -> (N,) bool.
 
-    The grid's edge takes nothing away, since a subject that is cut by the picture's edge goes on behind it: erosion is
-    the dilation of the background.
+    This is the dilation of the background. The grid's edge erodes nothing: a subject that the edge cuts goes on there.
     """
     return ~dilate(~jnp.asarray(mask), h, w, size)
 
@@ -235,9 +237,9 @@ def perturb_mask(
 ) -> jax.Array:
     """Vary a subject's outline (Section 3.4 of the paper): mask (N,) bool -> (N,) bool.
 
-    The key decides between dilation, with probability `dilation` (may be traced), and erosion, both with a
-    size x size square of tokens; the paper takes 5 on FLUX's grid of 64 x 64. Where an erosion would leave nothing
-    the mask stays as it is.
+    The key decides between dilation, with probability `dilation` (which may be traced), and erosion, both with a
+    size x size square of tokens; the paper uses 5 on FLUX's grid of 64 x 64. A mask that erosion would empty stays as
+    it is.
     """
     checks.number("dilation", dilation, 0, 1)
     grown, shrunk = dilate(mask, h, w, size), erode(mask, h, w, size)
@@ -250,14 +252,15 @@ def perturb_mask(
 class Routing:
     """Whose features feed each token's query, key and value, and which tokens are attended to besides.
 
-    All indices count the B * N image tokens of a batch, row after row. What is None costs nothing.
+    Indices count the B * N image tokens of a batch, row after row. A field that is None costs nothing.
 
-    source:    (B, N) int32, the token whose features stand in for each token (itself: nothing is replaced).
-    weight:    (L | 1, B | 1, N | 1, 3 | 1) float32 in [0, 1], how far they do: for each block (double blocks first),
-               row and token, its query, key and value. 1 is all the way, as None is, and 0 not at all, bit for bit.
-    context:   (B, K) int32, tokens whose keys and values join each row's sequence; their own are not replaced.
+    source:    (B, N) int32, the token whose features replace each token's (its own index: not replaced).
+    weight:    (L | 1, B | 1, N | 1, 3 | 1) float32 in [0, 1], how much they replace: for each block (double blocks
+               first), row and token, and for query, key and value. 1 replaces all, as None does; 0 replaces nothing,
+               bit for bit.
+    context:   (B, K) int32, tokens whose keys and values join each row's sequence; they are not replaced themselves.
     positions: (B, K, 3) float32, the rotary positions of the context.
-    length:    (B,) int32, how many tokens of [image; context] each row attends to, the first ones; None: all.
+    length:    (B,) int32, each row attends to the first `length` tokens of [image; context]; None: to all.
     """
 
     source: jax.Array | None = None
@@ -267,9 +270,9 @@ class Routing:
     length: jax.Array | None = None
 
     def repeat(self, n: int, count: int, shared: int = 0) -> "Routing":
-        """The routing, of rows of n tokens, for the first `shared` rows and `count` copies of the rows after them.
+        """The routing for the first `shared` rows and `count` copies of the rows after them; a row has n tokens.
 
-        Indices of the later copies point into their own rows, or into the shared ones.
+        The indices of each copy point into its own rows, or into the shared ones.
         """
 
         def rows(x: jax.Array | None, axis: int = 0) -> jax.Array | None:

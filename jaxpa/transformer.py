@@ -30,8 +30,8 @@ class BlockTrace(NamedTuple):
     """What a block shows to observers and extensions: its output streams, and what its attention compared.
 
     index () int32, double blocks first; txt (B, M, D), img (B, N, D); query (B, H, M + N, Dh), normed, before rotation;
-    q (B, H, M + N, Dh), k and v (B, H, M + N + K, Dh), q and k after norm and rotation; length (B,), how many keys are
-    attended to, or None for all.
+    q (B, H, M + N, Dh), k and v (B, H, M + N + K, Dh), q and k after norm and rotation; length (B,): rows attend to
+    their first `length` keys, or None: to all.
     """
 
     index: jax.Array
@@ -48,10 +48,10 @@ Observer = Callable[[BlockTrace], Any]
 
 
 class Extension(Protocol):
-    """Something that adds to the image stream of every block: an image-prompt adapter, for instance. A pytree.
+    """A pytree that adds to the image stream of every block: an image-prompt adapter, for instance.
 
-    double, single: its parameters, with a leading axis of blocks each; called with one block's slice of them and the
-    block's trace, it returns what is added to img (B, N, D).
+    double, single: its parameters, each with a leading axis of blocks. A call gets one block's slice of them and the
+    block's trace, and returns what is added to img (B, N, D).
     """
 
     double: Any
@@ -61,7 +61,7 @@ class Extension(Protocol):
 
 
 class Modulation(NamedTuple):
-    """All that a forward computes from time, guidance and pooled text alone: every block's shift, scale and gate.
+    """What a forward computes from time, guidance and pooled text alone: every block's shift, scale and gate.
 
     img, txt (L, B, 6 D) of the double blocks; single (L, B, 3 D); final (B, 2 D).
     """
@@ -94,7 +94,7 @@ class Flux(nnx.Module):
         return self.img_in.bias[...].dtype
 
     def condition(self, vec: jax.Array, t: jax.Array, guidance: jax.Array | None) -> jax.Array:
-        """One vector of time, guidance and pooled text: vec (B, Dv), t (B,), guidance (B,) -> (B, D)."""
+        """One vector for time, guidance and pooled text: vec (B, Dv), t (B,), guidance (B,) -> (B, D)."""
         dtype = self.dtype
         out = self.time_in(timestep_embedding(t, TIME_WIDTH).astype(dtype))
         if self.config.guidance_embeds:
@@ -104,9 +104,10 @@ class Flux(nnx.Module):
         return out + self.vector_in(vec.astype(dtype))
 
     def modulation(self, vec: jax.Array, t: jax.Array, guidance: jax.Array | None) -> Modulation:
-        """What a forward at flow time t (B,) needs of time, guidance and pooled text: a quarter of all the weights.
+        """All that a forward at flow time t (B,) needs of time, guidance and pooled text.
 
-        A sampler that knows its flow times computes it for all steps at once, before its loop.
+        It takes a quarter of all weights. A sampler that knows its flow times computes it for all steps at once, before
+        its loop.
         """
         c = jax.nn.silu(self.condition(vec, t, guidance))  # (B, D)
         img, txt = map_blocks(lambda block: (block.img.mod(c), block.txt.mod(c)), self.double_blocks)
@@ -131,8 +132,8 @@ class Flux(nnx.Module):
 
         img (B, N, C), txt (B, M, Dt), vec (B, Dv), t (B,) flow time in [0, 1], guidance (B,) or None,
         positions (N, 3) or (B, N, 3) -> (B, N, C'). With `observe` the result is (velocity, (double, single)),
-        where each of the two is what `observe` returned for every block, stacked along a new axis 0. modulation: that
-        of vec, t and guidance, where it is known already. remat: compute blocks anew in a backward pass.
+        where each of the two is what `observe` returned for every block, stacked along a new axis 0. modulation: what
+        the method of that name returned, if it is known already. remat: compute blocks anew in a backward pass.
         """
         mod = self.modulation(vec, t, guidance) if modulation is None else modulation
         m = txt.shape[1]
@@ -148,7 +149,7 @@ class Flux(nnx.Module):
         return (velocity, (double, single)) if observe else velocity
 
     def _shared(self, m: int, positions: jax.Array, routing: Routing) -> tuple[Shared, Shared]:
-        """What the double and what the single blocks share; weights still have their axis of blocks."""
+        """What the double blocks share, and what the single ones do; weights still have their axis of blocks."""
         places = positions if positions.ndim == 3 else positions[None]  # (B | 1, N, 3)
         n, source, context = places.shape[1], routing.source, routing.context
         if context is not None:
@@ -173,7 +174,7 @@ class Flux(nnx.Module):
 
 
 class Hooks(NamedTuple):
-    """What a forward does at every block besides; `text` is M."""
+    """What else a forward does at every block; `text` is M."""
 
     text: int
     observe: Observer | None = None
@@ -182,9 +183,9 @@ class Hooks(NamedTuple):
 
 
 def scan_blocks(blocks: Any, carry: Any, mod: Any, shared: Shared, hooks: Hooks, first: int = 0) -> tuple[Any, Any]:
-    """Blocks one after the other -> the carry, and what the observer returned for each, stacked.
+    """Run blocks one after the other -> the carry, and what the observer returned for each, stacked.
 
-    Stacked blocks are scanned; those that stand apart (`Numbered`) are written out one by one.
+    Stacked blocks are scanned; separate ones (`Numbered`) are written out one by one.
 
     carry: the streams of double blocks, the sequence of single ones; mod, shared.weight: with a leading axis of blocks;
     first: the number of the first block.
@@ -223,14 +224,14 @@ def map_blocks(function: Callable[[Any], Any], blocks: Any) -> Any:
 
 
 def joint(index: jax.Array, m: int, n: int) -> jax.Array:
-    """An index of image tokens, into B * N, as an index of [text; image], into B * (M + N)."""
+    """An index into B * N image tokens -> the same tokens' index into B * (M + N) tokens of [text; image]."""
     return index // n * (m + n) + m + index % n
 
 
 @jax.tree_util.register_dataclass
 @dataclass(frozen=True, eq=False)
 class FluxConditions:
-    """What FLUX is told besides tokens and time, without the network: a pytree.
+    """What FLUX reads besides tokens and time, without the network: a pytree.
 
     txt (B, M, Dt), vec (B, Dv), guidance (B,) or None, positions (N, 3) or (B, N, 3); channels (B, N, C'): further
     channels of the image tokens (the masked picture of Fill, the control picture of Canny and Depth), or None.
@@ -259,7 +260,7 @@ class FluxVelocity:
     """The network with its conditions bound: a velocity callable that is itself a pytree.
 
     Pass it through `jax.jit` as an argument: a new prompt, guidance or checkpoint of the same shapes then runs the
-    program that is already compiled. modulation: that of one step, or, with a leading axis, of all steps (`prepare`).
+    program that is already compiled. modulation: of one step or, with a leading axis, of all steps (`prepare`).
     """
 
     model: Flux
@@ -271,7 +272,7 @@ class FluxVelocity:
     ) -> Any:
         """x (B, N, C), t (B,) -> velocity (B, N, C); with `observe`, as `Flux` returns it.
 
-        Raises ValueError for tokens that are no floating-point numbers, and for a t that is no flow time.
+        Raises ValueError if x is not of floating point, or if a t is outside [0, 1].
         """
         checks.array("x", x, ("B", "N", "C"))
         checks.array("t", t, (x.shape[0],))
@@ -283,7 +284,7 @@ class FluxVelocity:
         )
 
     def prepare(self, times: jax.Array) -> "FluxVelocity":
-        """With the modulation of all the times (S + 1,) of a schedule; `at(i)` is then the velocity at times[i]."""
+        """Compute the modulation for all times (S + 1,) of a schedule; `at(i)` is then the velocity at times[i]."""
         c, rows = self.conditions, len(self.conditions.vec)
         modulation = jax.vmap(lambda t: self.model.modulation(c.vec, jnp.full(rows, t), c.guidance))(times)
         return replace(self, modulation=modulation)
@@ -293,5 +294,5 @@ class FluxVelocity:
         return self.conditions.rows(index).bind(self.model)
 
     def at(self, i: jax.Array | int) -> "FluxVelocity":
-        """Of a prepared velocity, that of step i."""
+        """The velocity of step i, once it is prepared."""
         return replace(self, modulation=jax.tree.map(lambda x: x[i], self.modulation))
