@@ -1,6 +1,6 @@
-"""What a checkpoint is made of, read from its own JSON files.
+"""The shapes and settings of a checkpoint, read from its own JSON files.
 
-The axis alphabet that every shape comment of the package uses:
+Every shape comment of the package uses this alphabet of axes:
 
     B  batch rows            N  image tokens (h * w, row-major)     M  text tokens
     C  token channels (64)   D  model width                         H  attention heads
@@ -20,7 +20,7 @@ from annotated_types import Ge, Gt, Le, Len
 if TYPE_CHECKING:
     from pydantic import TypeAdapter
 
-# Ranges of the fields. They bound what a wrong file can ask for; every FLUX checkpoint is far inside.
+# Ranges of the fields. They bound what a wrong file can ask for; every FLUX checkpoint lies far inside them.
 Blocks = Annotated[int, Ge(1), Le(1024)]
 Channels = Annotated[int, Ge(1), Le(2**16)]
 Rows = Annotated[int, Ge(1), Le(2**22)]  # of an embedding
@@ -31,16 +31,16 @@ Shift = Annotated[float, Gt(0), Le(1000)]
 
 
 class _FromJson:
-    """A config that is read from a JSON file, whose other keys mean nothing here.
+    """A config that is read from a JSON file. Keys of the file that are not named here are ignored.
 
-    SUPPORTED: keys that are no fields, and the values of them that are implemented; a missing key is the default.
+    SUPPORTED: keys that are not fields, and those of their values that are implemented; a key may be missing.
     """
 
     SUPPORTED: ClassVar[dict[str, tuple[Any, ...]]] = {}
 
     @classmethod
     def from_json(cls, content: dict[str, Any]) -> Self:
-        """Raises ValueError that names every key of a wrong type or out of range, its value, and what is allowed."""
+        """Raises ValueError, which names every key of a wrong type or range, its value, and what is allowed."""
         faults = [
             f"{key} is {shown(content[key])}; supported: {' or '.join(map(shown, values))}"
             for key, values in cls.SUPPORTED.items()
@@ -83,7 +83,7 @@ def _field(cls: type, name: str) -> "tuple[Any, TypeAdapter[Any]]":
 
 
 def allowed(annotation: Any) -> str:
-    """A field's type and range in words."""
+    """A field's type and range, in words."""
     origin, parts = get_origin(annotation), get_args(annotation)
     if origin is Annotated:
         said = allowed(parts[0])
@@ -124,7 +124,7 @@ class TransformerConfig(_FromJson):
     pooled_projection_dim: Channels = 768  # Dv
     guidance_embeds: bool = True
     axes_dims_rope: tuple[Axis, Axis, Axis] = (16, 56, 56)
-    out_channels: Channels | None = None  # None: in_channels; fewer where a picture to keep or to follow comes in too
+    out_channels: Channels | None = None  # None: in_channels; fewer if a picture to keep or to follow is an input too
 
     def __post_init__(self) -> None:
         if any(axis % 2 for axis in self.axes_dims_rope):
@@ -146,7 +146,7 @@ class TransformerConfig(_FromJson):
 
     @property
     def velocity_channels(self) -> int:
-        """C: channels of a token that is sampled."""
+        """C: channels of a sampled token."""
         return self.in_channels if self.out_channels is None else self.out_channels
 
 
@@ -202,7 +202,7 @@ class T5Config(_FromJson):
     layer_norm_epsilon: Epsilon = 1e-6
 
     def __post_init__(self) -> None:
-        exact = self.relative_attention_num_buckets // 4  # a half for each direction, and of it a half one by one
+        exact = self.relative_attention_num_buckets // 4  # each direction has half; half of those count single steps
         if self.relative_attention_max_distance <= exact:
             raise ValueError(
                 f"relative_attention_max_distance {self.relative_attention_max_distance} must be above {exact}, "
@@ -275,14 +275,14 @@ class FluxConfig:
 
 @dataclass(frozen=True)
 class Settings(_FromJson):
-    """What suits a checkpoint where a user says nothing (`jaxpa.json` of its folder). Defaults: FLUX.1-dev."""
+    """What a checkpoint uses unless told otherwise (`jaxpa.json` of its folder). Defaults: FLUX.1-dev."""
 
     preset: Literal["official", "paper", "mini"] = "official"  # of personalisation
     size: Annotated[int, Ge(8), Le(2048)] = 1024  # pixels along a side
     steps: Annotated[int, Ge(1), Le(1000)] = 28
     guidance: Annotated[float, Ge(0), Le(1000)] = 3.5
     max_length: Annotated[int, Ge(1), Le(4096)] = 512  # T5 tokens
-    words: dict[str, list[str]] = dataclasses.field(default_factory=dict)  # all of its training's captions, by kind
+    words: dict[str, list[str]] = dataclasses.field(default_factory=dict)  # all words of its training, by kind
 
 
 def flux_dev() -> FluxConfig:

@@ -1,4 +1,4 @@
-"""How fast the network runs on this machine, and how fast it could: random weights do, speed does not read them.
+"""How fast the network runs on this machine, and how fast it could; random weights are as fast as real ones.
 
     TFLOP/s = exact count (`devices.cost`) / median time of a step;  ceiling = a large matrix product, same type
 
@@ -26,7 +26,7 @@ from jaxpa.schedule import flow_times
 from jaxpa.tokens import PATCH, grid_positions
 from jaxpa.transformer import Flux, FluxConditions, FluxVelocity
 
-STD = 0.02  # of random weights: activations stay finite at any depth, so that clocks and power are a real model's
+STD = 0.02  # of random weights: activations stay finite at any depth, so clocks and power are those of a real model
 
 
 def random_model(config: TransformerConfig, dtype: DTypeLike = jnp.float32) -> Flux:
@@ -65,11 +65,12 @@ def bench(
     vae_downscale: int = 8,
     repeats: int = 3,
 ) -> dict[str, Any]:
-    """Compile and time sampling of `batch` rows of height x width pixels: what was run, and the figures.
+    """Compile and time sampling of `batch` rows of height x width pixels -> what was run, and its figures.
 
-    steps: of the loops that are timed; repeats: how often each runs, after one unmeasured run. Classifier-free
-    guidance would take two rows an image. `step_ms` is the median over all steps, each waited for; `loop_ms` the fused
-    loop's, divided by its steps. Raises JaxpaError for a size that is no multiple of a token's, or nothing to run.
+    steps: of the timed loops; repeats: how often each loop runs, after one run that is not measured. Classifier-free
+    guidance would take two rows an image. `step_ms` is the median over all steps of a loop that waits for each;
+    `loop_ms` is the fused loop's time divided by its steps. Raises JaxpaError for a size that is not a multiple of a
+    token's, and for a count below 1.
     """
     grid = _grid(height, width, PATCH * vae_downscale)
     for name, value in (("text_tokens", text_tokens), ("batch", batch), ("steps", steps), ("repeats", repeats)):
@@ -82,7 +83,7 @@ def bench(
     loop_seconds = _seconds(lambda: loop(velocity, x, times), repeats)
     flops = batch * cost.transformer_flops(model.config, grid[0] * grid[1], text_tokens)
     machine = _machine(model)
-    # On both sides of what it is compared with: other programs and hot chips lower it, nothing raises it.
+    # Measured before and after the steps: other programs and hot chips lower it, nothing raises it.
     ceiling = machine["devices"] * max(before, matmul_ceiling(model.dtype))
     rate = flops / step_seconds / 1e12
     return {
@@ -129,7 +130,7 @@ def _inputs(
 
 
 def _compiled(function: Callable[..., Any], *arguments: Any) -> tuple[Callable[..., Any], dict[str, Any]]:
-    """A program, and what compiling took. `function` must be new: JAX remembers what it has traced."""
+    """A compiled program, and what compiling took. `function` must be new: JAX remembers what it has traced."""
     with Clock() as clock:
         start = time.perf_counter()
         lowered = jax.jit(function).lower(*arguments)
@@ -158,7 +159,7 @@ def _time_steps(step: Callable[..., jax.Array], velocity: Any, x: jax.Array, tim
 
 
 def _seconds(run: Callable[[], Any], repeats: int) -> float:
-    """Median seconds of a call, after one that is not counted."""
+    """Median seconds of a call, after one call that is not counted."""
     jax.block_until_ready(run())
     seconds = []
     for _ in range(repeats):
@@ -169,13 +170,13 @@ def _seconds(run: Callable[[], Any], repeats: int) -> float:
 
 
 def matmul_ceiling(dtype: DTypeLike = jnp.float32, size: int | None = None, repeats: int = 5) -> float:
-    """TFLOP/s of one device in large square matrix products of a type: the median, about a second in all.
+    """The median TFLOP/s of one device in large square matrix products of a dtype; takes about a second.
 
-    size: of the matrices; None: 1024 on CPU, 8192 elsewhere.
+    size: the side of the matrices; None: 1024 on CPU, 8192 elsewhere.
     """
     accelerator = jax.default_backend() != "cpu"
     n = size or (8192 if accelerator else 1024)
-    chain = 16 if accelerator else 4  # products in one call: starting it costs little beside them
+    chain = 16 if accelerator else 4  # products in one call, so that starting it costs little
 
     def products(x: jax.Array, w: jax.Array) -> jax.Array:
         for _ in range(chain):

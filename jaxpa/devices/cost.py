@@ -1,13 +1,13 @@
-"""What things cost, before anything loads: floating point operations, bytes of weights, forwards of the network.
+"""What a run costs, before anything loads: floating point operations, bytes of weights, forwards of the network.
 
-A network is a table of its linear layers, and each layer is applied to a number of rows (tokens, latent cells, pixels):
+A network is a table of linear layers, each applied to a number of rows (tokens, latent cells, pixels):
 
     FLOP = 2 * (sum of rows * inputs * outputs  +  attention's two products)
 
-That is 2 for each multiply-add of every linear layer and convolution, embedders and modulation included, and of
-attention's logits and weighted values. Not counted is what acts on each element alone (norms, rotations, softmax,
-activations, gates, biases, residuals) and the look-up of embeddings; a convolution's taps on padding count like the
-others. From the same tables follow the parameters. Pure Python: nothing here needs JAX.
+Each multiply-add counts 2, in every linear layer and convolution, embedders and modulation included, and in attention's
+logits and weighted values. Element-wise work (norms, rotations, softmax, activations, gates, biases, residuals) and the
+look-up of embeddings do not count; a convolution's taps on padding do. The number of parameters follows from the same
+tables. This is pure Python: nothing here needs JAX.
 """
 
 from dataclasses import dataclass
@@ -21,7 +21,7 @@ Level = Literal["layer", "token"]
 
 
 class Layer(NamedTuple):
-    """`times` equal linear layers, each applied to `rows`; a convolution's inputs are its taps times its channels."""
+    """`times` equal linear layers, each applied to `rows`; a convolution has taps times channels inputs."""
 
     inputs: int
     outputs: int
@@ -32,7 +32,7 @@ class Layer(NamedTuple):
 
 @dataclass(frozen=True)
 class Work:
-    """A network on an input of some size: its layers, attention's multiply-adds, and parameters outside of layers."""
+    """A network on an input of a given size: its layers, attention's multiply-adds, and parameters outside layers."""
 
     layers: list[Layer]
     products: int = 0
@@ -48,7 +48,7 @@ class Work:
 
 
 def transformer_flops(config: TransformerConfig, image_tokens: int, text_tokens: int, context_tokens: int = 0) -> int:
-    """One forward of one sample (B = 1). Context tokens are attended to, but have been projected in their own row.
+    """One forward of one sample (B = 1). Context tokens are attended to, but are projected in their own row.
 
     FLUX.1-dev at 1024 x 1024 with 512 text tokens: 74.385 TFLOP.
     """
@@ -56,12 +56,12 @@ def transformer_flops(config: TransformerConfig, image_tokens: int, text_tokens:
 
 
 def t5_flops(config: T5Config, tokens: int) -> int:
-    """One prompt of so many tokens, padding included. T5-XXL, 512 tokens: 4.845 TFLOP."""
+    """One prompt of `tokens` tokens, padding included. T5-XXL, 512 tokens: 4.845 TFLOP."""
     return _t5(config, tokens).flops
 
 
 def clip_flops(config: CLIPConfig, tokens: int = 77) -> int:
-    """One prompt of so many tokens, padding included. CLIP-L, 77 tokens: 0.013 TFLOP."""
+    """One prompt of `tokens` tokens, padding included. CLIP-L, 77 tokens: 0.013 TFLOP."""
     return _clip(config, tokens).flops
 
 
@@ -73,7 +73,7 @@ def autoencoder_flops(
 
 
 def weight_parameters(config: FluxConfig) -> dict[str, int]:
-    """Numbers held by each component, by the name of its folder."""
+    """The number of parameters of each component, by the name of its folder."""
     return {
         "transformer": _transformer(config.transformer, 0, 0, 0).parameters,
         "vae": _encoder(config.vae, 0, 0).parameters + _decoder(config.vae, 0, 0).parameters,
@@ -83,7 +83,7 @@ def weight_parameters(config: FluxConfig) -> dict[str, int]:
 
 
 def weight_bytes(config: FluxConfig, itemsize: int) -> dict[str, int]:
-    """Bytes of each component's weights, `itemsize` a number (bfloat16: 2), by the name of its folder."""
+    """Bytes of each component's weights, by the name of its folder; a number takes `itemsize` (bfloat16: 2)."""
     return {name: count * itemsize for name, count in weight_parameters(config).items()}
 
 
@@ -97,15 +97,15 @@ def sample_forwards(
     inversion_steps: int = 0,
     guided: bool = False,
 ) -> int:
-    """Rows that a personalised sampling asks of the network, each one forward of one sample.
+    """The number of rows that personalised sampling sends through the network, each one forward of one sample.
 
-    steps_above: steps that start above tau (`schedule.steps_above`). At level "layer" the references ride along above
-    tau; at level "token" they are on their path without a forward. late_context: the references are attended to after
-    tau, so that they ride along there too. inversion_steps: of an inversion that asks the network (RF inversion with
-    gamma 1 does not). guided: classifier-free guidance, two rows for an image; references are never guided.
+    steps_above: steps that start above tau (`schedule.steps_above`). At level "layer" the references' rows run above
+    tau too; at level "token" they follow their path without forwards. late_context: the references are attended to
+    after tau, so their rows run there too. inversion_steps: those of an inversion that runs the network (RF inversion
+    with gamma 1 does not). guided: classifier-free guidance, two rows an image; references are never guided.
 
     Tau 0.6, 28 steps, 1024 x 1024 (19 steps above tau), one reference: 47 = 28 + 19, and 28 for each further image.
-    Raises ValueError if there are fewer steps than steps above tau.
+    Raises ValueError unless 0 <= steps_above <= steps.
     """
     if not 0 <= steps_above <= steps:
         raise ValueError(f"{steps_above} steps above tau out of {steps}")
@@ -170,7 +170,7 @@ def _resnets(count: int, inputs: int, outputs: int, rows: int) -> list[Work]:
 
 
 def _middle(config: AutoencoderConfig, rows: int) -> list[Work]:
-    """Two resnets at the lowest resolution, attention (or none) between them."""
+    """Two resnets at the lowest resolution, with attention (if configured) between them."""
     width = config.block_out_channels[-1]
     attention = Work([Layer(width, width, rows, 4)], products=2 * rows * rows * width, others=2 * width)
     return _resnets(2, width, width, rows) + [attention] * config.mid_block_add_attention

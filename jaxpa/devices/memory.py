@@ -1,9 +1,9 @@
 """How much memory a run takes, and how much this machine has.
 
-An estimate of what XLA holds at once, from sizes alone: the weights, and beside them the largest of three stages, which
-follow each other. In each, attention's logits and the widest activations count; logits only where the attention of that
-platform writes them to memory (`jaxpa.kernels`). It is tested on a CPU, against XLA's own numbers and against the
-memory of a process (a kernel's own workspace is not in XLA's numbers).
+The estimate is of what XLA holds at once, from sizes alone: the weights, and the largest of the stages, which follow
+each other. A stage counts its widest activations and attention's logits, these only where the platform's attention
+writes them to memory (`jaxpa.kernels`). Tests compare it, on a CPU, with XLA's own numbers and with the memory of a
+process (XLA's numbers lack a kernel's own workspace).
 """
 
 import math
@@ -50,7 +50,7 @@ class Load:
 
 
 def logits_bytes(platform: str, rows: int, heads: int, queries: int, keys: int, width: int, itemsize: int) -> int:
-    """Logits that one call of attention holds in memory; width: channels of a head."""
+    """Bytes of the logits that one call of attention holds in memory; width: channels of a head."""
     if platform in ("gpu", "cuda") and itemsize == 2 and width <= 128:
         return 0  # a fused kernel
     if platform == "cpu":
@@ -63,7 +63,7 @@ def logits_bytes(platform: str, rows: int, heads: int, queries: int, keys: int, 
 
 
 def transformer_bytes(load: Load, platform: str) -> int:
-    """A step of sampling, beside the weights."""
+    """Bytes that a step of sampling takes beside the weights."""
     c, length = load.config.transformer, load.tokens + load.text
     logits = logits_bytes(
         platform, load.rows, c.num_attention_heads, length, length + load.context, c.attention_head_dim, load.itemsize
@@ -72,7 +72,7 @@ def transformer_bytes(load: Load, platform: str) -> int:
 
 
 def autoencoder_bytes(load: Load, platform: str) -> int:
-    """Encoding or decoding of pictures, beside the weights: attention over all latent cells, or the widest layer."""
+    """Bytes that encoding or decoding takes beside the weights: attention over all cells, or the widest layer."""
     c: AutoencoderConfig = load.config.vae
     cells = 4 * load.tokens
     attention = logits_bytes(platform, load.pictures, 1, cells, cells, c.block_out_channels[-1], load.itemsize)
@@ -85,7 +85,7 @@ def autoencoder_bytes(load: Load, platform: str) -> int:
 
 
 def activation_bytes(load: Load, platform: str) -> int:
-    """The largest of the stages."""
+    """Bytes of the largest stage, beside the weights."""
     return max(transformer_bytes(load, platform), autoencoder_bytes(load, platform) if load.pictures else 0)
 
 
@@ -96,13 +96,13 @@ def peak_bytes(load: Load, platform: str, parts: tuple[str, ...] = ()) -> int:
 
 
 def result_bytes(load: Load, images: int) -> int:
-    """Finished pictures and their tokens, which wait in the host's memory until they are written."""
+    """Bytes of finished pictures and their tokens, which wait in the host's memory until they are written."""
     side = load.config.vae.downscale * 2
     return images * load.tokens * (3 * side**2 + 4 * load.config.transformer.in_channels)
 
 
 def machine_bytes() -> int | None:
-    """The memory of a device, of this machine if that is its CPU; None where nobody says."""
+    """The memory of a device, or of this machine if the device is its CPU; None if it is unknown."""
     device = jax.devices()[0]
     if device.platform != "cpu":
         return (device.memory_stats() or {}).get("bytes_limit")
@@ -131,7 +131,7 @@ def require(need: int, what: str, hint: str) -> None:
 def batch_that_fits(load_of: Callable[[int], Load], images: int, platform: str) -> int:
     """How many images can be sampled together: all of them, or the most that fit; 0 if not even one does.
 
-    load_of(count) is the load of so many.
+    load_of(count) is the load of `count` images.
     """
     have = machine_bytes()
     if have is None or peak_bytes(load_of(images), platform) <= TOGETHER * have:
@@ -142,5 +142,5 @@ def batch_that_fits(load_of: Callable[[int], Load], images: int, platform: str) 
         low, high = (middle, high) if peak_bytes(load_of(middle), platform) <= TOGETHER * have else (low, middle)
     if not low:
         return int(peak_bytes(load_of(1), platform) <= SHARE * have)
-    # Batches of equal size: the last one is padded, so it should not be much smaller.
+    # Batches are of equal size: the last one is padded, so it should not be much smaller.
     return math.ceil(images / math.ceil(images / low))

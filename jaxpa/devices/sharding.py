@@ -1,9 +1,9 @@
 """Which device holds which part of which parameter: one table of rules over the mesh axes "data" and "model".
 
-A pair of linear layers is split column by column, then row by row (Shoeybi et al. 2019, arXiv:1909.08053): the first
-layer's outputs, and so the heads or hidden channels between the two, lie apart, and one sum over "model" follows the
-second. Batch rows are split over "data". The networks know nothing of this: XLA's partitioner reads it off the arrays
-(`AxisType.Auto`), so that one program text serves one device and many.
+Linear layers are split in pairs, the first by columns, the second by rows (Shoeybi et al. 2019, arXiv:1909.08053): the
+heads or hidden channels between the two lie on different devices, and one sum over "model" follows the second. Batch
+rows are split over "data". The networks do not mention any of this: XLA's partitioner reads it off the arrays
+(`AxisType.Auto`), so one program text serves one device and many.
 
     mesh = make_mesh(data=2, model=4)
     parts = load_parts("mini", sharding=rules(mesh));  tokens = jax.device_put(tokens, batch(mesh))
@@ -23,8 +23,8 @@ from jaxpa.errors import JaxpaError
 DATA, MODEL = "data", "model"
 
 # Component and parameter path -> spec of the *last* axes; a stacked parameter's leading axis L stays whole, since the
-# scan over blocks takes it apart. The first match counts; what no rule names is held by every device: embeddings,
-# norms, the autoencoder, layers at the ends. Modulation has one row a sample, but a quarter of the weights.
+# scan over blocks slices it. The first match counts. Every device holds what no rule names: embeddings, norms, the
+# autoencoder, the first and last layers. Modulation works on one row a sample, but has a quarter of the weights.
 RULES: tuple[tuple[str, P], ...] = (
     (r"transformer\.\w+_blocks\.(\w+\.)?(mod|qkv\.[qkv]|mlp_in)\.kernel", P(None, MODEL)),
     (r"transformer\.\w+_blocks\.(\w+\.)?(mod|qkv\.[qkv]|mlp_in)\.bias", P(MODEL)),

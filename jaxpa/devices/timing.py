@@ -12,10 +12,10 @@ CACHE_HIT = "/jax/compilation_cache/cache_hits"
 
 
 class Clock:
-    """Seconds of every stage, and what of it was compiling. One listens at a time, while its `with` block lasts.
+    """Seconds of every stage, and how many of them were compiling, while the clock's `with` block lasts.
 
-    seconds: by stage, compiling included; compile_seconds, programs: of XLA; cached: programs that came from the
-    persistent cache.
+    seconds: by stage, compiling included; compile_seconds, programs: time and number of XLA's compilations; cached:
+    programs that came from the persistent cache.
     """
 
     def __init__(self) -> None:
@@ -45,7 +45,7 @@ _listening = False
 
 
 def _listen() -> None:
-    """Register with JAX, once: it cannot be told to stop."""
+    """Register with JAX, once: JAX cannot unregister a listener."""
     global _listening
     if _listening:
         return

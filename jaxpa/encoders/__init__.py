@@ -1,4 +1,4 @@
-"""The networks around the MM-DiT, and what they read: prompts and pictures in, arrays out.
+"""The networks around the MM-DiT, and their tokenizers: prompts and pictures in, arrays out.
 
 autoencoder  pictures <-> latents
 t5, clip     token ids -> the text tokens `txt`, the pooled vector `vec`

@@ -1,9 +1,9 @@
-"""The KL autoencoder: pictures to latents at an eighth of their side, and back.
+"""The KL autoencoder: it turns pictures into latents with an eighth of their side (in FLUX), and back.
 
-The network of latent diffusion (Rombach et al., arXiv:2112.10752) with FLUX's 16 channels and no convolutions
-around the latents. Submodules carry diffusers' names (`AutoencoderKL`), so a parameter's path reads like a key of
-`vae/*.safetensors`.
-Besides the alphabet of config.py: H and W are pixels, h and w latent cells, C the channels at hand.
+The network is that of latent diffusion (Rombach et al., arXiv:2112.10752) with FLUX's 16 channels and without
+convolutions around the latents. Submodules carry diffusers' names (`AutoencoderKL`), so a parameter's path reads like
+a key of `vae/*.safetensors`. Besides the alphabet of config.py: H and W are pixels, h and w latent cells, and C is the
+number of channels at that point.
 """
 
 from typing import NamedTuple, TypeVar
@@ -52,7 +52,7 @@ def _conv(in_channels: int, channels: int, rngs: nnx.Rngs, dtype: DTypeLike, siz
 
 
 class Resnet(nnx.Module):
-    """Norm, SiLU, convolution, twice, around a shortcut: (B, h, w, in) -> (B, h, w, out)."""
+    """Norm, SiLU and convolution, twice, with a shortcut around them: (B, h, w, in) -> (B, h, w, out)."""
 
     def __init__(self, in_channels: int, channels: int, groups: int, *, rngs: nnx.Rngs, dtype: DTypeLike = jnp.float32):
         self.norm1 = GroupNorm(in_channels, groups, dtype=dtype)
@@ -106,7 +106,7 @@ class Downsample(nnx.Module):
 
 
 class Upsample(nnx.Module):
-    """Every cell four times, then a convolution: (B, h, w, C) -> (B, 2 h, 2 w, C)."""
+    """Repeats every cell 2 x 2, then convolves: (B, h, w, C) -> (B, 2 h, 2 w, C)."""
 
     def __init__(self, channels: int, *, rngs: nnx.Rngs, dtype: DTypeLike = jnp.float32):
         self.conv = _conv(channels, channels, rngs, dtype)
@@ -118,7 +118,7 @@ class Upsample(nnx.Module):
 
 
 class MidBlock(nnx.Module):
-    """Two resnets at the lowest resolution, attention (or none) between them."""
+    """Two resnets at the lowest resolution, with attention (if configured) between them."""
 
     def __init__(self, channels: int, config: AutoencoderConfig, *, rngs: nnx.Rngs, dtype: DTypeLike = jnp.float32):
         groups = config.norm_num_groups
@@ -141,7 +141,7 @@ def _resnets(
 
 
 class DownBlock(nnx.Module):
-    """The resnets of one resolution; all but the last block end by halving it."""
+    """The resnets of one resolution; every block but the last then halves it."""
 
     def __init__(
         self,
@@ -163,7 +163,7 @@ class DownBlock(nnx.Module):
 
 
 class UpBlock(nnx.Module):
-    """The resnets of one resolution, one more than on the way down; all but the last end by doubling it."""
+    """The resnets of one resolution, one more than on the way down; every block but the last then doubles it."""
 
     def __init__(
         self,
@@ -228,7 +228,7 @@ class Decoder(nnx.Module):
 
 
 class Posterior(NamedTuple):
-    """The diagonal Gaussian over unscaled latents of a picture; both fields (B, h, w, C), float32."""
+    """The diagonal Gaussian over a picture's unscaled latents; both fields are (B, h, w, C), float32."""
 
     mean: jax.Array
     logvar: jax.Array
@@ -244,7 +244,7 @@ class Posterior(NamedTuple):
 
 
 class Autoencoder(nnx.Module):
-    """Encoder and decoder. Computes in the weights' dtype; what comes out is float32."""
+    """Encoder and decoder. They compute in the weights' dtype and return float32."""
 
     def __init__(self, config: AutoencoderConfig, *, rngs: nnx.Rngs, dtype: DTypeLike = jnp.float32):
         self.config = config
@@ -254,7 +254,7 @@ class Autoencoder(nnx.Module):
     def encode(self, images: jax.Array) -> Posterior:
         """Images (B, H, W, 3) in [-1, 1] -> posterior over latents (B, H / downscale, W / downscale, C).
 
-        Raises ValueError where a side is no multiple of `config.downscale`.
+        Raises ValueError if a side is not a multiple of `config.downscale`.
         """
         step = self.config.downscale
         if images.shape[1] % step or images.shape[2] % step:
@@ -270,7 +270,7 @@ class Autoencoder(nnx.Module):
     def encode_latents(self, images: jax.Array, key: jax.Array | None = None) -> jax.Array:
         """Images (B, H, W, 3) in [-1, 1] -> the transformer's latents (B, h, w, C), about unit variance.
 
-        The posterior's mode, or a draw from it where a random key is given. Raises as `encode` does.
+        These are the posterior's mode or, given a random key, a draw from it. Raises ValueError as `encode` does.
         """
         posterior = self.encode(images)
         z = posterior.mode() if key is None else posterior.sample(key)  # (B, h, w, C)
@@ -278,6 +278,6 @@ class Autoencoder(nnx.Module):
 
     def decode_latents(self, latents: jax.Array) -> jax.Array:
         """The transformer's latents (B, h, w, C) -> images (B, H, W, 3) around [-1, 1], not clipped."""
-        # In float32 even where the weights are not: the sum would round otherwise.
+        # Float32 even if the weights are not: in less, the sum would round.
         z = latents.astype(jnp.float32) / self.config.scaling_factor + self.config.shift_factor  # (B, h, w, C)
         return self.decode(z)

@@ -1,7 +1,7 @@
 """The CLIP text encoder: token ids -> one vector per prompt, FLUX's `vec`.
 
-A causal pre-norm transformer with learned positions. The pooled vector is the last state, after the final norm, of
-the first end-of-text token: the one token that has read the whole prompt.
+It is a causal pre-norm transformer with learned positions. The pooled vector is the last state, after the final norm,
+of the first end-of-text token, which is the first to have read the whole prompt.
 """
 
 from typing import NamedTuple
@@ -22,7 +22,7 @@ class CLIPOutput(NamedTuple):
 
 
 def activation(name: str, x: jax.Array) -> jax.Array:
-    """`quick_gelu`: x sigmoid(1.702 x); `gelu`: the exact one."""
+    """`quick_gelu` is x sigmoid(1.702 x), `gelu` the exact function. Raises ValueError for other names."""
     if name == "quick_gelu":
         return x * jax.nn.sigmoid(1.702 * x)
     if name == "gelu":
@@ -31,7 +31,7 @@ def activation(name: str, x: jax.Array) -> jax.Array:
 
 
 def _norm(config: CLIPConfig, rngs: nnx.Rngs, dtype: DTypeLike) -> nnx.LayerNorm:
-    # The fast variance, mean(x^2) - mean(x)^2, cancels; statistics are float32 in any dtype.
+    # The fast variance, mean(x^2) - mean(x)^2, loses digits. Statistics are float32 in any dtype.
     return nnx.LayerNorm(
         config.hidden_size,
         epsilon=config.layer_norm_eps,
@@ -56,7 +56,7 @@ class CLIPAttention(nnx.Module):
 
 
 class CLIPBlock(nnx.Module):
-    """Attention and MLP, each with a layer norm before and a residual around."""
+    """Attention and MLP, each behind a layer norm and inside a residual."""
 
     def __init__(self, config: CLIPConfig, *, rngs: nnx.Rngs, dtype: DTypeLike = jnp.float32):
         width, inner = config.hidden_size, config.intermediate_size

@@ -1,10 +1,10 @@
 """The T5 v1.1 encoder: token ids -> one vector per token, FLUX's `txt`.
 
-Pre-norm blocks of self-attention and a gated GELU, both without biases; RMS norm. Positions enter only through a
-bias on the attention logits: a learned table of (buckets, heads), indexed by the binned distance between two tokens,
-shared by all blocks (Raffel et al. 2020, section 2.1). The logits are not scaled by 1 / sqrt(Dh).
+Pre-norm blocks (RMS norm) hold self-attention and a gated GELU, both without biases. Positions enter only through a
+bias on the attention logits: a learned table (buckets, heads) that all blocks share, indexed by the binned distance
+between two tokens (Raffel et al. 2020, section 2.1). The logits are not scaled by 1 / sqrt(Dh).
 
-FLUX passes no attention mask: padding is read like any other token.
+FLUX passes no attention mask: T5 reads padding like any other token.
 """
 
 import math
@@ -21,10 +21,10 @@ from jaxpa.layers import Linear, RMSNorm, stack
 
 
 def relative_buckets(length: int, buckets: int, max_distance: int) -> np.ndarray:
-    """Bucket of every (query, key) pair -> (M, M) int32; half of the buckets for keys after the query.
+    """Bucket of every (query, key) pair -> (M, M) int32; half of the buckets are for keys after the query.
 
-    Half of each side counts single steps, the rest grows logarithmically up to `max_distance`. A boundary falls
-    exactly on some distances, so the arithmetic is float32 step by step, as in the reference, on the host.
+    Half of each side counts single steps; the other half grows logarithmically up to `max_distance`. A boundary falls
+    exactly on some distances, so the arithmetic repeats the reference's float32 step by step, on the host.
     """
     side = buckets // 2
     exact = side // 2
@@ -76,7 +76,7 @@ class T5MLP(nnx.Module):
 
 
 class T5Block(nnx.Module):
-    """Attention and MLP, each with a norm before and a residual around."""
+    """Attention and MLP, each behind a norm and inside a residual."""
 
     def __init__(self, config: T5Config, *, rngs: nnx.Rngs, dtype: DTypeLike = jnp.float32):
         eps = config.layer_norm_epsilon
@@ -104,7 +104,7 @@ class T5Encoder(nnx.Module):
         self.final_norm = RMSNorm(config.d_model, eps=config.layer_norm_epsilon, dtype=dtype)
 
     def attention_bias(self, length: int, attention_mask: jax.Array | None = None) -> jax.Array:
-        """What is added to the logits: mask (B, M), 1 = attend, or None -> (B | 1, H, M, M), float32."""
+        """The bias on the logits: mask (B, M), 1 = attend, or None -> (B | 1, H, M, M), float32."""
         config = self.config
         buckets = relative_buckets(
             length, config.relative_attention_num_buckets, config.relative_attention_max_distance

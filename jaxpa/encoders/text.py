@@ -1,7 +1,7 @@
-"""Prompts -> text embedding: the two tokenizers, the two encoders, and what they make as one value.
+"""Prompts -> text embedding: the two tokenizers, the two encoders, and their results as one value.
 
-CLIP's pooled vector goes into FLUX's `vec`, T5's states become its text tokens `txt`. Tokenizers come from a local
-folder in diffusers' layout and need no torch; nothing here goes online.
+CLIP's pooled vector becomes FLUX's `vec`, T5's states its text tokens `txt`. Tokenizers come from a local folder in
+diffusers' layout and need no torch; nothing here goes online.
 """
 
 import os
@@ -37,7 +37,7 @@ class TextEmbedding:
         return self.txt.shape[0]
 
     def __getitem__(self, rows: int | slice | Sequence[int] | np.ndarray) -> "TextEmbedding":
-        """Some rows, as an embedding: an int keeps the row axis. Raises IndexError outside the batch."""
+        """An embedding of some rows; an int keeps the row axis. Raises IndexError outside the batch."""
         index = np.arange(len(self))[rows].reshape(-1)
         return TextEmbedding(self.txt[index], self.vec[index])
 
@@ -66,11 +66,11 @@ class TextEmbedding:
 
     @classmethod
     def load(cls, path: str | os.PathLike[str]) -> Self:
-        """Read what `save` wrote, in its dtype. CheckpointError names the file and all that is wrong."""
+        """Read what `save` wrote, in its dtype. Raises CheckpointError, which names the file and every fault."""
         try:
             tensors = load_file(path)
         except SafetensorError as error:
-            raise CheckpointError(f"{path} is no readable safetensors file: {error}") from error
+            raise CheckpointError(f"{path} cannot be read as safetensors: {error}") from error
         problems = [f"{name} is missing" for name in ("txt", "vec") if name not in tensors]
         problems += [f"{name} does not belong there" for name in tensors if name not in ("txt", "vec")]
         if not problems:
@@ -79,7 +79,7 @@ class TextEmbedding:
                 problems.append(f"txt {txt.shape} and vec {vec.shape} should be (B, M, Dt) and (B, Dv)")
             problems += [f"{name} is not finite" for name, x in tensors.items() if not jnp.isfinite(x).all()]
         if problems:
-            raise CheckpointError(f"{path} is no text embedding", problems)
+            raise CheckpointError(f"{path} is not a text embedding", problems)
         return cls(tensors["txt"], tensors["vec"])
 
 
@@ -90,7 +90,7 @@ def _concatenate(*parts: TextEmbedding) -> TextEmbedding:
 
 @jax.jit
 def encode(t5: T5Encoder, clip: CLIPTextEncoder, t5_ids: jax.Array, clip_ids: jax.Array) -> TextEmbedding:
-    """Ids of T5 (B, M) and of CLIP (B, 77) -> embedding. As in FLUX, T5 reads the padding too."""
+    """Ids for T5 (B, M) and for CLIP (B, 77) -> embedding. As in FLUX, T5 reads the padding too."""
     return TextEmbedding(t5(t5_ids), clip(clip_ids).pooled)  # (B, M, Dt), (B, Dv)
 
 
@@ -114,16 +114,16 @@ class Tokenizers:
     def __init__(self, clip: Any, t5: Any):
         """Two fast tokenizers of transformers."""
         self.clip, self.t5 = clip, t5
-        # A tokenizer without a limit says so by a huge number; FLUX's CLIP has 77 positions.
+        # A tokenizer without a limit has a huge number here; FLUX's CLIP has 77 positions.
         self.clip_length: int = min(clip.model_max_length, 77)
 
     @classmethod
     def load(cls, folder: str | os.PathLike[str], t5_folder: str | os.PathLike[str] | None = None) -> Self:
-        """t5_folder: holds `tokenizer_2/` where `folder` does not.
+        """Read both tokenizers; t5_folder: the folder that has `tokenizer_2/`, if `folder` has not.
 
-        Raises CheckpointError that names the folder of a tokenizer that is missing, lacks files, or cannot be read.
+        Raises CheckpointError, which names the folder of a tokenizer that is missing, lacks files, or cannot be read.
         """
-        # Without torch, transformers says on import that it has no models; here it needs none.
+        # Without torch, transformers warns on import that it has no models; tokenizers need none.
         os.environ.setdefault("TRANSFORMERS_NO_ADVISORY_WARNINGS", "1")
         from transformers import CLIPTokenizer, T5Tokenizer  # here: the import takes a second
 
@@ -136,7 +136,7 @@ class Tokenizers:
     ) -> tuple[np.ndarray, np.ndarray, list[CutPrompt]]:
         """Prompts (a string is one) -> ids of CLIP (B, 77) and of T5 (B, max_length), int32, and what did not fit.
 
-        Both are padded to their length and truncated; every distinct prompt that is cut is a warning per encoder.
+        Both are padded or cut to their length. For each encoder, every distinct prompt that is cut gives a warning.
         """
         if isinstance(prompts, str):
             prompts = [prompts]
@@ -156,8 +156,8 @@ class Tokenizers:
     def word_tokens(self, prompt: str, word: str, max_length: int = 512) -> np.ndarray:
         """Positions of a word, or of several, in T5's sequence of `max_length` tokens -> (n,) int32, ascending.
 
-        Whole words in any case; every occurrence and every piece of it counts. Raises JaxpaError if the prompt has
-        no such word, or only in the part that is cut.
+        Only whole words match, in upper or lower case; every occurrence counts, with all its tokens. Raises JaxpaError
+        if the prompt does not have the word, or only in the part that is cut.
         """
         pattern = r"\s+".join(re.escape(part) for part in word.split())
         spans = [m.span() for m in re.finditer(rf"(?<!\w){pattern}(?!\w)", prompt, re.IGNORECASE)]
@@ -179,7 +179,7 @@ def _load_tokenizer(from_pretrained: Callable[..., Any], folder: Path, kind: Kin
         tokenizer = from_pretrained(folder, local_files_only=True)
     except (KeyboardInterrupt, SystemExit):
         raise
-    except BaseException as error:  # whatever its parts raise: a bad file makes the Rust part panic, no Exception
+    except BaseException as error:  # a bad file makes the Rust part panic, which is not an Exception
         raise CheckpointError(f"the tokenizer in {folder} cannot be read: {error}") from error
     if not tokenizer.get_vocab():
         raise CheckpointError(f"the tokenizer in {folder} has no words")
@@ -187,7 +187,7 @@ def _load_tokenizer(from_pretrained: Callable[..., Any], folder: Path, kind: Kin
 
 
 def _tokenize(tokenizer: Any, encoder: str, prompts: Sequence[str], length: int) -> tuple[np.ndarray, list[CutPrompt]]:
-    """Ids (B, length), padded and truncated, and what is cut, in the prompts' own words."""
+    """Ids (B, length), padded or cut, and the text that is cut."""
     if not prompts:
         return np.zeros((0, length), np.int32), []
     padded = tokenizer(list(prompts), padding="max_length", max_length=length, truncation=True)

@@ -1,7 +1,7 @@
 """The files of a tokenizer, and the ids that it can give.
 
-transformers makes an empty vocabulary where files are missing, and an encoder would then read nothing but unknown
-words. So the files are asked for by name, and their ids are compared with the rows of the encoder's embedding.
+Where files are missing, transformers makes an empty vocabulary, with which an encoder would read only unknown words.
+Therefore the files are looked for by name, and their ids are compared with the rows of the encoder's embedding.
 """
 
 from pathlib import Path
@@ -17,11 +17,11 @@ FILES: dict[Kind, tuple[tuple[str, ...], ...]] = {
     "tokenizer_2": (("tokenizer.json",), ("spiece.model",)),
 }
 CONFIG = "tokenizer_config.json"
-PADDING = 128  # rows by which an embedding is made larger than its vocabulary at most, so that its size is round
+PADDING = 128  # rows that an embedding may have beyond its vocabulary, to make its size round
 
 
 def find_files(folder: Path, kind: Kind) -> tuple[Path, ...]:
-    """The files of a tokenizer's vocabulary. Raises CheckpointError where they, or its config, are not all there."""
+    """The files of a tokenizer's vocabulary. Raises CheckpointError if any of them, or its config, is missing."""
     if not folder.is_dir():
         raise CheckpointError(f"there is no tokenizer folder {folder}")
     sets = [tuple(folder / name for name in names) for names in FILES[kind]]
@@ -33,12 +33,12 @@ def find_files(folder: Path, kind: Kind) -> tuple[Path, ...]:
 
 
 def vocabulary(paths: tuple[Path, ...]) -> dict[str, int]:
-    """Words -> ids, of the files that `find_files` gives. Raises CheckpointError that names one that cannot be read."""
+    """Words -> ids, from the files of `find_files`. Raises CheckpointError, which names a file that cannot be read."""
     try:
         return _read(paths)
     except (KeyboardInterrupt, SystemExit):
         raise
-    except BaseException as error:  # of a bad file the Rust part panics, which is no Exception
+    except BaseException as error:  # a bad file makes the Rust part panic, which is not an Exception
         raise CheckpointError(f"{paths[0]} cannot be read: {error}") from None
 
 
@@ -56,7 +56,7 @@ def _read(paths: tuple[Path, ...]) -> dict[str, int]:
 
 
 def check_ids(folder: Path, words: dict[str, int], rows: int) -> None:
-    """Raises CheckpointError where a vocabulary is not the one that an embedding of so many rows was trained with."""
+    """Raise CheckpointError if an embedding of so many rows cannot have been trained with this vocabulary."""
     if not words:
         raise CheckpointError(f"{folder}: the vocabulary is empty")
     largest = max(words.values())

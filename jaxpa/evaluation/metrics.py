@@ -49,7 +49,7 @@ def clip(model: str | Path = CLIP, device: str | None = None, batch: int = 32, f
     torch = _need("torch")
     network, process = _load(model, device)
     if network.config.model_type != "clip":
-        raise JaxpaError(f"{model} is no CLIP but a {type(network).__name__}: give one such as {CLIP}")
+        raise JaxpaError(f"{model} is not a CLIP but a {type(network).__name__}: give one such as {CLIP}")
     tokenizer = _read(_need("transformers").AutoTokenizer, model)
     length = network.config.text_config.max_position_embeddings
 
@@ -82,7 +82,7 @@ def dino(model: str | Path = DINO, device: str | None = None, batch: int = 32) -
     """
     network, process = _load(model, device)
     if network.main_input_name != "pixel_values":
-        raise JaxpaError(f"{model} is no vision transformer but a {type(network).__name__}: give one such as {DINO}")
+        raise JaxpaError(f"{model} is not a vision transformer but a {type(network).__name__}: give one such as {DINO}")
 
     def look(x: Any) -> Any:
         return network(pixel_values=x).last_hidden_state[:, 0]

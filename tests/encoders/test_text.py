@@ -90,7 +90,7 @@ def test_load_names_the_file_and_every_problem(tmp_path: Path) -> None:
         TextEmbedding.load(path)
     embedding().save(path)
     path.write_bytes(path.read_bytes()[:-3])
-    with pytest.raises(CheckpointError, match=r"bad\.safetensors is no readable safetensors"):
+    with pytest.raises(CheckpointError, match=r"bad\.safetensors cannot be read as safetensors"):
         TextEmbedding.load(path)
     with pytest.raises(FileNotFoundError):
         TextEmbedding.load(tmp_path / "none.safetensors")

@@ -82,7 +82,7 @@ def load(path: Path = FILE, like: Classifier | None = None) -> "Judge":
 
     def pick(key: Any, leaf: Any) -> jax.Array:
         if _name(key) not in stored or stored[_name(key)].shape != leaf.shape:
-            raise ValueError(f"{path} is no judge of this recipe: {_name(key)} is missing or of another shape")
+            raise ValueError(f"{path} is not a judge of this recipe: {_name(key)} is missing or of another shape")
         return jnp.asarray(stored[_name(key)], jnp.float32)
 
     return Judge(jax.tree_util.tree_map_with_path(pick, model))
