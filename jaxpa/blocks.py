@@ -16,7 +16,7 @@ from jax.typing import DTypeLike
 
 from jaxpa.config import TransformerConfig
 from jaxpa.kernels import attention
-from jaxpa.layers import Linear, RMSNorm, layer_norm
+from jaxpa.layers import Linear, RMSNorm, layer_norm, over_data
 from jaxpa.rope import Rotary, rotate
 from jaxpa.tokens import gather
 
@@ -60,7 +60,8 @@ class Heads(nnx.Module):
     def __call__(self, q: jax.Array, k: jax.Array, v: jax.Array) -> tuple[jax.Array, jax.Array, jax.Array]:
         """The features (B, S, D) that feed queries, keys and values -> (B, H, S, Dh) each."""
         q, k, v = (f.to_heads(x, self.heads) for f, x in ((self.q, q), (self.k, k), (self.v, v)))
-        return self.query_norm(q), self.key_norm(k), v
+        # Rounded here, in memory: XLA would keep them in float32 for the rotation.
+        return *jax.lax.optimization_barrier((self.query_norm(q), self.key_norm(k))), v
 
 
 class Stream(nnx.Module):
@@ -77,9 +78,9 @@ class Stream(nnx.Module):
     def update(self, x: jax.Array, attended: jax.Array, gates: list[jax.Array]) -> jax.Array:
         """Add what attention and MLP contribute; gates are (attention's gate, shift, scale, the MLP's gate)."""
         gate_attention, shift, scale, gate_mlp = gates
-        x = x + gate_attention * self.proj.from_heads(attended)  # (B, S, D)
+        x = x + gate_attention * over_data(self.proj.from_heads(attended))  # (B, S, D)
         hidden = jax.nn.gelu(self.mlp_in(modulate(x, shift, scale)), approximate=True)  # (B, S, 4 D)
-        return x + gate_mlp * self.mlp_out(hidden)  # (B, S, D)
+        return x + gate_mlp * over_data(self.mlp_out(hidden))  # (B, S, D)
 
 
 class DoubleBlock(nnx.Module):
@@ -121,7 +122,7 @@ class SingleBlock(nnx.Module):
         y = modulate(x, shift, scale)  # (B, M + N, D)
         seen = attend(*self.qkv(*routed(y, shared)), shared)  # of (B, H, M + N, Dh) each
         hidden = jax.nn.gelu(self.mlp_in(y), approximate=True)  # (B, M + N, 4 D)
-        return x + gate * (self.proj.from_heads(seen.out) + self.mlp_out(hidden)), seen  # (B, M + N, D)
+        return x + gate * over_data(self.proj.from_heads(seen.out) + self.mlp_out(hidden)), seen  # (B, M + N, D)
 
 
 def modulate(x: jax.Array, shift: jax.Array, scale: jax.Array) -> jax.Array:

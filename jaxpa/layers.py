@@ -78,8 +78,15 @@ class Linear(nnx.Module):
 
     def to_heads(self, x: jax.Array, heads: int) -> jax.Array:
         """x (B, S, In) -> (B, H, S, Out / H)."""
-        y = contract("bsi,iho->bhso", x, self.kernel.get_value(), (x.shape[-1], heads, -1))
-        return y if self.bias is None else y + self.bias[...].reshape(heads, 1, -1)
+
+        def heads_last(x: jax.Array) -> jax.Array:  # cuBLAS adds a bias to rows only
+            return self(x).reshape(*x.shape[:2], heads, -1).swapaxes(1, 2)
+
+        def heads_first(x: jax.Array) -> jax.Array:  # a TPU's product comes out in any order
+            y = contract("bsi,iho->bhso", x, self.kernel.get_value(), (x.shape[-1], heads, -1))
+            return y if self.bias is None else y + self.bias[...].reshape(heads, 1, -1)
+
+        return jax.lax.platform_dependent(x, tpu=heads_first, default=heads_last)
 
     def from_heads(self, x: jax.Array) -> jax.Array:
         """x (B, H, S, In / H) -> (B, S, Out)."""
@@ -100,12 +107,18 @@ def precision(dtype: DTypeLike) -> jax.lax.Precision | None:
     return jax.lax.Precision.HIGHEST if jnp.dtype(dtype) == jnp.float32 else None
 
 
-def over_data(x: jax.Array) -> jax.Array:
-    """Spread the rows of x (B, ...) over the mesh axis "data", if a mesh with such an axis is in use."""
+def over_data(x: jax.Array, rows: int | None = 0) -> jax.Array:
+    """Spread the axis `rows` of x (None: no axis) over the mesh axis "data"; keep x whole on every device of "model".
+
+    Where no mesh is in use, x comes back as it is. Behind a layer whose inputs are split over "model", this asks for
+    the sum.
+    """
     mesh = jax.sharding.get_abstract_mesh()
-    if mesh.empty or "data" not in mesh.auto_axes or mesh.shape["data"] == 1 or x.shape[0] == 1:
+    if mesh.empty or "data" not in mesh.auto_axes:
         return x
-    return jax.lax.with_sharding_constraint(x, jax.sharding.PartitionSpec("data"))
+    apart = rows is not None and mesh.shape["data"] > 1 and x.shape[rows] > 1
+    axes = [None] * x.ndim if not apart else ["data" if axis == rows else None for axis in range(x.ndim)]
+    return jax.lax.with_sharding_constraint(x, jax.sharding.PartitionSpec(*axes))
 
 
 def layer_norm(x: jax.Array, eps: float = 1e-6) -> jax.Array:

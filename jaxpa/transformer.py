@@ -110,8 +110,9 @@ class Flux(nnx.Module):
         its loop.
         """
         c = jax.nn.silu(self.condition(vec, t, guidance))  # (B, D)
-        img, txt = map_blocks(lambda block: (block.img.mod(c), block.txt.mod(c)), self.double_blocks)
-        return Modulation(img, txt, map_blocks(lambda block: block.mod(c), self.single_blocks), self.final_mod(c))
+        img, txt = map_blocks(lambda block, c: (block.img.mod(c), block.txt.mod(c)), self.double_blocks, c)
+        single = map_blocks(lambda block, c: block.mod(c), self.single_blocks, c)
+        return Modulation(*(over_data(mod, rows=None) for mod in (img, txt, single, self.final_mod(c))))
 
     def __call__(
         self,
@@ -216,11 +217,16 @@ def scan_blocks(blocks: Any, carry: Any, mod: Any, shared: Shared, hooks: Hooks,
     return carry, jax.tree.map(lambda *each: jnp.stack(each), *seen)
 
 
-def map_blocks(function: Callable[[Any], Any], blocks: Any) -> Any:
-    """What a function returns for each block, stacked; one block after the other, so that little is held at once."""
-    if isinstance(blocks, Numbered):
-        return jax.tree.map(lambda *each: jnp.stack(each), *map(function, blocks))
-    return jax.lax.map(function, blocks)
+def map_blocks(function: Callable[[Any, jax.Array], Any], blocks: Any, x: jax.Array) -> Any:
+    """function(block, x) for each block, stacked; one block after the other, so that little is held at once."""
+    if not isinstance(blocks, Numbered):
+        return jax.lax.map(lambda block: function(block, x), blocks)
+    out = []
+    for block in blocks:
+        # One by one, or XLA would make one product of copies of all their kernels.
+        x, one = jax.lax.optimization_barrier((x, function(block, x)))
+        out.append(one)
+    return jax.tree.map(lambda *each: jnp.stack(each), *out)
 
 
 def joint(index: jax.Array, m: int, n: int) -> jax.Array:
