@@ -5,8 +5,8 @@ Each 2 x 2 patch of the latent becomes one token, row by row:
 
     token[r * w + c] = [z[2r + dy, 2c + dx, k]  for k in channels, for dy in (0, 1), for dx in (0, 1)]
 
-So N = h * w tokens of C = 4 * 8 channels, h = H / 8. The position (r, c) is not in the token: it is a second array,
-and only attention reads it (02_rope.py). That is what Personalize Anything builds on: a token may take any place.
+This gives N = h * w tokens of C = 4 * 8 channels, with h = H / 8. The position (r, c) is not in the token: it is a
+second array, which only attention reads (02_rope.py). Personalize Anything builds on this: a token can be put anywhere.
 
     python examples/01_tokens.py
 """
@@ -40,7 +40,7 @@ def main() -> None:
     positions = np.asarray(tokens.grid_positions(12, 12))  # (144, 3): index, row, column of every token
     print(f"token 0 is at {positions[0]}, token 13 at {positions[13]}, token 143 at {positions[143]}")
 
-    # The same tokens in other places are another picture: the whole grid moved by three columns, and mirrored.
+    # The same tokens in other places make another picture: the whole grid moved by three columns, and mirrored.
     grid = np.asarray(packed).reshape(1, 12, 12, 32)
     moved = [np.roll(grid, 3, axis=2), grid[:, :, ::-1]]
     back, rolled, mirrored = pipe.decode(np.concatenate([grid, *moved]).reshape(3, 144, 32))  # type: ignore[arg-type]

@@ -1,12 +1,12 @@
 """Rotary embeddings: how attention, and only attention, learns where a token is.
 
-Before query and key are compared, their channels are turned, pair by pair, by angles that grow with the position:
+Before a query and a key are compared, their channels are turned, pair by pair, by angles that grow with the position:
 
     (q[2i], q[2i + 1])  is turned by  row * theta^(-2i / 56)        pairs 8 .. 35 of FLUX.1's 64
                                       column * theta^(-2i / 56)     pairs 36 .. 63; pairs 0 .. 7 never turn
 
-with theta = 10000. Turning both by the same angle leaves q . k as it is, so a score depends on the offset of two
-tokens and not on where they are. Text has position (0, 0), the top left corner of the image.
+with theta = 10000. Turning both by the same angle does not change q . k, so a score depends on the offset between two
+tokens, not on where they are. Text has position (0, 0), the top left corner of the image.
 
     python examples/02_rope.py
 """
@@ -36,7 +36,7 @@ def main() -> None:
     angle = np.concatenate([positions[:, a, None] * rope.frequencies(axes[a]) for a in range(3)], -1)  # (4096, 64)
     print(f"the table by hand: {np.abs(np.cos(angle) - np.asarray(table.cos[0])).max():.1g} off")
 
-    # One vector as query and as key everywhere: what is left of the scores is position alone.
+    # With one vector as every query and every key, the scores show position alone.
     vector = np.ones(128)
     turned = turn(vector, angle).reshape(SIDE, SIDE, 128)
     queries = [(12, 12), (32, 32), (45, 20)]

@@ -1,13 +1,13 @@
 """A double stream block step by step, in NumPy, from the checkpoint's own numbers.
 
-Text and image are two streams with weights of their own that meet in one attention. With y = silu(condition),
+Text and image are two streams, with weights of their own, that meet in one attention. With y = silu(condition),
 
     (shift, scale, gate, shift', scale', gate') = linear(y)                       adaLN: time and prompt set the layer
     q, k, v = linear(norm(x) * (1 + scale) + shift),   q, k = rms_norm(q), rms_norm(k), turned by their positions
     x = x + gate * linear(softmax(q k^T / sqrt(Dh)) v)                            over [text; image]
     x = x + gate' * mlp(norm(x) * (1 + scale') + shift')
 
-(Esser et al. 2024; Peebles and Xie 2023 for adaLN.) The last lines compare with `transformer.DoubleBlock`.
+(Esser et al. 2024; Peebles and Xie 2023 for adaLN.) The script compares its result with `blocks.DoubleBlock`.
 
     python examples/03_double_block.py
 """

@@ -1,12 +1,12 @@
 """The flow from noise to data, its times, and what steps and guidance do.
 
-Training teaches the velocity of straight lines; sampling follows it from t = 1 to t = 0 (Lipman et al. 2023):
+Training teaches the velocity of straight lines. Sampling follows it from t = 1 to t = 0 (Lipman et al. 2023):
 
     x_t = (1 - t) x0 + t e,   v(x_t, t) = e - x0,   one Euler step is  x += (t_next - t) v
     t = k u / (1 + (k - 1) u),  u = 1 - i / S,  k = e^mu,  mu growing with the number of tokens  (Esser et al. 2024)
 
-The more tokens, the longer a schedule stays near noise. Guidance (Ho and Salimans 2022) exaggerates what the prompt
-says: v = v_without + g (v_with - v_without).
+The more tokens a picture has, the longer its schedule stays near noise. Guidance (Ho and Salimans 2022) exaggerates
+what the prompt changes: v = v_without + g (v_with - v_without).
 
     python examples/04_flow.py
 """

@@ -1,12 +1,12 @@
 """From a picture to its noise, and back.
 
-The flow can be walked the other way: from data, against the velocity, to the noise that the model would make this
-picture of. RF inversion (Rout et al. 2024, Eq. 8) mixes in a pull towards noise of our own choice, e:
+The flow can be walked backwards: from data, against the velocity, to the noise from which the model would make this
+picture. RF inversion (Rout et al. 2024, Eq. 8) adds a pull towards a noise e of our choice:
 
     y += (t_next - t) [v(y, t) + gamma ((e - y) / (1 - t) - v(y, t))]        from t = 0 to t = 1
 
-gamma 0 is the plain inversion, which comes back to the picture; gamma 1 forgets the picture: it ends at e, whatever
-the model says. On the way the prompt is followed without guidance, since guidance bends the flow.
+With gamma 0 this is the plain inversion, which leads back to the picture. With gamma 1 it forgets the picture and ends
+at e, whatever the model says. The prompt is followed without guidance, because guidance bends the flow.
 
     python examples/05_inversion.py
     jaxpa invert --image examples/pictures/cat.png --prompt "a green dotted cat on a beach" --out cat.png

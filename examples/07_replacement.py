@@ -1,13 +1,14 @@
 """Token replacement, and what tau decides.
 
-While t > tau the tokens X of the target region M are fed by those of the reference (Eq. 2 of Personalize Anything),
+While t > tau, the reference's tokens replace the tokens X of the target region M (Eq. 2 of Personalize Anything):
 
     X <- X * (1 - M) + X_ref * M
 
-after tau the picture is free. A low tau keeps more of the reference; tau = 1 never replaces. What "feed" means has two
-readings: the features of q, k and v in every block (level "layer", the official code), or the sampler's own tokens
-between steps (level "token"). The embedded model's preset also starts the region in the reference's inverted noise,
-which alone (tau 1) decides the shape; the official one starts in noise of its own, which suits FLUX's 4096 tokens.
+Below tau the picture is free. A low tau keeps more of the reference; tau = 1 never replaces. There are two readings of
+what is replaced: the features that feed q, k and v in every block (level "layer", the official code), or the sampler's
+own tokens between steps (level "token"). The embedded model's preset also starts the region in the reference's inverted
+noise, which alone (tau 1) decides the shape. The official preset starts in independent noise, which suits FLUX's 4096
+tokens.
 
     python examples/07_replacement.py
     jaxpa personalize --subject examples/pictures/car.png --mask examples/pictures/car-mask.png --prompt "a yellow striped car on a beach" --seed 3 --tau 1 0.9 0.8 0.7 0.5 0.2 --out car.png

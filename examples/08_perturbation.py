@@ -1,13 +1,14 @@
 """Perturbation: loosen the reference, so that the subject is not a copy (Section 3.4 of Personalize Anything).
 
-Before they replace, the reference's tokens change places inside windows of 3 x 3, and the mask M_ref is dilated or
-eroded by a square of k x k tokens:
+Before the reference's tokens replace others, they change places inside windows of 3 x 3, and a square of k x k tokens
+dilates or erodes the mask M_ref:
 
     X_ref[n] <- X_ref[p(n)],  p a random permutation of each window's masked tokens
     M_ref <- M_ref dilated, or eroded, at random
 
-The paper has 64 x 64 tokens and k = 5. On 12 x 12 a window is a good part of the car, so shuffling all of it smears
-windows and stripes (last row), and where little is left by an erosion the model draws the rest its own way (outline 3).
+The paper has 64 x 64 tokens and k = 5. On 12 x 12 tokens a window is a good part of the car: shuffling all its tokens
+smears windows and stripes (last row), and where erosion leaves little, the model draws the rest in its own way (outline
+3).
 
     python examples/08_perturbation.py
     jaxpa personalize --subject examples/pictures/car.png --mask examples/pictures/car-mask.png --prompt "a yellow striped car on a beach" --shuffle 0.5 --outline 3 --num-images 5 --out car.png

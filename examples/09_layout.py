@@ -1,11 +1,11 @@
 """Layout: a subject goes where its tokens are put.
 
-A token carries no position, so moving the subject is moving its mask M and gathering X_ref by the moved index: the
-canvas cell (r, c) takes the reference cell (r - dr, c - dc). A new place is new data for the program that is compiled.
-A token's content has a size and a direction, though: to scale or mirror a subject, its picture is changed first.
+A token carries no position. To move the subject, move its mask M and gather X_ref by the moved index: the canvas cell
+(r, c) takes the reference cell (r - dr, c - dc). A new place is new data for the compiled program. A token's content
+does have a size and a direction, so to scale or mirror a subject, change its picture first.
 
-The embedded model has seen large subjects near the ground only: higher up, or much smaller, it adds something of its
-own beside or below. FLUX has seen more.
+The embedded model has only seen large subjects near the ground. Where a subject is higher up, or much smaller, the
+model adds something of its own beside or below it. FLUX has seen more.
 
     python examples/09_layout.py
     jaxpa personalize --subject examples/pictures/car.png --mask examples/pictures/car-mask.png --prompt "a yellow striped car on a beach" --place 0.35,0.65 --place 0.5,0.7 --place 0.65,0.65 --place 0.5,0.45 --out car.png

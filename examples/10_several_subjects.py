@@ -1,12 +1,13 @@
 """Several subjects in one picture, and a subject in a scene.
 
-References replace their regions one after the other, so that the later one wins where they overlap:
+References replace their regions one after the other; where they overlap, the later one wins:
 
     X <- X * (1 - M_k) + X_ref_k * M_k   for k = 1, 2, ...
 
-A scene is a reference whose mask is the whole canvas, and comes first. All references ride in one batch with the
-image, so two subjects cost one row more while t > tau, and nothing after it. The embedded model has seen two subjects
-side by side only, and small: details blur, and where one stands before another its old edge may shine through.
+A scene is a reference whose mask is the whole canvas; it comes first. All references run in one batch with the image,
+so a second subject costs one more row while t > tau, and nothing below it. The embedded model has only seen two
+subjects side by side, and small: details blur, and where one stands in front of the other, the old edge may shine
+through.
 
     python examples/10_several_subjects.py
     jaxpa personalize --subject examples/pictures/mug.png --mask examples/pictures/mug-mask.png --at 0.04,0.45,0.46,0.9 --subject examples/pictures/car.png --mask examples/pictures/car-mask.png --at 0.52,0.5,0.98,0.9 --prompt "a white striped mug and a yellow striped car in a desert" --out two.png

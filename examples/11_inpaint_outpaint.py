@@ -1,9 +1,9 @@
-"""Inpainting and outpainting: the same replacement, with what is kept as the reference.
+"""Inpainting and outpainting: the same replacement, with the kept part as the reference.
 
-The picture is its own reference, M its kept part, and tau is late: 10% of the steps (Section 3.4), so that almost
-every step feeds the kept tokens. At the end the kept pixels are pasted back and come out exactly as they went in; the
-seam is the new part's business. For outpainting the canvas is larger than the picture. A token that may change in
-part is drawn whole, so a mask should leave the object some room.
+The picture is its own reference, M is the kept part, and tau comes late: 10% of the steps remain (Section 3.4), so the
+kept tokens are replaced in almost every step. At the end the kept pixels are pasted back and come out exactly as they
+went in; only the new part can make the seam fit. For outpainting, the canvas is larger than the picture. A token of
+which any part may change is redrawn as a whole, so a mask should leave the object some room.
 
     python examples/11_inpaint_outpaint.py
     jaxpa inpaint --image examples/pictures/boat.png --mask examples/pictures/boat-mask.png --grow 24 --caption "a purple striped boat in a forest" --prompt "a red plain house in a forest" --seed 1 --out house.png

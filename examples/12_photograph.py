@@ -1,10 +1,10 @@
-"""A photograph, and where the embedded model ends.
+"""A photograph, and the limits of the embedded model.
 
-Chelsea is a real cat; the model behind these examples has seen nothing but drawings of eight kinds of things. Its
-autoencoder has seen natural pictures, so the photograph survives it; its flow has not: inverted and sampled back, the
-fur turns to patches. Replacement still works as it should. A high tau keeps the outline of an eye in a drawing of a
-cat, a low one carries the photograph's own tokens. What the method promises in between, this cat in that scene, drawn
-anew, takes a checkpoint that knows photographs: the same command with --model black-forest-labs/FLUX.1-dev.
+Chelsea is a real cat, but the model behind these examples has only seen drawings of eight kinds of things. Its
+autoencoder has seen natural pictures, so the photograph survives it. Its flow has not: inverted and sampled back, the
+fur turns into patches. Replacement still does what it should. A high tau keeps the outline of an eye in a drawing of a
+cat; a low tau carries over the photograph's own tokens. What the method promises in between, this cat drawn anew in
+that scene, needs a checkpoint that knows photographs: use the same command with --model black-forest-labs/FLUX.1-dev.
 
     python examples/12_photograph.py
     jaxpa personalize --subject examples/pictures/chelsea.jpg --mask examples/pictures/chelsea-mask.png --at 0.1,0.2,0.85,1 --prompt "a yellow cat under a night sky" --seed 2 --tau 0.9 0.5 0.3 0.1 --out chelsea.png

@@ -1,4 +1,4 @@
-"""What the scripts of this course share: where pictures come from and go to, and colours for arrays."""
+"""What the scripts of this course share: where pictures come from and go to, and how arrays become colours."""
 
 import sys
 from pathlib import Path
@@ -43,7 +43,7 @@ def principal(cells: np.ndarray) -> Image.Image:
 
 
 def larger(picture: Image.Image, side: int = 288) -> Image.Image:
-    """A map of cells at `side` pixels, its edges kept sharp."""
+    """A map of cells enlarged to `side` pixels, with sharp edges."""
     scale = max(1, round(side / max(picture.size)))
     return picture.resize((picture.width * scale, picture.height * scale), Image.Resampling.NEAREST)
 
@@ -57,7 +57,7 @@ def stack(*pictures: Image.Image) -> Image.Image:
 
 
 def save(picture: Image.Image, name: str) -> None:
-    """Into examples/gallery, or into the folder that the script was given; with fewer colours if it is large."""
+    """Save into examples/gallery, or into the folder given to the script; a large picture gets fewer colours."""
     folder = Path(sys.argv[1]) if len(sys.argv) > 1 else GALLERY
     folder.mkdir(parents=True, exist_ok=True)
     file = folder / f"{name}.png"

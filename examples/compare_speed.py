@@ -1,9 +1,12 @@
 """A forward of the MM-DiT here and in diffusers, on the same weights, in one run: `python examples/compare_speed.py`.
 
-Both run in float32 on the CPU, in turns, so that whatever else the machine does meets both; medians, and their ratio.
-Needs the extra `test` (torch, diffusers).
+Both run in float32 on the CPU, in turns, so that other work on the machine slows both. The script prints the processor,
+both medians, and their ratio. It needs the extra `test` (torch, diffusers).
 """
 
+import os
+import platform
+import re
 import statistics
 import time
 from collections.abc import Callable
@@ -65,7 +68,17 @@ def compare(side: int, batch: int) -> None:
     print(f"  the outputs differ by {difference:.1e}")
 
 
+def processor() -> str:
+    """Whatever the system calls its processor, and how many cores this process may use."""
+    try:
+        name = re.search(r"model name\s*: (.+)", Path("/proc/cpuinfo").read_text())
+    except OSError:
+        name = None
+    return f"{name[1] if name else platform.processor() or platform.machine()}, {os.cpu_count()} cores"
+
+
 if __name__ == "__main__":
+    print(processor())
     print(f"jax {jax.__version__}, torch {torch.__version__} with {torch.get_num_threads()} threads")
     for side, batch in ((12, 1), (12, 8), (32, 1)):
         compare(side, batch)

@@ -1,16 +1,16 @@
-"""The paper's evaluation: subjects x prompts x settings x seeds, tables, and what is gained against what is lost.
+"""The paper's evaluation: subjects x prompts x settings x seeds as tables, and a plot of identity against freedom.
 
     python examples/evaluate.py --table tau                 # the paper's Table 3: the sweep of tau, perturbed and not
     python examples/evaluate.py --table readings            # which reading of the method is best here
     python examples/evaluate.py --data FOLDER --model MODEL --judge none --out evaluation
     python examples/evaluate.py --settings settings.json    # {"label": {"tau": [0.9, 0.5], "level": "token"}, ...}
 
-Without `--data` the subjects come from the drawn world, in combinations that training never showed, and the judge that
-was trained on it looks at the pictures. Every subject has prompts that describe it before another background, and one
-that gives it another colour: how often the colour is followed is the freedom that the prompt keeps *inside* the mask;
-how often the background is, *outside*. A folder is laid out as `jaxpa.evaluation.evaluate.read_cases` says: a folder
-for each subject with pictures and masks, and `prompts.txt`. What comes out: scores.csv (a line for each picture),
-table.md, table.json, plot.png, and sheet.png with the first subject's pictures.
+Without `--data`, the subjects come from the drawn world, in combinations that training never showed, and the judge of
+that world looks at the pictures. Every subject has prompts that put it before another background, and one that gives it
+another colour. How often the pictures follow the colour tells what freedom the prompt keeps *inside* the mask; how often
+they follow the background, *outside*. `--data` takes a folder as `jaxpa.evaluation.evaluate.read_cases` describes it: a
+folder for each subject, with pictures and masks, and `prompts.txt`. The script writes scores.csv (a line for each
+picture), table.md, table.json, plot.png, and sheet.png with the first subject's pictures.
 """
 
 import itertools

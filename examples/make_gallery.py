@@ -1,6 +1,6 @@
 """Remake every picture of examples/gallery, and print the seconds of each: `python examples/make_gallery.py [FOLDER]`.
 
-The course in order, then what the README shows besides: its first command, the masks and the collision.
+It remakes the course in order, then the other pictures of the README and the evaluation.
 """
 
 import shlex
@@ -19,7 +19,7 @@ FIRST = (
 
 
 def run(name: str, *words: object) -> bool:
-    """A Python command in the repository's root; whether it succeeded."""
+    """Run a Python command in the repository's root -> whether it succeeded."""
     start = time.perf_counter()
     done = subprocess.run([sys.executable, *map(str, words)], cwd=HERE.parent, check=False).returncode == 0
     print(f"{name}: {time.perf_counter() - start:.0f} s", flush=True)

@@ -1,8 +1,8 @@
 """Draw the reference pictures and masks of the examples: `python examples/make_pictures.py`.
 
-Subjects come from the procedural world that the embedded checkpoint was trained on, in combinations that its training
-never showed; what no caption says (second colour, stripe width, phase) is what only a reference can give. The
-photograph is Chelsea, by Stefan van der Walt, which scikit-image ships under CC0; its mask was outlined by hand.
+Subjects come from the drawn world that the embedded checkpoint was trained on, in combinations that training never
+showed. Only a reference can supply what no caption says (second colour, stripe width, phase). The photograph is
+Chelsea, by Stefan van der Walt, which scikit-image ships under CC0; its mask was outlined by hand.
 """
 
 import sys

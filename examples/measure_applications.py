@@ -1,7 +1,7 @@
 """How often every application succeeds on the embedded model: `python examples/measure_applications.py`.
 
-Drawings that training never showed, in combinations it never showed; the judge (`weights/judge.safetensors`, trained on
-true drawings) looks at what comes out. A picture succeeds if *everything* that was asked is there:
+The references are drawings that training never showed, in combinations it never showed. The judge
+(`weights/judge.safetensors`, trained on true drawings) looks at the results. A picture succeeds if it has *everything*:
 
     layout              the subject's family and colour, the prompt's background, and one subject, not two
     two subjects        family and colour of both, each from its own reference, and the background
@@ -9,8 +9,8 @@ true drawings) looks at what comes out. A picture succeeds if *everything* that 
     inpainting          family and colour of what the prompt puts there, the background, and one subject
     outpainting         family and colour of what was kept, the background, and one subject
 
-Beside each rate stands the judge's own on true drawings of the same scenes. Every application leaves a contact sheet
-of its first cases in the gallery: input, tokens, result.
+The table also has the judge's own rate on true drawings of the same scenes. Every application leaves a contact sheet of
+its first cases in the gallery: input, tokens, result.
 """
 
 import json

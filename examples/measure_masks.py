@@ -3,10 +3,10 @@
     python examples/measure_masks.py                     # the table, and examples/gallery/masks.png
     python examples/measure_masks.py --tune              # the settings of jaxpa.attention.observe, on other drawings
 
-A found mask and the true one are compared by intersection over union (IoU), on the grid of tokens, where a token
-belongs to the true mask if half of it does, and in pixels, where the found map is enlarged before it is cut. Training
-has seen neither the drawings nor their combinations of family, colour and background. The captions are what a user
-might say; "true" is the drawing's own, which names colour, pattern and background as well.
+Found and true masks are compared by intersection over union (IoU): on the grid of tokens, where a token belongs to the
+true mask if half of it does, and in pixels, where the found map is enlarged before the threshold. Training has seen
+neither the drawings nor their combinations of family, colour and background. The captions are what a user might say;
+"true" is the drawing's own caption, which also names colour, pattern and background.
 """
 
 import argparse

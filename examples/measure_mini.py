@@ -1,9 +1,10 @@
 """How good the embedded model is: `python examples/measure_mini.py --out quality` (500 pictures, some minutes).
 
-Prompts are of combinations that training never showed. The judge (`weights/judge.safetensors`, a classifier trained on
-true drawings) says which family, colour, pattern and background it sees; its own accuracy, on true drawings through the
-checkpoint's autoencoder, stands beside, and so does chance. A forced choice flatters a blurred picture: `blind.png`
-shows 64 pictures with the captions hidden. Name the subjects, then look into `blind-answers.txt`.
+The prompts are of combinations that training never showed. The judge (`weights/judge.safetensors`, a classifier trained
+on true drawings) says which family, colour, pattern and background it sees. The table also has the judge's own
+accuracy, on true drawings after a round trip through the checkpoint's autoencoder, and chance. A forced choice flatters
+a blurred picture, so `blind.png` shows 64 pictures without captions: name the subjects, then look into
+`blind-answers.txt`.
 """
 
 import json
@@ -79,7 +80,7 @@ def both_present(judge: Judge, pictures: np.ndarray, scenes: list[Scene]) -> np.
 
 
 def blind(pictures: np.ndarray, texts: list[str], folder: Path, count: int = 64) -> None:
-    """Numbered pictures in a sheet, and what they should be in a file of its own."""
+    """Write a sheet of numbered pictures, and a file of what they should show."""
     count = min(count, len(texts))
     panels = [(str(i + 1), Image.fromarray(picture)) for i, picture in enumerate(pictures[:count])]
     sheet([panels[i : i + 8] for i in range(0, count, 8)], height=144).save(folder / "blind.png")

@@ -2,18 +2,18 @@
 
     python examples/position_collision.py                # examples/gallery/collision.png; needs the extra `examples`
 
-Older methods let a new picture attend to the tokens of a reference. In a U-Net, features carry their place only
-loosely; in a DiT a rotary embedding turns every query and key by its position, and those of one position match best. So
-it matters where the reference's tokens are said to be:
+Older methods let a new picture attend to the tokens of a reference. In a U-Net, features are tied to their place only
+loosely. In a DiT, a rotary embedding turns every query and key by its position, and those at one position match best.
+It therefore matters which positions the reference's tokens get:
 
-    original  where they were: every image token finds a rival at its very own position, and looks there
-    zero      all at (0, 0), as text is: the collision is gone, and with it most of the attention
-    shifted   beside the picture, at (row, column + w): likewise
+    original  their own: every image token finds a rival at its own position, and looks there
+    zero      (0, 0) for all, as for text: the collision is gone, and with it most of the attention
+    shifted   beside the picture, at (row, column + w): the same
 
-Measured here is the attention of image tokens on the reference's token of the same cell, mean over all image tokens,
-heads and blocks, for pairs of drawings that share a caption (one is the reference, one the picture in the making), both
-noised to the same flow time. With the reference the keys are M + 2 N; who looked everywhere alike would give each
-1 / (M + 2 N).
+The script measures the attention that image tokens pay to the reference's token in the same cell: the mean over image
+tokens, heads and blocks, for pairs of drawings that share a caption. One is the reference, the other the picture being
+made; both are noised to the same flow time. With the reference there are M + 2 N keys, so uniform attention would give
+each 1 / (M + 2 N).
 """
 
 import argparse
