@@ -1,8 +1,8 @@
 """Inpainting and outpainting: the same replacement, with the kept part as the reference.
 
 The picture is its own reference, M is the kept part, and tau comes late: 10% of the steps remain (Section 3.4), so the
-kept tokens are replaced in almost every step. At the end the kept pixels are pasted back and come out exactly as they
-went in; only the new part can make the seam fit. For outpainting, the canvas is larger than the picture. A token of
+reference replaces M in almost every step. At the end the kept pixels are pasted back and come out exactly as they went
+in; only the new part can make the seam fit. For outpainting, the canvas is larger than the picture. A token of
 which any part may change is redrawn as a whole, so a mask should leave the object some room.
 
     python examples/11_inpaint_outpaint.py

@@ -7,9 +7,9 @@
 
 Without `--data`, the subjects come from the drawn world, in combinations that training never showed, and the judge of
 that world looks at the pictures. Every subject has prompts that put it before another background, and one that gives it
-another colour. How often the pictures follow the colour tells what freedom the prompt keeps *inside* the mask; how often
-they follow the background, *outside*. `--data` takes a folder as `jaxpa.evaluation.evaluate.read_cases` describes it: a
-folder for each subject, with pictures and masks, and `prompts.txt`. The script writes scores.csv (a line for each
+another colour. How often the pictures follow the colour tells what freedom the prompt keeps *inside* the mask; how
+often they follow the background, *outside*. `--data` takes a folder as `jaxpa.evaluation.evaluate.read_cases` describes
+it: a folder for each subject, with pictures and masks, and `prompts.txt`. The script writes scores.csv (a line for each
 picture), table.md, table.json, plot.png, and sheet.png with the first subject's pictures.
 """
 
