@@ -37,7 +37,7 @@ def pytest_terminal_summary(terminalreporter: Any, config: pytest.Config) -> Non
     if config.getoption(WITHOUT_TORCH) and not config.option.collectonly:
         skipped = terminalreporter.stats.get("skipped", [])
         count = sum(NEEDS_TORCH in str(report.longrepr) for report in skipped)
-        terminalreporter.write_line(f"{count} tests need torch and were skipped ({WITHOUT_TORCH})")
+        terminalreporter.write_line(f"tests that need torch, skipped by {WITHOUT_TORCH}: {count}")
 
 
 @pytest.fixture(scope="session")
