@@ -1,9 +1,9 @@
-"""Stage 1: the autoencoder, on crops of drawn pictures and of natural ones (so that a photograph survives it).
+"""Stage 1: the autoencoder, trained on crops of drawn pictures and of natural ones, so that a photograph survives it.
 
-Loss: |x - y| + |x - y|^2 on pixels and on their differences (edges), plus a whisper of KL. At 60% of the run the
-latents are normalised channel by channel; the scales are folded into the encoder's last and the decoder's first
-convolution, because the file format knows one scale and one shift for all channels. From then on only the decoder
-learns, so that the latents stay what they were measured to be.
+The loss is |x - y| + |x - y|^2 on pixels and on their differences (edges), plus a little KL. At 60% of the run the
+latents are normalised channel by channel. The scales are folded into the encoder's last and the decoder's first
+convolution, because the file format has one scale and one shift for all channels. From then on only the decoder learns,
+so that the latents keep their measured statistics.
 """
 
 from collections.abc import Iterator
@@ -28,7 +28,7 @@ NATURAL = ("astronaut", "coffee", "rocket", "cat", "retina", "immunohistochemist
 def natural_images() -> list[np.ndarray]:
     """The colour pictures that come with scikit-image: (H, W, 3) uint8 each.
 
-    The right quarter of every picture is kept out of training: what is measured there was never seen.
+    Training never sees the right quarter of a picture, so it can be measured there.
     """
     from skimage import data
 
@@ -75,13 +75,13 @@ def loss(model: Autoencoder, images: jax.Array, key: jax.Array) -> jax.Array:
 
 
 def decoder_loss(model: Autoencoder, images: jax.Array, key: jax.Array) -> jax.Array:
-    """With the encoder fixed; half a rounding step of noise makes the decoder forgive the sampler's errors."""
+    """The loss with a fixed encoder; a little noise on the latents makes the decoder forgive the sampler's errors."""
     z = jax.lax.stop_gradient(model.encode(images).mean)
     return distance(images, model.decode(z + 0.03 * jax.random.normal(key, z.shape)))
 
 
 def normalise(model: Autoencoder, images: np.ndarray) -> Autoencoder:
-    """The same autoencoder with latents of mean 0 and variance 1 in every channel (but for the picture's rim)."""
+    """The same autoencoder with latents of mean 0 and variance 1 in every channel (except at the picture's rim)."""
     z = jnp.concatenate([model.encode(jnp.asarray(x)).mean for x in np.split(images, len(images) // 16)])
     mean, std = z.mean((0, 1, 2)), z.std((0, 1, 2))
     out, back = model.encoder.conv_out, model.decoder.conv_in
@@ -128,7 +128,7 @@ def measure(model: Autoencoder) -> dict[str, float]:
 
 
 def train(out: Path, config: AutoencoderConfig, *, steps: int, batch: int, pictures: int, seed: int) -> Autoencoder:
-    """Train, or take up where `out/autoencoder.state` stopped; returns the finished model."""
+    """Train, or resume `out/autoencoder.state`; returns the finished model."""
     drawn = np.concatenate([b.images for b in dataset(seed, pictures, workers=2)])
     stream = batches(drawn, natural_images(), batch, seed)
     model: Any = Autoencoder(config, rngs=nnx.Rngs(seed))
@@ -158,7 +158,7 @@ def train(out: Path, config: AutoencoderConfig, *, steps: int, batch: int, pictu
         if i == fold_at:
             sample = drawn[:1024].astype(np.float32) / 127.5 - 1
             state = (normalise(state[0], sample), *state[1:])
-            save_state(file, state)  # what is encoded from here on stays valid
+            save_state(file, state)  # latents that are encoded from here on stay valid
         state, value = (first if i < fold_at else second)(state, next(stream))
         log(i + 1, value)
         if (i + 1) % 500 == 0 or i + 1 == steps:

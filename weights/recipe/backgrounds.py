@@ -1,10 +1,10 @@
 """The places of the drawn world: eight backgrounds, told apart by ground, sky and one or two landmarks.
 
-A place is a function that paints on a large canvas with a pen, in parts of the side, and takes its details
-(where the sun stands, the heights of trees and houses, how the hills roll) from a Generator. No place uses
-a colour that a caption can name for a subject over a larger area: greens are pale or dark, whites are
-tinted, the night is darker than any blue. Every ground reaches above the line on which subjects stand (80%
-of the height or lower).
+A place is a function that paints with a pen on a large canvas, in fractions of its side. Its details (the sun's
+position, the heights of trees and houses, the shape of the hills) come from a Generator. No place fills a larger
+area with a colour that a caption can name for a subject: greens are pale or dark, whites are tinted, and the
+night is darker than any blue. Every ground reaches above the line on which subjects stand (80% of the height or
+lower).
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ Rng = np.random.Generator
 
 
 class Canvas:
-    """A square picture whose drawing functions take parts of its side, so that no place knows a pixel."""
+    """A square picture whose drawing functions take fractions of its side, so places do not depend on pixels."""
 
     def __init__(self, side: int):
         self.side = side
@@ -129,7 +129,7 @@ def forest(c: Canvas, rng: Rng) -> None:
 
 def night(c: Canvas, rng: Rng) -> None:
     c.gradient((22, 24, 72), (82, 72, 146), 0, 0.8)
-    for k in range(16):  # one star a cell: no clusters that look like noise
+    for k in range(16):  # one star in each cell: clusters would look like noise
         x, y = (k % 4 + rng.uniform(0.15, 0.85)) / 4, (k // 4 + rng.uniform(0.15, 0.85)) * 0.16
         c.disc((255, 246, 208), x, y, rng.uniform(0.006, 0.013))
     x, y, turn = rng.uniform(0.14, 0.86), rng.uniform(0.13, 0.22), rng.choice([-0.6, 0.6 + math.pi])

@@ -1,14 +1,14 @@
-"""Guidance distillation (stage 3b), so that one forward does the work of two, as FLUX.1-dev is made from its teacher.
+"""Guidance distillation (stage 3b): one forward does the work of several, as in FLUX.1-dev.
 
-The student is the teacher with a guidance embedding that says nothing yet. It learns the guided teacher,
+The student is the teacher with a guidance embedding that has no effect yet. It learns the guided teacher,
 
     v(caption) + (g - 1) [(v(caption) - v(nothing)) (t <= ONSET) + CONTRAST (v(caption) - v(another pattern))]
 
 for g from 1 to 5. The first difference is classifier-free guidance. It pulls towards the colour that a caption names,
-and so away from stripes and dots of a second one, most of all where the picture is still noise: so it starts at ONSET
-(Kynkaanniemi et al. 2024 see harm there too), and the second difference, between a caption and the same one with
-another pattern, pulls back. A fifth of the batch has g = 1 exactly, and a tenth no caption: inversions run there. The
-text encoders stay the teacher's. What is kept is the exponential average.
+and so away from stripes and dots of a second colour, most of all while the picture is still noise. Therefore it starts
+at ONSET (Kynkaanniemi et al. 2024 see harm above it too), and the second difference, between a caption and the same
+caption with another pattern, pulls back. A fifth of the batch has g = 1 exactly, and a tenth has no caption, since
+inversions run there. The text encoders stay the teacher's. The exponential average is kept.
 """
 
 from dataclasses import replace
@@ -46,7 +46,7 @@ def guided_config(config: FluxConfig) -> FluxConfig:
 
 
 def initial(teacher: TextToImage, seed: int) -> TextToImage:
-    """The teacher with a guidance embedding whose last layer is zero: the same velocity, whatever the guidance."""
+    """The teacher with a guidance embedding whose last layer is zero: its velocity does not depend on guidance."""
     student = reconfigured(teacher.transformer, replace(teacher.transformer.config, guidance_embeds=True), seed)
 
     def silent(key: Any, leaf: jax.Array) -> jax.Array:
@@ -90,14 +90,14 @@ def distillation_loss(
 ) -> jax.Array:  # fmt: skip
     """Mean squared distance of the student's velocity from the guided teacher's.
 
-    patterns: ids of the patterns' words (K,) in both encoders. Captions with the last of them are their own contrast:
-    dots that are pushed away from stripes and plain colour ran together into stripes.
+    patterns: ids of the patterns' words (K,) in both encoders. Captions with the last pattern are their own contrast:
+    pushed away from stripes and plain colour, dots ran together into stripes.
     """
     size, grid = len(batch.latents), (batch.latents.shape[1] // 2, batch.latents.shape[2] // 2)
     k_time, k_noise, k_drop, k_guidance = jax.random.split(key, 4)
     x0 = patchify(jnp.asarray(batch.latents, jnp.float32))  # (B, N, C)
     noise = jax.random.normal(k_noise, x0.shape)
-    # Even in time: a sampler visits every stretch of the flow, not only those where there is most to learn.
+    # Times are uniform: a sampler visits every part of the flow, not only those with most to learn.
     t = (jax.random.permutation(k_time, size) + jax.random.uniform(k_drop, (size,))) / size  # (B,)
     guidance = draw_guidance(k_guidance, size)
     drop = jax.random.uniform(jax.random.fold_in(k_drop, 1), (size, 1)) < 0.1
@@ -119,7 +119,7 @@ def train(
     patterns: tuple[np.ndarray, np.ndarray], *, steps: int, batch: int, seed: int, muon_rate: float = 0.005,
     adam_rate: float = 6e-4, ema: float = 0.99,
 ) -> TextToImage:  # fmt: skip
-    """Distil, or take up where `out/distill.state` stopped; returns the averaged student with the teacher's text."""
+    """Distil, or resume `out/distill.state`; returns the averaged student with the teacher's text encoders."""
     start: Any = Student(initial(teacher, seed).transformer)
     rate = trapezoid(1.0, steps, warmup=50, decay=0.5)
     tx = optimiser(start, lambda s: muon_rate * rate(s), lambda s: adam_rate * rate(s), hidden_matrix)

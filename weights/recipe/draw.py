@@ -1,13 +1,12 @@
-"""The subjects of the drawn world: eight families, each a list of flat parts, and the brush that paints
-them.
+"""The subjects of the drawn world: eight families, each a list of flat parts, and the brush that paints them.
 
 A family is a function of two hidden proportions (0..1) that returns parts in any units, y pointing down.
 The brush then flips, tilts and scales the whole list so that its larger side has exactly the wanted span
-and its lowest point stands on the wanted line. Drawing is done at `SUPERSAMPLE` times the picture's size
-and averaged down: PIL has no anti-aliased polygons.
+and its lowest point stands on the wanted line. It draws at `SUPERSAMPLE` times the picture's size and averages
+down, because PIL has no anti-aliased polygons.
 
-Everything is drawn for an autoencoder that divides the side by four: outlines of 1.7 pixels in 96, the
-period of stripes and dots a quarter of the subject, no detail that only a larger picture could show.
+The drawings suit an autoencoder that divides the side by four: outlines are 1.7 of 96 pixels wide, the period of
+stripes and dots is a quarter of the subject, and no detail needs a larger picture.
 """
 
 from __future__ import annotations
@@ -53,7 +52,7 @@ PAIRS: dict[str, tuple[str, ...]] = {
     "purple": ("cream", "orange", "pink", "turquoise"),
     "white": ("navy", "orange", "pink", "turquoise"),
 }
-# Paints that belong to a part and not to an identity.
+# Paints of parts that do not belong to an identity.
 FIXED: dict[str, RGB] = {
     "ink": INK,
     "glass": (196, 230, 246),
@@ -80,7 +79,7 @@ class Part:
 
 @dataclass(frozen=True)
 class Look:
-    """What the brush needs to know of a subject; the fields are explained in `world.Subject`."""
+    """What the brush needs to know of a subject; `world.Subject` explains the fields."""
 
     family: str
     colour: str
@@ -222,7 +221,7 @@ def star(a: float, b: float) -> list[Part]:
     return [
         Part(soft(tips, 0.15), "second"),
         Part(soft(tips * rim, 0.12), "main", patterned=True, edge=False),
-        Part(oval(0, 0.02, 0.29, 0.25), "main", edge=False),  # a face is not read on stripes
+        Part(oval(0, 0.02, 0.29, 0.25), "main", edge=False),  # a face is hard to see on stripes
         Part(oval(-0.13, -0.05, 0.065, 0.1, n=16), "ink", edge=False),
         Part(oval(0.13, -0.05, 0.065, 0.1, n=16), "ink", edge=False),
         Part(arc(0, 0.08, 0.13, 0.1, 10, 170), "ink", width=0.055, edge=False),
@@ -340,7 +339,7 @@ def pattern_sheet(look: Look, frame: Frame) -> Image.Image:
 def outline(pen: ImageDraw.ImageDraw, points: np.ndarray, width: float) -> None:
     """The dark line around a closed part."""
     pen.line(flat(np.concatenate([points, points[:1]])), fill=(*INK, 255), width=max(1, round(width)))
-    # PIL's own joints are gaps or slow. Dense outlines turn too little at a point to need one.
+    # PIL's joints leave gaps or are slow; a dense outline turns too little at a point to need one.
     for x, y in points.tolist() if len(points) <= 12 else ():
         dot(pen, x, y, width, (*INK, 255))
 

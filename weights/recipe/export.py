@@ -1,7 +1,7 @@
 """Stage 4: the trained networks as a folder that diffusers reads, in bfloat16.
 
-The folder is FLUX.1's: five components, a scheduler, `model_index.json`; beside them `jaxpa.json`, what suits this
-checkpoint where a user says nothing.
+The folder has FLUX.1's layout: five components, a scheduler and `model_index.json`. Beside them, `jaxpa.json` holds the
+settings that this checkpoint uses unless told otherwise.
 """
 
 import json
@@ -47,7 +47,7 @@ def tensors(name: str, config: Config, module: Any) -> dict[str, np.ndarray]:
 
 
 def component_json(name: str, config: Any) -> dict[str, Any]:
-    """A component's config.json: our fields under the reference's names, and what the reference needs besides."""
+    """A component's config.json: our fields under the reference's names, and whatever else the reference needs."""
     fields, levels = asdict(config), len(getattr(config, "block_out_channels", ()))
     extra: dict[str, dict[str, Any]] = {
         "transformer": {"_class_name": "FluxTransformer2DModel", "patch_size": 1},
@@ -58,7 +58,7 @@ def component_json(name: str, config: Any) -> dict[str, Any]:
         },
         "text_encoder": {
             "architectures": ["CLIPTextModel"], "model_type": "clip_text_model",
-            # As FLUX.1 has them: never read, but transformers' own defaults lie outside a small vocabulary.
+            # FLUX.1's values; nothing reads them, but transformers' own defaults lie outside a small vocabulary.
             "bos_token_id": 0, "pad_token_id": 1,
         },
         "text_encoder_2": {
@@ -72,7 +72,7 @@ def component_json(name: str, config: Any) -> dict[str, Any]:
 def export(
     folder: Path, config: FluxConfig, networks: dict[str, Any], tokenizers: Path, settings: dict[str, Any]
 ) -> None:
-    """Write a diffusers folder, whole or not at all; one that is there is replaced.
+    """Write a diffusers folder, whole or not at all, in place of an existing one.
 
     networks: a module for each of `WEIGHTS`; tokenizers: the folder that holds `tokenizer` and `tokenizer_2`;
     settings: preset, size, steps, guidance, max_length of `jaxpa.json`.

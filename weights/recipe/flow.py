@@ -1,8 +1,8 @@
 """Stage 3: text encoders and MM-DiT together, by conditional flow matching.
 
-x_t = (1 - t) x0 + t e, the network predicts e - x0. Times are logit-normal, stratified over the batch; a tenth of
-the captions is dropped, for guidance. Hidden matrices learn by Muon, the rest by Adam; what is kept is the
-exponential average of the weights.
+With x_t = (1 - t) x0 + t e, the network predicts e - x0. Times are logit-normal, stratified over the batch; a tenth of
+the captions is dropped, for guidance. Hidden matrices learn by Muon, the rest by Adam; the exponential average of the
+weights is kept.
 """
 
 from collections.abc import Iterator
@@ -43,8 +43,10 @@ class Batch(NamedTuple):
 
 
 def initial(config: FluxConfig, seed: int) -> TextToImage:
-    """Random weights, but gates and the last layer start at zero, so that every block starts as the identity; and the
-    heads of T5 start by looking at the words around, those of its last block (`without_queries`) for good."""
+    """Random weights, except that gates and the last layer are zero, so every block starts as the identity.
+
+    T5's heads start by looking at the words around; those of its last block stay that way (`without_queries`).
+    """
     rngs = nnx.Rngs(seed)
     model = TextToImage(
         Flux(config.transformer, rngs=rngs),
@@ -62,11 +64,11 @@ def initial(config: FluxConfig, seed: int) -> TextToImage:
 
 
 def without_queries(model: Any) -> Any:
-    """The networks, or changes of them, with the queries of T5's last block at zero: it attends by position alone.
+    """The networks, or changes to them, with the queries of T5's last block at zero, so it attends by position alone.
 
-    T5 does not scale its logits, and Muon moves a matrix by the same step however it is scaled: content outgrows the
-    biases of `reading_neighbours`. The blocks before may read content: when it was taken from a trained model in all of
-    them, the number of subjects, one "and" in the caption, was lost and not learned again in 750 updates.
+    T5 does not scale its logits, and Muon moves a matrix by the same step whatever its scale, so content outgrows the
+    biases of `reading_neighbours`. Earlier blocks may read content: when no block of a trained model could, it lost the
+    number of subjects (one "and" in the caption), and did not learn it again in 750 updates.
     """
 
     def still(path: Any, leaf: jax.Array) -> jax.Array:
@@ -77,18 +79,18 @@ def without_queries(model: Any) -> Any:
 
 
 def reading_neighbours(table: jax.Array) -> jax.Array:
-    """T5's biases (buckets, H) with heads that look one word back, two back, one on, and three or four back.
+    """T5's biases (buckets, H), with heads that look one word back, two back, one ahead, and three or four back.
 
-    From small random biases the words' content takes over: after 5000 updates its logits deviated by 150, the biases
-    by 0.1, every word looked at the same other words wherever they stood, and "a red cat and a blue mug" was the same
-    to T5 as "a blue cat and a red mug".
+    If the biases start small and random, the words' content takes over. After 5000 updates its logits deviated by 150,
+    the biases by 0.1; every word looked at the same other words wherever they stood, and T5 could not tell "a red cat
+    and a blue mug" from "a blue cat and a red mug".
     """
     later = len(table) // 2  # the first bucket of keys after the query
     return table.at[jnp.array([1, 2, later + 1, 3, 4]), jnp.array([0, 1, 2, 3, 3])].add(5.0)
 
 
 def start_from(folder: Path, config: FluxConfig) -> tuple[TextToImage, Autoencoder]:
-    """An exported checkpoint, to learn on; a guidance embedding is left behind. ValueError: of other sizes."""
+    """An exported checkpoint, to train further, without its guidance embedding. ValueError: its sizes differ."""
     parts = load_parts(folder, dtype=jnp.float32)
     plain = replace(parts.config, transformer=replace(parts.config.transformer, guidance_embeds=False))
     if plain != config:
@@ -98,7 +100,7 @@ def start_from(folder: Path, config: FluxConfig) -> tuple[TextToImage, Autoencod
 
 
 def reconfigured(network: Flux, config: TransformerConfig, seed: int = 0) -> Flux:
-    """The network under another configuration: weights that both have are kept, the rest is random."""
+    """The network under another configuration: shared weights are kept, the others are random."""
     fresh = jax.jit(lambda: Flux(config, rngs=nnx.Rngs(seed), dtype=network.dtype))()
     known = dict(jax.tree_util.tree_flatten_with_path(network)[0])
     return jax.tree_util.tree_map_with_path(known.get, fresh)
@@ -117,7 +119,7 @@ def flow_loss(model: TextToImage, batch: Batch, empty: tuple[np.ndarray, np.ndar
     k_time, k_noise, k_drop = jax.random.split(key, 3)
     x0 = patchify(jnp.asarray(batch.latents, jnp.float32))  # (B, N, C)
     noise = jax.random.normal(k_noise, x0.shape)
-    # One time from each of B equal slices of the distribution: the batch's loss varies less.
+    # One time from each of B equal slices of the distribution, so that the batch's loss varies less.
     u = (jnp.arange(size) + jax.random.uniform(k_time, (size,))) / size
     t = jax.nn.sigmoid(0.3 + jax.scipy.stats.norm.ppf(jnp.clip(u, 1e-4, 1 - 1e-4)))  # (B,)
     drop = jax.random.uniform(k_drop, (size, 1)) < 0.1
@@ -130,7 +132,7 @@ def flow_loss(model: TextToImage, batch: Batch, empty: tuple[np.ndarray, np.ndar
 
 
 def batches(data: Batch, size: int, seed: int, start: int) -> Iterator[Batch]:
-    """Shuffled epochs without end; `start` batches in, the same as if they had been drawn."""
+    """Endless shuffled epochs; with `start`, the batches that follow the first `start` ones."""
     per_epoch = len(data.latents) // size
     for epoch in range(start // per_epoch, 1_000_000):
         order = np.random.default_rng([seed, epoch]).permutation(len(data.latents))
@@ -141,7 +143,7 @@ def batches(data: Batch, size: int, seed: int, start: int) -> Iterator[Batch]:
 
 
 def hidden_matrix(path: str, leaf: Any) -> bool:
-    """Kernels of stacked blocks, but for the modulation."""
+    """Kernels of stacked blocks, except the modulation's."""
     return "blocks" in path and "kernel" in path and leaf.ndim == 3 and ".mod." not in path
 
 
@@ -150,7 +152,7 @@ def train(
     steps: int, batch: int, seed: int, start: TextToImage | None = None, muon_rate: float = 0.014,
     adam_rate: float = 1.7e-3, ema: float = 0.999,
 ) -> TextToImage:  # fmt: skip
-    """Train from `start` (None: random weights), or take up where `out/flow.state` stopped; the averaged weights."""
+    """Train from `start` (None: random weights), or resume `out/flow.state`; returns the averaged weights."""
     model: Any = initial(config, seed) if start is None else start
     rate = trapezoid(1.0, steps)
     tx = optimiser(model, lambda s: muon_rate * rate(s), lambda s: adam_rate * rate(s), hidden_matrix)

@@ -1,8 +1,8 @@
 """A judge of pictures: one small convolutional network that says what a picture of the drawn world shows.
 
-Heads for family, colour, pattern, background and the number of subjects, and an embedding in which two pictures of
-one subject are near and two instances of one caption are not. A picture of two subjects is judged by halves: the
-world puts one into each. `classifiers` trains the judge; `weights/judge.safetensors` is the trained one.
+It has heads for family, colour, pattern, background and the number of subjects, and an embedding in which two pictures
+of one subject are near and two instances of one caption are not. A picture of two subjects is judged by halves, since
+the world puts one into each. `classifiers` trains the judge; `weights/judge.safetensors` is the trained one.
 """
 
 from collections.abc import Mapping, Sequence
@@ -34,7 +34,7 @@ class Seen(NamedTuple):
 
 
 class Classifier(nnx.Module):
-    """Pictures (B, H, W, 3) in [-1, 1], sides of 16 n -> Seen. Pooled at the end, so that a half is a picture too."""
+    """Pictures (B, H, W, 3) in [-1, 1], sides of 16 n -> Seen. Pooling at the end lets it take half a picture too."""
 
     def __init__(self, widths: Sequence[int] = (32, 48, 96, 128), *, rngs: nnx.Rngs, dtype: DTypeLike = jnp.float32):
         def conv(inputs: int, outputs: int, size: int) -> nnx.Conv:
@@ -76,7 +76,7 @@ def save(model: Classifier, path: Path) -> None:
 
 
 def load(path: Path = FILE, like: Classifier | None = None) -> "Judge":
-    """What `save` wrote, as a judge. ValueError: a file of another network."""
+    """The judge that `save` wrote. Raises ValueError for a file of another network."""
     model = jax.eval_shape(lambda: Classifier(rngs=nnx.Rngs(0))) if like is None else like
     stored = load_file(path)
 
@@ -97,7 +97,7 @@ _see = jax.jit(lambda model, x: model(x))
 
 @dataclass(frozen=True)
 class Judge:
-    """Says what pictures show: what `jaxpa.evaluation.evaluate` calls."""
+    """Says what pictures show; `jaxpa.evaluation.evaluate` calls it."""
 
     model: Classifier
 
@@ -129,7 +129,7 @@ class Judge:
 
 
 def present(judge: Judge, pictures: np.ndarray, wanted: Mapping[str, np.ndarray]) -> np.ndarray:
-    """Whether both captioned subjects are there, (B,) bool: two in all, and family and colour of each, in any order.
+    """Whether both captioned subjects are there, (B,) bool: two subjects, with both families and colours, in any order.
 
     wanted: "family" and "colour", (2, B) indices into the world's names.
     """

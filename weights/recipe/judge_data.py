@@ -28,7 +28,7 @@ HEADS: dict[str, tuple[str, ...]] = {
     "background": tuple(BACKGROUNDS),
     "count": ("one", "two"),
 }
-PAIRED = ("family", "colour", "pattern")  # what each of two subjects has of its own
+PAIRED = ("family", "colour", "pattern")  # each of two subjects has its own
 
 
 class Examples(NamedTuple):
@@ -102,7 +102,7 @@ def through(vae: Autoencoder, pictures: np.ndarray, batch: int = 32) -> np.ndarr
 
 
 def partly_through(vae: Autoencoder, examples: Examples, one_in: int = 8) -> Examples:
-    """Every eighth picture through the autoencoder."""
+    """Send every eighth picture through the autoencoder, in place."""
     examples.pictures[::one_in] = through(vae, examples.pictures[::one_in])
     return examples
 

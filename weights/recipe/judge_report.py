@@ -22,7 +22,7 @@ def wanted(examples: Examples) -> dict[str, np.ndarray]:
 
 
 def presence(judge: Judge, examples: Examples) -> dict[str, float]:
-    """Both subjects found where they are; and found where the caption is another picture's."""
+    """How often both subjects are found: with the true caption, and with wrong ones."""
     pictures, want = unit(examples.pictures), wanted(examples)
     shifted = {head: np.roll(values, 1, axis=1) for head, values in want.items()}
     halved = {head: np.stack([values[0], np.roll(values[1], 1)]) for head, values in want.items()}
@@ -50,13 +50,13 @@ def measure(judge: Judge, vae: Autoencoder, count: int = 512) -> dict[str, dict[
     return out
 
 
-def chance(double: Examples | None = None) -> dict[str, float]:
-    """What guessing gives: one in the number of classes."""
+def chance() -> dict[str, float]:
+    """The accuracy of guessing: one in the number of classes."""
     return {head: 1 / len(names) for head, names in HEADS.items()}
 
 
 def report(judge: Judge, vae: Autoencoder, made: str, count: int = 512) -> str:
-    """`measure` as a page; `made` says how the judge was."""
+    """`measure` as a page; `made` says how the judge was made."""
     measured, guess = measure(judge, vae, count), chance()
     lines = [
         "# The judge, measured", "", made, "",

@@ -32,7 +32,7 @@ class Tokenizers:
         return ids(self.t5, self.t5.model_max_length), ids(self.clip, CLIP_TOKENS)
 
     def words(self, words: Sequence[str]) -> tuple[np.ndarray, np.ndarray]:
-        """Ids of words that are one token each, (K,) of T5 and of CLIP. ValueError: one is not."""
+        """Ids of words of one token each, (K,) for T5 and for CLIP. ValueError: a word is not one token."""
         found = []
         for tokenizer in (self.t5, self.clip):
             ids = tokenizer(list(words), add_special_tokens=False).input_ids
@@ -50,8 +50,10 @@ def encode(model: Autoencoder, images: np.ndarray, batch: int = 32) -> np.ndarra
 
 
 def prepare(file: Path, model: Autoencoder, pictures: int, seed: int, two: float = 0.05) -> Batch:
-    """Latents and ids of the first `pictures` training pictures of the world `seed`, the part `two` of them with two
-    subjects; only what `file` does not hold yet is drawn. The tokenizers lie beside it."""
+    """Latents and ids of the first `pictures` training pictures of the world `seed`; a share `two` has two subjects.
+
+    Only pictures that `file` does not hold yet are drawn. The tokenizers lie beside it.
+    """
     columns = [_read(file)] if file.exists() else []
     done = len(columns[0].latents) if columns else 0
     if done < pictures:
@@ -73,6 +75,6 @@ def _read(file: Path) -> Batch:
 
 
 def held_out(out: Path, model: Autoencoder, count: int = 256) -> Batch:
-    """Pictures of the combinations that training never sees."""
+    """Pictures of combinations that training never sees."""
     batch = render_many(seed=992, start=0, count=count, held_out=True)
     return Batch(encode(model, batch.images), *Tokenizers(out)(batch.captions))

@@ -1,6 +1,6 @@
 """The two tokenizers, trained on the world's captions: a byte-level BPE like CLIP's, a unigram model like T5's.
 
-Every caption word is one token of each. Other words are not lost: they break into pieces, down to single characters.
+Every caption word is one token in each. Other words are not lost: they break into pieces, down to single characters.
 """
 
 import json
@@ -43,7 +43,7 @@ def make_t5(captions: list[str], folder: Path, length: int) -> None:
     total = sum(counts.values())
     pieces = [(mark, 0.0) for mark in marks]
     pieces += [(f"▁{word}", math.log(count / total)) for word, count in sorted(counts.items())]
-    # A word costs less than its letters, whatever it is.
+    # Any word costs less than its letters.
     pieces += [(letter, -20.0) for letter in ["▁", *string.ascii_letters, *string.digits, *string.punctuation]]
     model = Tokenizer(models.Unigram(pieces, unk_id=2))
     spaces = normalizers.Replace(Regex(" {2,}"), " ")

@@ -1,7 +1,7 @@
 """Train the embedded checkpoint from nothing: `python -m weights.recipe.train --out runs/mini`.
 
-Stages, each resumed from what it left in the run's folder: tokenizers and autoencoder, latents, flow (the teacher),
-guidance distillation (the student), export.
+The stages are tokenizers and autoencoder, latents, flow (the teacher), guidance distillation (the student), and export.
+Each resumes from its state in the run's folder.
 """
 
 from dataclasses import dataclass

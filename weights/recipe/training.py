@@ -1,4 +1,4 @@
-"""What every stage of the recipe shares: the optimiser, its schedule, and a state on disk that a run resumes from."""
+"""What every stage of the recipe shares: the optimiser, its schedule, and a state on disk from which a run resumes."""
 
 import os
 import time
@@ -15,9 +15,9 @@ from safetensors.numpy import load_file, save_file
 
 
 def trapezoid(peak: float, steps: int, warmup: int = 200, decay: float = 0.3, floor: float = 0.02) -> optax.Schedule:
-    """Warm up, stay, and come down by a cosine over the last `decay` of the steps.
+    """Warm up, stay constant, and fall by a cosine over the last `decay` of the steps.
 
-    While the rate is constant the end can still be moved: a run that is resumed with more steps wastes nothing.
+    While the rate is constant the end can still move, so a run that resumes with more steps wastes nothing.
     """
     start = int(steps * (1 - decay))
 
@@ -68,7 +68,7 @@ def load_state(path: Path, like: Any) -> Any:
 
 
 class Log:
-    """A line on stdout now and then, and the same figures in a CSV file for the loss curve."""
+    """Prints a line now and then, and writes the same figures to a CSV file for the loss curve."""
 
     def __init__(self, path: Path, every: int):
         self.path, self.every = path, every

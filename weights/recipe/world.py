@@ -1,10 +1,10 @@
-"""The world the embedded checkpoint is trained on: drawn pictures with captions, and masks that are true.
+"""The world that the embedded checkpoint is trained on: drawn pictures with captions and true masks.
 
-A personalisation method can only be judged where identity is something a caption does not say. So every
-subject has *named* attributes (family, colour, pattern, background), which a caption tells, and *hidden*
-ones (a second colour, the angle, period and phase of its stripes or dots, two proportions, flip, tilt),
-which no caption ever mentions: they can come from a reference picture only. Two scenes with one caption are
-two instances; one subject before another background is the same instance, and its mask is known exactly.
+A personalisation method can only be judged if identity is more than a caption says. So every subject has *named*
+attributes (family, colour, pattern, background), which a caption tells, and *hidden* ones (a second colour, the
+angle, period and phase of its stripes or dots, two proportions, flip, tilt), which no caption mentions: only a
+reference picture can supply them. Two scenes with one caption show two instances; a subject before another
+background is the same instance, and its mask is known exactly.
 
     scene = sample_scene(np.random.default_rng(0))
     image, mask = render(scene)                       # pure: a scene is all there is to know
@@ -51,7 +51,7 @@ TEMPLATES = (
     "{where} there is {subject}",
 )
 VARIANTS = 2 * len(TEMPLATES)  # every template with "plain" said, then every template with it left out
-WORDS: dict[str, list[str]] = {  # of all captions, by kind: what a prompt can ask for
+WORDS: dict[str, list[str]] = {  # of all captions, by kind: what a prompt can contain
     "subjects": list(FAMILIES),
     "colours": list(COLOURS),
     "patterns": list(PATTERNS),
@@ -131,7 +131,7 @@ def sample_background(rng: np.random.Generator, kind: str | None = None) -> Back
 
 
 def combination_held_out(family: str, colour: str, background: str) -> bool:
-    # Not hash(): Python salts it anew in every process.
+    # Not hash(): Python salts it in every process.
     digest = hashlib.sha256(f"{family} {colour} {background}".encode()).digest()
     return int.from_bytes(digest[:8], "big") % HELD_OUT_ONE_IN == 0
 
@@ -220,7 +220,7 @@ def labels_of(scene: Scene) -> tuple[int, ...]:
 
 
 def numbered_scene(seed: int, number: int, two: float = 0.05, held_out: bool | None = False) -> tuple[Scene, str]:
-    """Picture `number` of the world `seed`, and its caption: no other picture has a say in it."""
+    """Picture `number` of the world `seed`, and its caption; they do not depend on other pictures."""
     rng = np.random.default_rng([seed, number])
     scene = sample_scene(rng, two, held_out)
     return scene, caption(scene, rng)
@@ -250,12 +250,12 @@ def _render_job(job: tuple[int, int, int, int, float]) -> Batch:
 def dataset(
     seed: int, count: int, size: int = SIZE, workers: int = 1, chunk: int = 512, first: int = 0, two: float = 0.05
 ) -> Iterator[Batch]:
-    """Pictures `first` to `count` in order, in batches of `chunk`; `workers` changes nothing but the speed."""
+    """Pictures `first` to `count` in order, in batches of `chunk`; `workers` changes only the speed."""
     jobs = [(seed, start, min(chunk, count - start), size, two) for start in range(first, count, chunk)]
     if workers <= 1:
         yield from map(_render_job, jobs)
         return
-    # Spawned, not forked: the caller usually holds a JAX runtime, whose threads do not survive a fork.
+    # Spawn, do not fork: the caller usually holds a JAX runtime, whose threads do not survive a fork.
     with multiprocessing.get_context("spawn").Pool(min(workers, len(jobs))) as pool:
         yield from pool.imap(_render_job, jobs)
 
