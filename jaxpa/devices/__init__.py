@@ -1,4 +1,4 @@
-"""The machines: how networks are spread over them, what a run costs, how fast it is.
+"""The machines: how networks are spread over them, what a run costs, and how fast it is.
 
 sharding   which device holds which part of which parameter
 cost       FLOPs, bytes and forwards, from configurations alone

@@ -2,12 +2,13 @@
 
     report = compiled(job, find("v6e-4"))         # in a process of its own, on the CPU
 
-Compiled, not run. Memory, fusions, layouts, kernels and collectives are those of the program that the device would
-run. On TPU `cycles` is the compiler's static estimate, without overlap and without what happens inside Pallas kernels;
-on GPU there is none, and `least_seconds` says what arithmetic and memory traffic take at the peak of each.
+The program is compiled, not run. Its memory, fusions, layouts, kernels and collectives are those that the device would
+have. On TPU, `cycles` is the compiler's static estimate, without overlap and without the inside of Pallas kernels. A
+GPU's compiler estimates nothing; `least_seconds` is what arithmetic and memory traffic take at the peak of each.
 
-XLA's TPU and CUDA compilers are libraries (`pip install 'jaxpa[tpu]'`, `'jaxpa[gpu-plan]'`) that need no such device.
-They want their environment set before JAX starts, and a device that is there must not be taken: hence the process.
+XLA's TPU and CUDA compilers are libraries (`pip install 'jaxpa[tpu]'`, `'jaxpa[gpu-plan]'`) that do not need the
+device. They read their environment when JAX starts, and must not take a device that is there, so they run in their own
+process.
 """
 
 import json
@@ -35,7 +36,7 @@ ENVIRONMENT = {
     "TPU_WORKER_HOSTNAMES": "localhost",
     "TPU_ACCELERATOR_TYPE": "v5litepod-4",
     "JAX_TRACEBACK_FILTERING": "off",
-    # Autotuning needs the device; untuned Triton products would be far from what is chosen there, cuBLAS's are not.
+    # Autotuning needs the device. Untuned Triton products would be far from those chosen there; cuBLAS's are not.
     "XLA_FLAGS": "--xla_gpu_autotune_level=0 --xla_gpu_enable_triton_gemm=false",
 }
 PLUGINS = {"tpu": ("libtpu",), "cuda": ("jax_cuda13_plugin", "jax_cuda12_plugin")}
@@ -43,7 +44,7 @@ EXTRAS = {"tpu": "tpu", "cuda": "gpu-plan"}
 
 
 def missing(target: Target) -> str | None:
-    """What must be installed to compile for a target; None: nothing."""
+    """The command that installs a target's compiler; None if it is installed."""
     platform = target.chip.platform
     if any(find_spec(name) for name in PLUGINS[platform]):
         return None
@@ -59,7 +60,7 @@ def meshes(job: Job, target: Target) -> list[tuple[int, int]]:
 def compiled(job: Job, target: Target, mesh: tuple[int, int] | None = None) -> dict[str, Any]:
     """The report of a job's program on a target; see `report`. mesh: (data, model); None: the first that fits.
 
-    Raises JaxpaError where no mesh of all chips divides the work, or the compiler fails for another reason than memory.
+    Raises JaxpaError if no mesh of all chips divides the work, or if the compiler fails for other reasons than memory.
     """
     if need := missing(target):
         raise JaxpaError(f"compiling for {target.name} needs its compiler: {need}")
@@ -91,7 +92,7 @@ def _apart(job: Job, target: Target, mesh: tuple[int, int]) -> dict[str, Any]:
 
 
 def report(job: Job, target: Target, mesh: tuple[int, int]) -> dict[str, Any]:
-    """Compile here and now, and read what came out; the environment must be that of `ENVIRONMENT`.
+    """Compile in this process, whose environment must be `ENVIRONMENT`, and read the compiled program.
 
     Bytes are of one device. `collectives` (count and bytes by kind), `cycles`, `launches` and `seconds` are sums over
     the whole sampling, loops multiplied by their trips; `stretches` has those of one step, for every loop over steps.
@@ -153,7 +154,7 @@ def _read(text: str, job: Job, target: Target) -> dict[str, Any]:
 
 
 def _blocks(node: hlo.Node, gpu: bool) -> list[dict[str, Any]]:
-    """Of the loops over depth inside a step: one block's figures each."""
+    """One block's figures, for each loop over depth inside a step."""
     return [{"trips": inner.trips, **_figures(hlo.total(inner), gpu)} for inner in node.loops]
 
 

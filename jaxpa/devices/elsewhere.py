@@ -1,4 +1,4 @@
-"""What a request takes on a device that is not here: compiled for it, or estimated where its compiler is missing."""
+"""What a request takes on a device that is not here: compiled for it, or estimated if its compiler is missing."""
 
 import re
 from dataclasses import replace
@@ -32,7 +32,7 @@ def parse_mesh(text: str, target: Target) -> tuple[int, int]:
 
 
 def job_of(run: Run, dtype: str, above: int) -> Job:
-    """The program of a run's first tau, above which so many steps start."""
+    """The program of a run's first tau; `above` is the number of steps that start above it."""
     job = Job(
         run.spec.config.transformer, run.grid, run.text, run.images, run.references, run.steps, guided=run.guided,
         masked=run.context, dtype=dtype,
@@ -43,12 +43,12 @@ def job_of(run: Run, dtype: str, above: int) -> Job:
 def elsewhere(
     source: Source, request: Request, content: dict[str, Any], name: str, mesh: str | None = None
 ) -> dict[str, Any]:
-    """Facts of the sampling program on the device of that name, on top of the plan's `content`.
+    """Facts of the sampling program on the device of that name, beside the plan's `content`.
 
-    fits, peak_bytes, usable_bytes, temp_bytes (of one device), mesh, kernel, collectives, cycles or least_seconds,
-    compile_seconds: `compiled.report`, of the program for one tau. peak_seconds is what the products that the plan
-    counts take at the device's peak. Where the compiler is not installed, `method` is "formula" and `needs` says what
-    to install. Raises JaxpaError.
+    fits, peak_bytes, usable_bytes, temp_bytes (of one device), mesh, kernel, collectives, cycles or least_seconds, and
+    compile_seconds come from `compiled.report` of the program for one tau. peak_seconds is the time that the plan's
+    products take at the device's peak. If the compiler is not installed, `method` is "formula" and `needs` says what to
+    install. Raises JaxpaError.
     """
     target = find(name)
     run = run_of(request, Spec(source.config, settings_of(source)))
@@ -67,7 +67,7 @@ def elsewhere(
                 "peak_bytes": peak, "usable_bytes": usable, "fits": peak <= usable}  # fmt: skip
     report = compiled(job_of(run, content["dtype"], content["steps_above_tau"][0]), target, sides)
     beside = {part: size for part, size in content["weight_bytes"].items() if part != "transformer"}
-    # The plan's own weight_bytes are of all parts; the program's are those of the network's share on one device.
+    # The plan's weight_bytes are those of all parts; the program's are the network's share on one device.
     return {**facts, "method": "compiler", **report, "weight_bytes": content["weight_bytes"],
             "program_weight_bytes": report["weight_bytes"], "encoder_bytes": sum(beside.values())}  # fmt: skip
 

@@ -1,4 +1,4 @@
-"""What a compiled program does, read off its optimized HLO text: loops and their trips, kernels, collectives, work.
+"""Reads what a compiled program does off its optimized HLO text: loops and their trips, kernels, collectives, work.
 
     program = read(compiled.as_text());  total(program.root).cycles
 
@@ -38,7 +38,7 @@ class Array(NamedTuple):
 
 @dataclass(frozen=True)
 class Instruction:
-    """`arrays` are those of its result, flat; `operands` the names of its arguments; `text` the whole line."""
+    """`arrays` has the arrays of its result, flat; `operands` the names of its arguments; `text` the whole line."""
 
     name: str
     op: str
@@ -56,7 +56,7 @@ Computation = dict[str, Instruction]
 
 @dataclass
 class Node:
-    """A loop (or, as the root, the program): what one iteration does itself, and the loops inside it.
+    """A loop, or, as the root, the program: what one iteration does itself, and the loops inside it.
 
     collectives  kind -> how many, and kind + " bytes" -> bytes of their results on a device
     kernels      attention's and other custom calls by name -> how many
@@ -78,7 +78,7 @@ class Node:
 
 @dataclass(frozen=True)
 class Peak:
-    """What a device can do at best: FLOP and bytes a second."""
+    """The most that a device can do: FLOP and bytes a second."""
 
     flops: float
     bandwidth: float
@@ -134,7 +134,7 @@ class Program:
 
 
 def read(text: str, peak: Peak | None = None, trips: Iterable[int] = ()) -> Program:
-    """A module's text as a tree. trips: of the loops whose bounds are known at run time only, in order."""
+    """A module's text as a tree. trips: those of the loops whose bounds are only known at run time, in order."""
     found, entry = computations(text)
     return Program(found, _Reader(found, peak, iter(trips)).node(entry, 1))
 
@@ -177,7 +177,7 @@ class _Reader:
                 self.count(node, one, computation)
 
     def trips(self, loop: Instruction) -> int | None:
-        """What XLA noted, or the bound that the counter is compared with; None: known at run time only."""
+        """What XLA noted, or the bound that the counter is compared with; None: only known at run time."""
         if known := re.search(r'known_trip_count":\{"n":"(\d+)"', loop.text):
             return int(known[1])
         condition = self.computations[loop.called("condition")[0]]
@@ -228,7 +228,7 @@ class _Reader:
 
 
 def results(one: Instruction) -> tuple[Array, ...]:
-    """The arrays that a collective makes: one that is started apart has its operands in its shape, too."""
+    """The arrays that a collective makes; the shape of an asynchronous start also has its operands."""
     if one.op.endswith("-start") and one.op != "all-reduce-start":
         data = [a for a in one.arrays if a.dims or a.dtype != "u32"]
         return tuple(data[len(data) // 2 :])
@@ -264,7 +264,7 @@ def _product_flops(one: Instruction, operands: list[tuple[Array, ...]]) -> float
 
 
 def _moved(one: Instruction, operands: list[tuple[Array, ...]], body: Computation | None) -> float:
-    """Bytes read and written; cuBLAS's workspace, a vector of bytes, is left out, and so is what a slice skips."""
+    """Bytes read and written, without cuBLAS's workspace (a vector of bytes) and what a slice skips."""
     written = sum(a.bytes for a in one.arrays if not (a.dtype == "s8" and len(a.dims) == 1))
     read = [sum(a.bytes for a in each) for each in operands]
     if body is not None:
@@ -284,7 +284,7 @@ def _number(parameter: Instruction) -> int:
 
 
 def _only_moves(body: Computation) -> bool:
-    """Whether a fusion computes nothing: what it has is copied, from where a loop's counter says."""
+    """Whether a fusion computes nothing, but only copies what a loop's counter points to."""
     moves = ("parameter", "bitcast", "dynamic-slice", "copy", "transpose", "constant", "reshape", "tuple")
     index = ("compare", "select", "add", "subtract", "clamp")  # of the slice
     return all(c.op in moves or (c.op in index and not c.arrays[0].dims) for c in body.values())

@@ -24,9 +24,9 @@ from jaxpa.solvers import evaluations
 class Run(NamedTuple):
     """A request on a checkpoint, in numbers.
 
-    grid (h, w) in tokens; text tokens; times (S + 1,); gates, a flow time for each tau; images at each tau; references;
-    inversion, its steps that ask the network; context, tokens that are attended to after tau; guided, whether an image
-    takes two forwards a step; preset, None without references.
+    grid: (h, w) in tokens; text: tokens; times: (S + 1,); gates: a flow time for each tau; images: how many at each
+    tau; inversion: its forwards for each reference; context: tokens that are attended to after tau; guided: whether an
+    image takes two forwards a step; preset: None without references.
     """
 
     spec: Spec
@@ -54,14 +54,14 @@ class Run(NamedTuple):
         return "layer" if self.preset is None else self.preset.level
 
     def load(self, images: int, itemsize: int) -> Load:
-        """What is on the device while so many images are sampled together. Pictures are encoded one by one."""
+        """What the device holds while `images` are sampled together. Pictures are encoded one by one."""
         late = self.context > 0
         rows = self.references * (self.level == "layer" or late) + images * (1 + self.guided)
         return Load(self.spec.config, self.grid, self.text, rows, self.context, 1, itemsize)
 
 
 def run_of(request: Request, spec: Spec, canvas: tuple[int, int] | None = None) -> Run:
-    """The numbers of a request; canvas: (height, width), where a picture decides. Raises JaxpaError."""
+    """The numbers of a request; canvas: (height, width), if a picture decides it. Raises JaxpaError."""
     said = request.sampling
     grid = spec.grid(*(canvas or (said.height, said.width)))
     times, n = spec.times(said.steps, grid), grid[0] * grid[1]
@@ -80,9 +80,9 @@ def run_of(request: Request, spec: Spec, canvas: tuple[int, int] | None = None) 
 
 
 def images_together(request: Request, run: Run, itemsize: int, platform: str) -> int:
-    """How many images are sampled together: what is asked for, or as many as fit; 0 if not even one does.
+    """How many images are sampled together: as the request says, or as many as fit; 0 if not even one does.
 
-    All places of a seed are in one batch.
+    All places of a seed share a batch.
     """
     places = max(1, len(request.places))
     if request.sampling.batch_size is not None:
@@ -99,17 +99,17 @@ def require_memory(content: dict[str, Any]) -> None:
 
 
 def plan(source: Source, request: Request, dtype: Any = None, canvas: tuple[int, int] | None = None) -> dict[str, Any]:
-    """The cost of a request: every tau, seed and place; canvas: (height, width), where a picture decides.
+    """The cost of a request with every tau, seed and place; canvas: (height, width), if a picture decides it.
 
-    sample_forwards counts rows of tokens that ask the network once; classifier-free guidance asks twice for an image.
-    batch_size says how many images are sampled together; memory_bytes, what they take then (`devices.memory`), with the
-    finished pictures where they share the device's memory. Raises JaxpaError.
+    sample_forwards counts rows of tokens that pass the network; classifier-free guidance takes two for an image.
+    batch_size is the number of images that are sampled together, and memory_bytes what they take (`devices.memory`);
+    this includes the finished pictures if they share the device's memory. Raises JaxpaError.
     """
     run = run_of(request, Spec(source.config, settings_of(source)), canvas)
     config, n, m, images = source.config, run.tokens, run.text, run.images
     above = [int(steps_above(jnp.asarray(run.times), gate)) for gate in run.gates]
     r, asked = run.references, evaluations(request.sampling.solver, 1)
-    # Joined, the reference's tokens are tokens of the images' own sequences; else its rows ride along.
+    # Joined, the references' tokens belong to the images' own sequences; otherwise they are rows of their own.
     joined = run.preset is not None and run.preset.concat == "joined"
     late_tokens, late_context = (n + run.context, 0) if joined else (n, run.context)
     late = late_context > 0
@@ -160,7 +160,7 @@ def plan(source: Source, request: Request, dtype: Any = None, canvas: tuple[int,
 
 
 def format_plan(content: dict[str, Any]) -> str:
-    """The dictionary of `plan` as a small table."""
+    """The dictionary of `plan`, as a small table."""
     c, gib = content, 2.0**30
     tau = "".join(f", {a} of them above tau {t:.3g}" for a, t in zip(c["steps_above_tau"], c["tau"], strict=False))
     inversion = f", {c['inversion_steps']} of inversion" if c["inversion_steps"] else ""
@@ -184,7 +184,7 @@ COMPILED_IN = ("level", "path", "start", "concat", "parts", "blocks", "sweeps") 
 
 
 def signature(source: Source, request: Request, content: dict[str, Any]) -> str:
-    """A name for the compiled programs of such a run: what shapes and switches, on which device, by which JAX."""
+    """A name for a run's compiled programs: a hash of their shapes, switches, device and version of JAX."""
     preset = request.switches(Spec(source.config, settings_of(source))) if request.references else None
     switches = {} if preset is None else {k: getattr(preset, k) for k in COMPILED_IN}
     switches["solver"] = request.sampling.solver
@@ -194,7 +194,7 @@ def signature(source: Source, request: Request, content: dict[str, Any]) -> str:
 
 
 def was_compiled(cache: Path | None, name: str) -> bool:
-    """Whether a run of this signature has left its programs in the cache (None: there is none)."""
+    """Whether a run of this signature has left its programs in the cache; None: there is no cache."""
     return cache is not None and (cache / "runs" / name).exists()
 
 
@@ -205,5 +205,5 @@ def remember(cache: Path | None, name: str) -> None:
     try:
         (cache / "runs").mkdir(parents=True, exist_ok=True)
         (cache / "runs" / name).touch()
-    except OSError:  # a picture that is made is worth more than a note about it
+    except OSError:  # the pictures are worth more than this note
         return

@@ -3,7 +3,7 @@
     function, arguments = program(Job(config.transformer, grid=(64, 64)), mesh, "tpu")
     jax.jit(function).trace(*arguments).lower(lowering_platforms=("tpu",)).compile()
 
-A program is one fused sampling: what is done once an image, then its steps as a loop. Nothing is allocated.
+A program is one fused sampling: the work that is done once an image, then all steps as a loop. Nothing is allocated.
 """
 
 from collections.abc import Callable
@@ -34,7 +34,7 @@ from jaxpa.transformer import Flux, FluxConditions
 class Job:
     """What is sampled. references: 0, plain generation; masked: tokens of all their subjects, for the context's size.
 
-    above: steps that start above tau, where they are to be counted.
+    above: how many steps start above tau, if they are to be counted.
     guided: classifier-free guidance, two rows an image, for a checkpoint that does not embed its guidance.
     """
 
@@ -75,7 +75,7 @@ class Reference(NamedTuple):
 
 
 def program(job: Job, mesh: Mesh, platform: str) -> tuple[Callable[..., jax.Array], tuple[Any, ...]]:
-    """A function, and the shapes of its arguments (the network first) as they lie on a mesh of that platform."""
+    """A function, and the shapes of its arguments (the network first) as a mesh of that platform holds them."""
     network, rows = model(job, mesh, platform), job.references + job.images
     text = _text(job, rows if job.references else job.images)
     x, times = _shape(job.images, job.tokens, job.config.in_channels), _shape(job.steps + 1)

@@ -1,6 +1,6 @@
-"""Devices by the names under which they are rented: what they are to XLA, what they hold, how fast they are at best.
+"""Devices by the names under which they are rented: what XLA calls them, what they hold, and their peak speed.
 
-    target = find("v6e-4");  devices = compile_only(target)  # of no use but to compile for
+    target = find("v6e-4");  devices = compile_only(target)  # can be compiled for, not run on
 
 A TPU's name counts chips ("v6e-4": four), but of v4 and v5p it counts TensorCores, two on a chip ("v5p-8": four chips).
 A GPU's count follows an x ("h100x8": one host). Figures are the makers' public ones for dense bfloat16 products.
