@@ -6,8 +6,8 @@ from typing import NamedTuple
 class Box(NamedTuple):
     """The rectangle [left, right) x [top, bottom); x runs to the right and y down.
 
-    A box carries no unit: who takes or returns one says whether it counts fractions, pixels or tokens, and `scaled`
-    goes from one to another. The sides are numbers, or traced scalars where a function of arrays says so.
+    A box carries no unit: a function that takes or returns one says whether it is in fractions, pixels or tokens, and
+    `scaled` converts. The sides are numbers, or traced scalars where a function of arrays says so.
     """
 
     left: float
@@ -37,7 +37,7 @@ class Box(NamedTuple):
         return Box(self.left + x, self.top + y, self.right + x, self.bottom + y)
 
     def within(self, other: "Box") -> "Box":
-        """What both boxes cover; `empty` if they do not meet."""
+        """The part that both boxes cover; `empty` if they do not meet."""
         left, top = max(self.left, other.left), max(self.top, other.top)
         return Box(left, top, min(self.right, other.right), min(self.bottom, other.bottom))
 

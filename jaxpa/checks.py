@@ -1,7 +1,7 @@
-"""What the public functions of arrays are given: shapes and types always, values where they are known.
+"""Checks of the arguments of public functions: shapes and types always, values if they are known.
 
-Inside a program that is being traced an array has a shape and a type but no values yet; values are then not checked.
-Every message names the argument, what was wanted and what came.
+While a program is traced, an array has a shape and a type but no values; its values are then not checked. Every message
+names the argument, what it must be and what it was.
 """
 
 from typing import Any
@@ -39,7 +39,7 @@ def described(x: Any) -> str:
 
 
 def known(x: Any) -> bool:
-    """Whether the values of x can be looked at here: it is not being traced, and no other process holds a part."""
+    """Whether this process can read the values of x: it is not being traced, and no other process holds a part."""
     return not isinstance(x, Tracer) and getattr(x, "is_fully_addressable", True)
 
 

@@ -2,8 +2,8 @@
 
     text -> .txt, .vec      pictures -> tokens      tokens -> pictures      text, guidance -> velocity(x, t)
 
-Every function runs under `jax.jit` with the networks as arguments, so that other weights of the same shapes compile
-nothing. What is drawn and pasted with pictures is in `jaxpa.pipeline`.
+Every function runs under `jax.jit` with the networks as arguments, so other weights of the same shapes compile
+nothing. `jaxpa.pipeline` is about pictures: it draws and pastes them.
 """
 
 import os
@@ -94,7 +94,7 @@ class Model:
     def encode_text(self, prompts: str | Sequence[str]) -> TextEmbedding:
         """Prompts (a string is one) -> .txt (B, M, Dt), .vec (B, Dv).
 
-        Warns of what an encoder does not read of a prompt. Raises JaxpaError for what is not text.
+        Warns if an encoder does not read all of a prompt. Raises JaxpaError for anything but text.
         """
         if not isinstance(prompts, str | Sequence) or isinstance(prompts, bytes):
             raise JaxpaError(f"prompts must be a string or a list of strings, not {prompts!r}")
@@ -144,7 +144,7 @@ class Model:
             read = [images.read_image(one) for one in each]  # type: ignore[arg-type]
             array = np.stack([images.to_array(one, one.height, one.width) for one in read])
         self.grid(array.shape[1], array.shape[2])
-        # One by one: a picture's program serves any number of them, and so does its memory.
+        # One by one: the program for one picture serves any number, and so does its memory.
         return jnp.concatenate([_encode(self.parts.vae, array[k : k + 1]) for k in range(len(array))])
 
     def decode(self, tokens: jax.Array, height: int | None = None, width: int | None = None) -> list[Image.Image]:

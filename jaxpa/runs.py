@@ -1,4 +1,4 @@
-"""Runs of the method: one compiled program, or stepped by the host where someone listens."""
+"""Runs of the method: one compiled program, or stepped by the host if a callback follows."""
 
 from collections.abc import Callable
 from typing import Any
@@ -34,14 +34,14 @@ def _watched(run: Run, stage: str, on_step: OnStep) -> Any:
 def sampled(
     velocity: Velocity, x: jax.Array, times: np.ndarray, on_step: OnStep | None, solver: Name = "euler"
 ) -> jax.Array:
-    """`sampling.sample`, stepped by the host where someone listens."""
+    """`sampling.sample`, stepped by the host if there is an `on_step`."""
     if on_step is None:
         return _sample(velocity, x, times, solver=solver)
     return _watched(sampling.sampling_run(velocity, x, jnp.asarray(times), solver=solver), "sample", on_step)
 
 
 def personalized(task: Task, x: jax.Array, on_step: OnStep | None) -> jax.Array:
-    """`personalize.sample`, likewise."""
+    """`personalize.sample`, in the same way."""
     if on_step is None:
         return _personalize(task, x)
     return _watched(personalize.task_run(task, x), "sample", on_step)
@@ -56,7 +56,7 @@ def inverted(
     on_step: OnStep | None,
     sweeps: int = 0,
 ) -> jax.Array:
-    """`inversion.invert`, likewise."""
+    """`inversion.invert`, in the same way."""
     if on_step is None:
         return _invert(velocity, x0, noise, forward, gamma, sweeps)
     return _kept(inversion.inversion_run(velocity, x0, noise, forward, gamma, sweeps), on_step)
@@ -65,7 +65,7 @@ def inverted(
 def followed_back(
     velocity: Velocity, x0: jax.Array, times: np.ndarray, on_step: OnStep | None, solver: Name
 ) -> jax.Array:
-    """`inversion.follow_back` from data to noise, likewise."""
+    """`inversion.follow_back` from data to noise, in the same way."""
     if on_step is None:
         return _follow_back(velocity, x0, times, solver)[::-1]
     return _kept(sampling.sampling_run(velocity, x0, jnp.asarray(times[::-1]), solver=solver), on_step)

@@ -1,11 +1,11 @@
-"""Who looks at whom: the attention probabilities of a block, taken apart and reduced inside the scan over depth.
+"""Which tokens attend to which: a block's attention probabilities, split and reduced inside the scan over depth.
 
     p = softmax(q k^T / sqrt(Dh)),  q (B, H, M + N, Dh), k (B, H, M + N + K, Dh)
 
 The sequence is [text; image; context], so p falls into quadrants (Section 3.1 of Personalize Anything): text and image
 queries times text, image and context keys. An observer is a function of a `transformer.BlockTrace`, called in every
-block: what it returns is stacked over the blocks, so it should return little. The means over heads below go head by
-head, and never hold more than one head's probabilities.
+block. Its results are stacked over the blocks, so it should return little. The means over heads below take one head at
+a time, and never hold more than one head's probabilities.
 """
 
 from collections.abc import Callable
@@ -22,7 +22,7 @@ from jaxpa.transformer import BlockTrace
 class Quadrants(NamedTuple):
     """Probabilities by query and key: name = query_key; each row of text_* (and of image_*) sums to 1 over all keys.
 
-    M text, N image, K context tokens; K is 0 where nothing is attended to besides.
+    M text, N image, K context tokens; K is 0 without context.
     """
 
     text_text: jax.Array  # (..., M, M)
@@ -34,7 +34,7 @@ class Quadrants(NamedTuple):
 
 
 def quadrants(p: jax.Array, m: int) -> Quadrants:
-    """Take probabilities (..., M + N, M + N + K) apart; m is M."""
+    """Split probabilities (..., M + N, M + N + K); m is M."""
     length = p.shape[-2]
     keys = [jnp.split(rows, [m, length], -1) for rows in jnp.split(p, [m], -2)]
     return Quadrants(*keys[0], *keys[1])
@@ -101,13 +101,13 @@ def image_to_context(trace: BlockTrace) -> jax.Array:
 
 
 def unit_range(x: jax.Array) -> jax.Array:
-    """The last axis stretched to [0, 1]; a constant one becomes 0."""
+    """The last axis stretched to [0, 1]; a constant map becomes 0."""
     low, high = x.min(-1, keepdims=True), x.max(-1, keepdims=True)
     return (x - low) / jnp.maximum(high - low, 1e-12)
 
 
 def refine(soft: jax.Array, to_image: jax.Array, walks: int) -> jax.Array:
-    """Spread a map over what looks alike: soft (..., N), to_image (..., N, N) attention among image tokens -> (..., N).
+    """Spread a map over similar tokens: soft (..., N), to_image (..., N, N) attention among image tokens -> (..., N).
 
     Each walk gives every token the mean of the map over the tokens that it attends to.
     """

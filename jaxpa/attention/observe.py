@@ -1,8 +1,8 @@
-"""Looking into a checkpoint at work: attention maps of a generation or an inversion, and masks found in them.
+"""A checkpoint at work: attention maps of a generation or an inversion, and masks that are found in them.
 
-A mask needs no segmentation network: while a picture is inverted with a caption, image tokens that show a word attend
+A mask needs no segmentation network. While a picture is inverted with a caption, image tokens that show a word attend
 to its text tokens, and to each other. The word's share of all attention to text, averaged over the blocks, is a rough
-map; walking along the attention among image tokens smooths it over the object (`attention.refine`).
+map; walking along the attention among image tokens smooths it over the object (`maps.refine`).
 """
 
 import math
@@ -86,7 +86,7 @@ def _chosen(numbers: Sequence[int] | None, count: int, what: str) -> tuple[int, 
 
 @dataclass(frozen=True)
 class Look:
-    """What of a run is looked at: the steps (0 the noisiest) and the blocks (double first); None: all of them.
+    """Which steps (0 is the noisiest) and blocks (double first) of a run are recorded; None: all of them.
 
     heads: each on its own, instead of their mean.
     """
@@ -111,7 +111,7 @@ def capture(model: Model, request: Request, image: Picture | None, look: Look) -
     text = model.encode_text(request.prompts)
     guidance = spec.guidance(said.guidance)
     seen: FluxVelocity = model.guided(text, grid, guidance if image is None else 1.0, None)  # type: ignore[assignment]
-    # Maps are read in a forward of their own, on the states of an untouched run: looking cannot change what is seen.
+    # A forward of its own reads the maps, on the states of an untouched run, so observing cannot change them.
     if picture is None:
         velocity = model.guided(text, grid, guidance, model.negative(said.negative_prompt, guidance, 1))
         x = model.noise(np.asarray(said.seeds(), np.uint32)[:1], grid)
@@ -137,8 +137,8 @@ def _back(velocity: FluxVelocity, x: jax.Array, times: jax.Array, i: jax.Array) 
 
 # Masks ------------------------------------------------------------------------------------------------------
 
-# Chosen on pictures that the measured figures do not see (examples/measure_masks.py --tune).
-STEPS = 1 / 3  # of the inversion that are looked at, from the picture on: noise blurs the map
+# Tuned on other pictures than the measured ones (examples/measure_masks.py --tune).
+STEPS = 1 / 3  # share of the inversion's steps that count, from the picture on: noise blurs the map
 WALKS = 4
 THRESHOLD = 0.5  # of the map's range
 
@@ -156,14 +156,14 @@ class FoundMask:
         return (self.soft > self.threshold).reshape(-1)
 
     def pixels(self, size: tuple[int, int]) -> np.ndarray:
-        """The mask at a picture's size (W, H): the map, smoothly enlarged, cut -> (H, W) bool."""
+        """The mask at a picture's size (W, H): the map, enlarged smoothly, above its threshold -> (H, W) bool."""
         smooth = Image.fromarray(self.soft).resize(size, Image.Resampling.BICUBIC)
         return np.asarray(smooth) > self.threshold
 
 
 @partial(jax.jit, static_argnames="walks")
 def _soft(velocity: FluxVelocity, x0: jax.Array, forward: ForwardTimes, word: jax.Array, walks: int) -> jax.Array:
-    """x0 (B, N, C), the inversion's steps that are looked at, word (B, M) bool -> maps (B, N) in [0, 1]."""
+    """x0 (B, N, C), the recorded steps of the inversion, word (B, M) bool -> maps (B, N) in [0, 1]."""
     n, m = x0.shape[1], word.shape[1]
 
     def observe(trace: attention.BlockTrace) -> tuple[jax.Array, jax.Array]:
@@ -192,7 +192,7 @@ def soft_masks(
 ) -> np.ndarray:  # fmt: skip
     """Maps of where each picture shows its word: pictures (B, H, W, 3) in [-1, 1] -> (B, h, w) float32 in [0, 1].
 
-    Each is inverted with its caption; a word (or several) must stand in it. Raises JaxpaError.
+    Each picture is inverted with its caption, which must contain its word (or words). Raises JaxpaError.
     """
     grid = model.grid(*pictures.shape[1:3])
     length = model.settings.max_length
@@ -209,9 +209,9 @@ def soft_masks(
 
 @dataclass(frozen=True)
 class Search:
-    """What is looked for in a picture: a word, in a caption of it (None: "a picture of a" word).
+    """What to find in a picture: a word of its caption (None: "a picture of a" word).
 
-    threshold: where the map is cut, as a share of its range.
+    threshold: the share of the map's range above which a token belongs to the mask.
     """
 
     word: str

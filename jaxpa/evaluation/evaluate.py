@@ -1,12 +1,12 @@
-"""How well a subject is kept and a prompt followed: subjects x prompts x settings x seeds.
+"""How well pictures keep a subject and follow a prompt: subjects x prompts x settings x seeds.
 
     scored = evaluate(pipe, read_cases("benchmark"), {"early": {"tau": 0.8}, "paper": {"preset": "paper"}}, judge=judge)
     print(scores.markdown(scores.summarise(scored)))
 
-Metrics of arrays come first, and know no model. What only a trained network can tell (does the picture show a car? is
-it the same car?) is asked of a `Judge`, any callable that looks at pictures. Each table holds what is needed to read
-it: the floor (a plain sample of the prompt), the ceiling (the reference through the autoencoder), and, where a case has
-one, another instance of the same caption.
+Metrics of arrays come first, and use no model. A `Judge`, any callable that looks at pictures, answers what only a
+trained network can tell (does the picture show a car? is it the same car?). Each table has the rows that one needs to
+read it: the floor (a plain sample of the prompt), the ceiling (the reference after a round trip through the
+autoencoder), and another instance of the same caption, if a case has one.
 """
 
 import math
@@ -59,14 +59,14 @@ class Target(NamedTuple):
 
 
 def moved(references: References, subject: Subject) -> Target:
-    """The target of references of one subject, at its first placement: pixels move with the token that they are in."""
+    """The target for references of one subject, at its first placement: pixels move with their token."""
     h, w = references.grid
     picture = references.images[-1]
     height, width = picture.shape[:2]
     cell = height // h
     subject = load_subject(subject)
     assert subject.mask is not None
-    # The mask goes the picture's own way, as if it were one: cut, mirrored and scaled alike.
+    # The mask is treated as the picture is: cut, mirrored and scaled.
     drawn = np.uint8(255 * masks.resize_mask(subject.mask, subject.image.height, subject.image.width))
     likewise = replace(subject, image=Image.fromarray(drawn).convert("RGB"))
     alike = read_subject(likewise, height, width, references.grid, 1e-3).picture
@@ -87,14 +87,14 @@ def halo(picture: np.ndarray, target: Target) -> float:
     """The share of replaced pixels beside the subject that look more like the reference's background than the new one.
 
     The new background is the picture's own at the nearest pixel that was not replaced. A pixel at the subject's rim
-    counts for neither. NaN where there is none.
+    counts for neither. NaN if no pixel counts.
     """
     subject: Any = ndimage.binary_dilation(target.subject, iterations=1)
     beside = target.cells & ~subject
     if not beside.any() or target.cells.all():
         return math.nan
     nearest: Any = ndimage.distance_transform_edt(target.cells, return_distances=False, return_indices=True)
-    soft = ndimage.uniform_filter(picture, 3, axes=(0, 1))  # one pixel of a texture is no background
+    soft = ndimage.uniform_filter(picture, 3, axes=(0, 1))  # one pixel of a texture is not background
     new = soft[nearest[0], nearest[1]]
     far = [np.linalg.norm(picture - other, axis=-1)[beside] for other in (target.expected, new)]
     return float(np.mean(far[0] < far[1]))
@@ -103,7 +103,8 @@ def halo(picture: np.ndarray, target: Target) -> float:
 def distances(pictures: np.ndarray, outside: np.ndarray) -> np.ndarray:
     """Diversity over seeds: each picture's mean distance from the others, (S, H, W, 3) -> (S,).
 
-    Root mean square of the difference in `outside` (H, W), as a share of the range from black to white. NaN for one.
+    The root mean square of the difference in `outside` (H, W), as a share of the range from black to white. NaN for one
+    picture.
     """
     count = len(pictures)
     if count < 2 or not outside.any():
@@ -117,7 +118,7 @@ def distances(pictures: np.ndarray, outside: np.ndarray) -> np.ndarray:
 
 
 class Verdict(NamedTuple):
-    """What a judge says of B pictures.
+    """A judge's verdict on B pictures.
 
     named: for each head (family, colour, ...) B names; names: all that each head may say, words that prompts use;
     embedding (B, E), of length 1, near for pictures of one subject.
@@ -135,7 +136,7 @@ Judge = Callable[[np.ndarray], Verdict]
 def follows(verdict: Verdict, prompt: str) -> dict[str, np.ndarray]:
     """For each head, whether the picture shows what the prompt says: (B,) of 0 and 1.
 
-    A head that the prompt says nothing about is left out.
+    Heads that the prompt does not mention are left out.
     """
     words = set(re.findall(r"\w+", prompt.lower()))
     asked = {head: words & set(names) for head, names in verdict.names.items()}
@@ -149,7 +150,7 @@ def follows(verdict: Verdict, prompt: str) -> dict[str, np.ndarray]:
 
 @dataclass(frozen=True)
 class Case:
-    """A subject and the prompts it is tried with.
+    """A subject and the prompts to try it with.
 
     another: a different instance of the same caption at the same place, whose likeness a method must exceed.
     """
@@ -196,7 +197,7 @@ def _subject_cases(folder: Path, root: Path) -> Iterator[Case]:
             for what in ("mask", "another")
         )
         subject = Subject(file, mask, caption=_text(file.with_suffix(".txt")), word=name)
-        has_mask(subject)  # reads it: what is wrong is said before hours of work
+        has_mask(subject)  # reads it: a fault is reported before hours of work
         label = folder.name if len(pictures) == 1 else f"{folder.name}/{file.stem}"
         yield Case(label, subject, prompts, another)
 
@@ -216,7 +217,7 @@ def evaluate(
     judge: Judge | None = None, on_pictures: Callable[[str, Case, str, list[Image.Image]], None] | None = None,
     metrics: Sequence[Metric] = (), **common: Any,
 ) -> list[Score]:  # fmt: skip
-    """Personalise every subject with every prompt, setting and seed, and score what comes out.
+    """Personalise every subject with every prompt, setting and seed, and score the pictures.
 
     settings: a label and the keywords of `Pipeline.personalize`; a list of tau is one setting for each ("label, tau
     0.5"), through one inversion and program. The seeds of a prompt are one batch. on_pictures(label, case, prompt,

@@ -1,8 +1,8 @@
-"""The paper's metrics, which ask trained networks of torch: CLIP-T, CLIP-I, SegCLIP-I, DINO, DreamSim and FID.
+"""The paper's metrics, by trained networks of torch: CLIP-T, CLIP-I, SegCLIP-I, DINO, DreamSim and FID.
 
     scored = evaluate(pipe, cases, settings, metrics=[metrics.clip(), metrics.dino()])
 
-Each of `clip`, `dino` and `dreamsim` loads its network and gives a callable
+Each of `clip`, `dino` and `dreamsim` loads its network and returns a callable
 
     metric(pictures (S, H, W, 3), reference (H, W, 3), mask (H, W), prompt or None) -> {name: (S,)}
 
@@ -10,7 +10,7 @@ of pictures in [-1, 1], all of one size. The reference is the user's own picture
 ones. Several subjects have an axis in front of reference and mask, (K, H, W, 3) and (K, H, W), and a value is the mean
 over them. `fid` compares sets of pictures: its number is a setting's, not a picture's, and stands beside the table.
 
-Nothing here is needed to make pictures: torch and its kin are imported on first use, and come with jaxpa[eval].
+Making pictures needs none of this: torch and the other packages are imported on first use, and come with jaxpa[eval].
 """
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -212,7 +212,7 @@ def _read(kind: Any, source: str | Path, **options: Any) -> Any:
 
 @contextmanager
 def _quiet(logging: Any) -> Iterator[None]:
-    """Without the report of what a checkpoint lacks, which is looked at here."""
+    """Suppress transformers' report of what a checkpoint lacks; `_load` checks that itself."""
     level = logging.get_verbosity()
     logging.set_verbosity_error()
     try:

@@ -1,4 +1,4 @@
-"""What was measured, as tables: a mean and a confidence interval for every setting and metric."""
+"""Measurements as tables: a mean and a confidence interval for every setting and metric."""
 
 import csv
 import io
@@ -32,7 +32,7 @@ class Interval(NamedTuple):
 def interval(values: Sequence[float], groups: Sequence[Any] | None = None, resamples: int = 1000) -> Interval:
     """Percentile bootstrap of a mean. NaN values are left out.
 
-    groups: what belongs together (pictures of one subject) is drawn together, since it is no independent evidence.
+    groups: values of one group (pictures of one subject) are drawn together, since they are not independent.
     """
     x = np.asarray(values, np.float64)
     kept = np.isfinite(x)
