@@ -264,8 +264,10 @@ def test_wrong_sizes_are_errors():
     model = jax.eval_shape(lambda: build(CONFIGS["odd groups"]))
     with pytest.raises(ValueError, match=r"10x12.*multiples of 4"):
         model.encode(jnp.zeros((1, 10, 12, 3)))
+    with pytest.raises(ValueError, match=r"block_out_channels \(6,\) must be multiples of norm_num_groups 4"):
+        AutoencoderConfig(block_out_channels=(6,), norm_num_groups=4)
     with pytest.raises(ValueError, match="4 does not divide 6"):
-        build(AutoencoderConfig(block_out_channels=(6,), norm_num_groups=4))
+        GroupNorm(6, 4)
 
 
 def test_full_size_has_the_tensors_of_the_reference(torch):
