@@ -24,6 +24,7 @@ from jaxpa.layers import precision
 
 MASKED = -1e30  # logit of a key that may not be attended to; finite, so that a row without any key stays a number
 LONG = 1024  # keys; from here on the logits do not fit a device's fast memory
+VAST = 8192**2  # logits of one head that a CPU no longer holds at once: an autoencoder's, of a large picture
 
 
 def attention(
@@ -41,7 +42,7 @@ def attention(
     scale: the logits' factor, 1 / sqrt(Dh) by default. The softmax is float32 inside.
     """
     scale = q.shape[-1] ** -0.5 if scale is None else scale
-    by_platform = {"cpu": _by_head}
+    by_platform = {"cpu": _by_head} if q.shape[2] * k.shape[2] <= VAST else {}
     if bias is None and _splash_takes(q, k):
         by_platform["tpu"] = _splash
     if bias is None and _cudnn_takes(q):

@@ -17,7 +17,7 @@ import jax
 from jaxpa.config import AutoencoderConfig, FluxConfig
 from jaxpa.devices import cost
 from jaxpa.errors import JaxpaError
-from jaxpa.kernels import LONG
+from jaxpa.kernels import LONG, VAST
 
 GIB = 2.0**30
 LOGITS = 8  # bytes: float32, before the softmax and after it
@@ -53,7 +53,7 @@ def logits_bytes(platform: str, rows: int, heads: int, queries: int, keys: int, 
     """Bytes of the logits that one call of attention holds in memory; width: channels of a head."""
     if platform in ("gpu", "cuda") and itemsize == 2 and width <= 128:
         return 0  # a fused kernel
-    if platform == "cpu":
+    if platform == "cpu" and queries * keys <= VAST:
         heads = 1 if queries * keys > LONG**2 // 4 else heads  # one head after the other
         if rows * heads == 1:
             return ALONE * queries * keys

@@ -64,11 +64,11 @@ print(1024 * (resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before))
 
 @pytest.mark.skipif(sys.platform != "linux", reason="a process' memory is counted in other units elsewhere")
 def test_an_autoencoder_s_attention(pipe):
-    """mini at 512 x 512: a gigabyte of logits, in the memory of a process of its own."""
+    """mini at 512 x 512: its logits would be a gigabyte, were they held at once. A process of its own counts them."""
     run = subprocess.run([sys.executable, "-c", PEAK], capture_output=True, text=True, cwd=ROOT, check=True)
     found = int(run.stdout)
-    assert found > 2**29
-    assert LOW < autoencoder_bytes(Load(pipe.parts.config, (64, 64), 32, 1), "cpu") / found < HIGH
+    estimated = autoencoder_bytes(Load(pipe.parts.config, (64, 64), 32, 1), "cpu")
+    assert max(found, estimated) < 2**29  # a process' memory before is its peak while loading: no lower bound
 
 
 def test_fused_attention_writes_no_logits():
