@@ -191,8 +191,9 @@ def scan_blocks(blocks: Any, carry: Any, mod: Any, shared: Shared, hooks: Hooks,
     carry: the streams of double blocks, the sequence of single ones; mod, shared.weight: with a leading axis of blocks;
     first: the number of the first block.
     """
-    extension, m = hooks.extension, hooks.text
-    parameters = None if extension is None else extension.single if first else extension.double
+    extension, m, parameters = hooks.extension, hooks.text, None
+    if extension is not None:
+        parameters = extension.double if isinstance(carry, tuple) else extension.single
 
     def body(carry: Any, of_block: Any) -> tuple[Any, Any]:
         index, block, mod, weight, parameters = of_block
@@ -278,13 +279,18 @@ class FluxVelocity:
     ) -> Any:
         """x (B, N, C), t (B,) -> velocity (B, N, C); with `observe`, as `Flux` returns it.
 
-        Raises ValueError if x is not of floating point, or if a t is outside [0, 1].
+        Raises ValueError if x is not of floating point or lacks channels, or if a t is outside [0, 1].
         """
         checks.array("x", x, ("B", "N", "C"))
         checks.array("t", t, (x.shape[0],))
         checks.within("t", t, 0, 1, ", from noise at 1 to data at 0")
         c = self.conditions
         x = x if c.channels is None else jnp.concatenate([x, c.channels.astype(x.dtype)], -1)
+        if x.shape[-1] != (wanted := self.model.config.in_channels):
+            raise ValueError(
+                f"the network reads tokens of {wanted} channels, not {x.shape[-1]}: "
+                "the conditions' `channels` hold those beside the sampled ones"
+            )
         return self.model(
             x, c.txt, c.vec, t, c.guidance, c.positions, routing, observe=observe, modulation=self.modulation
         )

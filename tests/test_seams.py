@@ -261,6 +261,8 @@ def test_further_channels_come_from_the_conditions():
     c, whole = CONDITIONS, jnp.concatenate([X, more], -1)
     want = jax.jit(lambda m: m(whole, c.txt, c.vec, T, c.guidance, c.positions))(model)
     np.testing.assert_array_equal(got, want)
+    with pytest.raises(ValueError, match="reads tokens of 20 channels, not 8"):
+        CONDITIONS.bind(model)(X, T)
 
 
 def test_the_index_axis_of_positions_turns(flux):
