@@ -288,7 +288,7 @@ def test_what_the_judge_says(tiny, tmp_path):
     larger = judge.see(np.repeat(np.repeat(unit(single.pictures), 2, 1), 2, 2))
     assert {head: x.shape for head, x in larger.logits.items()} == {h: (9, len(n)) for h, n in HEADS.items()}
     assert present(judge, unit(double.pictures), wanted(double)).shape == (4,)
-    with pytest.raises(ValueError, match="no judge"):
+    with pytest.raises(ValueError, match="not a judge"):
         load(tmp_path / "judge.safetensors")
 
 
