@@ -20,6 +20,8 @@ from annotated_types import Ge, Gt, Le, Len
 if TYPE_CHECKING:
     from pydantic import TypeAdapter
 
+Weights = Literal["int8", "fp8"]  # of eight bits: see `jaxpa.quantised`
+
 # Ranges of the fields. They bound what a wrong file can ask for; every FLUX checkpoint lies far inside them.
 Blocks = Annotated[int, Ge(1), Le(1024)]
 Channels = Annotated[int, Ge(1), Le(2**16)]

@@ -20,7 +20,9 @@ from PIL import Image
 
 from jaxpa import sampling
 from jaxpa.checkpoint.load import Parts
+from jaxpa.checkpoint.stages import Staged
 from jaxpa.config import Settings
+from jaxpa.devices.memory import Held
 from jaxpa.devices.sharding import over_rows
 from jaxpa.encoders import text
 from jaxpa.encoders.text import TextEmbedding, Tokenizers
@@ -44,7 +46,7 @@ _positions = jax.jit(grid_positions, static_argnums=(0, 1))
 class Model:
     """`parts` holds the networks, `settings` what suits the checkpoint where a call says nothing."""
 
-    parts: Parts
+    parts: Parts | Staged
     tokenizers: Tokenizers
     mesh: Mesh | None = None  # the devices that the networks and the rows of a batch are spread over
 
@@ -68,7 +70,12 @@ class Model:
     @property
     def dtype(self) -> np.dtype:
         """Of the transformer's weights."""
-        return np.dtype(self.parts.transformer.dtype)
+        return self.parts.dtype
+
+    @property
+    def held(self) -> Held:
+        """How the networks are in memory, as the device's plan wants to know it."""
+        return Held(self.dtype.itemsize, self.parts.weights, self.parts.resident)
 
     @property
     def embeds_guidance(self) -> bool:
@@ -103,12 +110,24 @@ class Model:
             raise JaxpaError("there is no prompt to encode")
         if bad := [each for each in prompts if not isinstance(each, str)]:
             raise JaxpaError(f"a prompt must be a string, not {bad[0]!r}")
-        clip_ids, t5_ids, _ = self.tokenizers.tokenize(prompts, self.settings.max_length)
-        rows: dict[str, TextEmbedding] = {}  # one at a time: a batch of another size needs no program of its own
-        for prompt, t5_row, clip_row in zip(prompts, t5_ids[:, None], clip_ids[:, None], strict=True):
-            if prompt not in rows:
+        rows: dict[str, TextEmbedding] = {} if isinstance(self.parts, Parts) else self.parts.texts
+        if new := [prompt for prompt in dict.fromkeys(prompts) if prompt not in rows]:
+            clip_ids, t5_ids, _ = self.tokenizers.tokenize(new, self.settings.max_length)
+            # One at a time: a batch of another size needs no program of its own.
+            for prompt, t5_row, clip_row in zip(new, t5_ids[:, None], clip_ids[:, None], strict=True):
                 rows[prompt] = text.encode(self.parts.text_encoder_2, self.parts.text_encoder, t5_row, clip_row)
         return TextEmbedding.concatenate([rows[prompt] for prompt in prompts])
+
+    def encode_ahead(self, request: Request, captions: Sequence[str] = ()) -> None:
+        """Where networks take turns, encode all texts of a request while the encoders are there."""
+        if isinstance(self.parts, Parts):
+            return
+        said = request.sampling
+        guided = not self.embeds_guidance and self.spec.guidance(said.guidance) > 1
+        prompts = () if request.embedding is not None else request.prompts
+        texts = [*captions, *prompts, *[said.negative_prompt or ""] * guided]
+        self.parts.texts.clear()
+        jax.block_until_ready(self.encode_text(texts) if texts else None)
 
     def read_embedding(self, embedding: str | os.PathLike[str] | TextEmbedding) -> TextEmbedding:
         """Encoded prompts, or the file that has them, in this checkpoint's widths. Raises JaxpaError for others."""
@@ -150,6 +169,7 @@ class Model:
     def decode(self, tokens: jax.Array, height: int | None = None, width: int | None = None) -> list[Image.Image]:
         """Tokens (B, N, C) -> B pictures, decoded one by one."""
         grid = self.grid(height, width)
+        tokens = jax.block_until_ready(tokens)  # what made them may leave
         decoded = (_decode(self.parts.vae, _row(tokens, k), *grid) for k in range(len(tokens)))
         return [images.to_image(np.asarray(each[0], np.float32)) for each in decoded]
 

@@ -19,9 +19,11 @@ from PIL import Image
 
 from jaxpa import inversion
 from jaxpa.attention.observe import THRESHOLD, Attention, FoundMask, Look, Search, capture, find_mask
-from jaxpa.checkpoint.load import load_parts
+from jaxpa.checkpoint.load import load_parts, load_stages
+from jaxpa.checkpoint.source import resolve
+from jaxpa.config import Weights
 from jaxpa.devices.memory import GIB, machine_bytes, peak_bytes
-from jaxpa.devices.plan import images_together, run_of
+from jaxpa.devices.plan import all_stay, images_together, run_of
 from jaxpa.devices.sharding import automatic, rules
 from jaxpa.encoders.text import TextEmbedding, Tokenizers
 from jaxpa.errors import JaxpaError
@@ -105,14 +107,18 @@ class Pipeline(Model):
         count = len(request.prompts) if embedded is None else len(embedded)
         guidance, grid = self.spec.guidance(said.guidance), self.grid(said.height, said.width)
         times, made = self.times(said.steps, grid), []
+        self.encode_ahead(request)
         which = np.arange(len(said.seeds(count))) % count  # prompts take turns
         for rows, kept in self._batches(request, which, grid):
             seeds, turn = np.asarray(said.seeds(count), np.uint32)[rows], which[rows]
             text = self.encode_text([request.prompts[k] for k in turn]) if embedded is None else embedded[turn]
-            velocity = self.guided(text, grid, guidance, self.negative(said.negative_prompt, guidance, len(rows)))
-            tokens = sampled(velocity, self.noise(seeds, grid), times, on_step, said.solver)
-            made += self.decode(tokens[:kept], said.height, said.width)
-        return made
+            negative = self.negative(said.negative_prompt, guidance, len(rows))
+            # The velocity, which holds the network, is kept by nobody.
+            tokens = sampled(
+                self.guided(text, grid, guidance, negative), self.noise(seeds, grid), times, on_step, said.solver
+            )
+            made.append(tokens[:kept])
+        return [picture for tokens in made for picture in self.decode(tokens, said.height, said.width)]
 
     def _batches(self, request: Request, images: np.ndarray, grid: tuple[int, int]) -> Iterator[tuple[np.ndarray, int]]:
         """Which images (or seeds, where each has several places) are sampled together, and how many of them count.
@@ -121,9 +127,9 @@ class Pipeline(Model):
         """
         canvas = (grid[0] * self.cell, grid[1] * self.cell)
         run = run_of(request, self.spec, canvas)
-        together = images_together(request, run, self.dtype.itemsize, jax.devices()[0].platform)
+        together = images_together(request, run, self.held, jax.devices()[0].platform)
         if not together:
-            need = peak_bytes(run.load(1, self.dtype.itemsize), jax.devices()[0].platform)
+            need = peak_bytes(run.load(1, self.held), jax.devices()[0].platform)
             raise JaxpaError(
                 f"one image of {canvas[1]} x {canvas[0]} pixels takes about {need / GIB:.1f} GiB, and this machine has "
                 f"{(machine_bytes() or 0) / GIB:.1f}: make it smaller, or try it anyway with batch_size=1"
@@ -175,6 +181,7 @@ class Pipeline(Model):
     def sample_personalized(self, request: Request, references: References, on_step: OnStep | None = None) -> jax.Array:
         """The tokens behind `personalize`, for every tau, seed and placement: (T * S * P, N, C)."""
         preset, taus, grid = request.switches(self.spec), request.taus(self.spec), references.grid
+        self.encode_ahead(request, references.captions)
         seeds = np.asarray(request.sampling.seeds(), np.uint32)
         times = self.times(request.sampling.steps, grid)
         path = self.path(references, preset, times, on_step, request.sampling.solver)
@@ -275,8 +282,8 @@ class Pipeline(Model):
         times = self.times(sampling.steps, references.grid)
         with self.on_devices():
             noise = self.path(references, self.preset(path="ode"), times, on_step, sampling.solver)[0]
-            velocity = self.guided(self.encode_text([caption]), references.grid, 1.0, None)
-            tokens = sampled(velocity, noise, times, on_step, sampling.solver)
+            text = self.encode_text([caption])
+            tokens = sampled(self.guided(text, references.grid, 1.0, None), noise, times, on_step, sampling.solver)
             return self.decode(tokens, edit.height, edit.width)[0], noise
 
     def path(
@@ -367,17 +374,23 @@ def gate_time(tau: float | Steps, times: np.ndarray) -> float:
 
 def load(
     source: str | Path = "mini", dtype: DTypeLike | None = None, mesh: Mesh | None = None, *,
-    components: str | Path | None = None,
+    components: str | Path | None = None, weights: Weights | None = None, resident: bool | None = None,
 ) -> Pipeline:  # fmt: skip
     """Load a checkpoint.
 
     source: `mini` (the embedded one), a diffusers or converted folder, a single .safetensors file of the original
     release (then `components` names where the rest comes from), or a hub id; dtype: of all networks (None: float32
     on CPU, bfloat16 elsewhere); mesh: devices to spread the networks and the rows of a batch over, with axes "data" and
-    "model" (`jaxpa.devices.sharding.make_mesh`).
+    "model" (`jaxpa.devices.sharding.make_mesh`); weights: "int8" or "fp8" rounds the blocks of the transformer and of
+    T5 to eight bits as they are read (`jaxpa.quantised`); resident: whether all networks stay in memory, or each is
+    loaded for its stage and freed after: text, sampling, pictures (None: they stay if they all fit).
     Raises CheckpointError with everything that is wrong.
     """
     mesh = None if mesh is None else automatic(mesh)
-    parts = load_parts(source, components, dtype, None if mesh is None else rules(mesh))
+    found, sharding = resolve(source, components), None if mesh is None else rules(mesh)
+    if resident is None:
+        resident = all_stay(found, dtype, weights, 1 if mesh is None else mesh.shape["model"])
+    read = load_parts if resident else load_stages
+    parts = read(found, dtype=dtype, sharding=sharding, weights=weights)
     clip, t5 = (parts.tokenizers[name].parent for name in ("tokenizer", "tokenizer_2"))
     return Pipeline(parts, Tokenizers.load(clip, t5), mesh)

@@ -19,7 +19,7 @@ FLOORS = (
     "box config errors checks",
     "tokens rope schedule loops solvers",
     "layers",
-    "kernels",
+    "kernels quantised",
     "blocks sampling encoders",
     "transformer inversion presets",
     "routing",
@@ -36,7 +36,7 @@ FLOORS = (
 FLOOR = {name: floor for floor, names in enumerate(FLOORS) for name in names.split()}
 ROOMS = {  # modules in the order in which they build on each other
     "encoders": "autoencoder t5 clip vocabulary text",
-    "checkpoint": "documents files hub keys parts fit source residence load report",
+    "checkpoint": "documents files hub keys parts fit source residence stages load report",
     "media": "masks figures images places subjects edits",
     "request": "spec groups request record prepare",
     "attention": "maps observe",

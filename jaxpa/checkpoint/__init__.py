@@ -8,6 +8,7 @@ fit     whether components belong together
 hub     checkpoints of the Hugging Face hub
 source  a name, a path or a hub id -> the components
 residence  how a platform wants a transformer to lie in its memory
+stages  networks that take turns in memory
 load    components -> networks; `convert`
 report  what `jaxpa info` says
 """

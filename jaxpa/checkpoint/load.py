@@ -14,7 +14,7 @@ from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import jax
 import jax.numpy as jnp
@@ -28,10 +28,22 @@ from jaxpa.checkpoint.keys import COMPONENTS, Leaf, abstract, leaves
 from jaxpa.checkpoint.parts import PARTS, Part
 from jaxpa.checkpoint.residence import assemble, settle
 from jaxpa.checkpoint.source import MARKER, Source, find_mini, locate, resolve
-from jaxpa.config import FluxConfig, Settings
+from jaxpa.checkpoint.stages import Staged
+from jaxpa.config import FluxConfig, Settings, Weights
 from jaxpa.errors import CheckpointError
+from jaxpa.quantised import Quantised, of_scale, quantise, quantises
 
-__all__ = ["Parts", "convert", "default_dtype", "find_mini", "load_component", "load_parts", "locate", "resolve"]
+__all__ = [
+    "Parts",
+    "convert",
+    "default_dtype",
+    "find_mini",
+    "load_component",
+    "load_parts",
+    "load_stages",
+    "locate",
+    "resolve",
+]
 
 # One for all, or a function of component, parameter path ("double_blocks.img.qkv.kernel") and shape.
 Shardings = Sharding | Callable[[str, str, tuple[int, ...]], Sharding]
@@ -45,11 +57,18 @@ class Parts:
 
     config: FluxConfig
     settings: Settings
+    weights: Weights | None = None  # of the blocks, where they are rounded to eight bits
     transformer: Any = None  # Flux
     vae: Any = None  # Autoencoder
     text_encoder: Any = None  # CLIPTextEncoder
     text_encoder_2: Any = None  # T5Encoder
     tokenizers: dict[str, Path] = field(default_factory=dict)  # "tokenizer", "tokenizer_2" -> folder
+    resident: ClassVar[bool] = True  # all networks are in memory at once: see `stages`
+
+    @property
+    def dtype(self) -> np.dtype:
+        """Of the transformer."""
+        return np.dtype(self.transformer.dtype)
 
 
 def default_dtype() -> np.dtype:
@@ -57,34 +76,54 @@ def default_dtype() -> np.dtype:
     return np.dtype(jnp.float32 if jax.default_backend() == "cpu" else jnp.bfloat16)
 
 
-def load_component(path: str | Path, dtype: DTypeLike | None = None, sharding: Shardings | None = None) -> Any:
+def load_component(
+    path: str | Path,
+    dtype: DTypeLike | None = None,
+    sharding: Shardings | None = None,
+    weights: Weights | None = None,
+) -> Any:
     """One network from its folder or single file. Raises CheckpointError with everything that is wrong."""
     source = resolve(path)
     if len(source.parts) != 1:
         raise CheckpointError(f"{path} holds {', '.join(source.parts) or 'nothing'}; name one component's folder")
     (part,) = source.parts.values()
     _demand(source, part.faults)
-    return _load(part, dtype, sharding)
+    return _load(part, dtype, sharding, weights)
 
 
 def load_parts(
-    source: str | Path,
+    source: str | Path | Source,
     components: str | Path | None = None,
     dtype: DTypeLike | None = None,
     sharding: Shardings | None = None,
     parts: Iterable[str] = PARTS,
+    weights: Weights | None = None,
 ) -> Parts:
     """The networks of a checkpoint and what belongs to them.
 
     source: `mini`, a diffusers or converted folder, a single file of the original release, a hub id; components:
-    another source, for what the first does not hold; dtype: of all networks (None: `default_dtype`).
+    another source, for what the first does not hold; dtype: of all networks (None: `default_dtype`); weights: of
+    the blocks of the transformer and of T5, rounded to eight bits as they are read (None: they are of `dtype` too).
     Raises CheckpointError with everything that is wrong, before any tensor is read as far as headers tell.
     """
-    found = resolve(source, components)
+    found = source if isinstance(source, Source) else resolve(source, components)
     wanted = [name for name in PARTS if name in tuple(parts)]
     _demand(found, found.faults(wanted), found.absent(wanted))
-    networks = {name: _load(found.parts[name], dtype, sharding) for name in wanted}
-    return Parts(found.config, settings_of(found), tokenizers=found.tokenizers, **networks)
+    networks = {name: _load(found.parts[name], dtype, sharding, weights) for name in wanted}
+    return Parts(found.config, settings_of(found), weights, tokenizers=found.tokenizers, **networks)
+
+
+def load_stages(
+    found: Source, dtype: DTypeLike | None = None, sharding: Shardings | None = None, weights: Weights | None = None
+) -> Staged:
+    """The same, each network loaded when its stage comes. Raises CheckpointError where `load_parts` does.
+
+    Only numbers that are not finite are found later, when their network is read.
+    """
+    _demand(found, found.faults(PARTS), found.absent(PARTS))
+    kind = default_dtype() if dtype is None else np.dtype(dtype)
+    load = lambda name: _load(found.parts[name], kind, sharding, weights)  # noqa: E731
+    return Staged(found.config, settings_of(found), weights, found.tokenizers, kind, load)
 
 
 def settings_of(source: Source) -> Settings:
@@ -111,17 +150,22 @@ def _demand(source: Source, faults: list[str], absent: list[str] | None = None) 
     raise CheckpointError(summary, faults)
 
 
-def _load(part: Part, dtype: DTypeLike | None, sharding: Shardings | None) -> Any:
+def _load(part: Part, dtype: DTypeLike | None, sharding: Shardings | None, weights: Weights | None) -> Any:
     """The module of a part whose headers are faultless."""
     assert part.config is not None
     dtype = default_dtype() if dtype is None else np.dtype(dtype)
     problems: list[str] = []
     arrays, platform = [], jax.default_backend()
     for leaf in part.leaves:
-        host = _assemble(part, leaf, _host_dtype(part, leaf, dtype), problems)
+        rounded = weights if quantises(part.name, leaf.path) else None
+        kind = _host_dtype(part, leaf, dtype) if rounded is None else _stored_dtype(part, leaf)
+        host = _assemble(part, leaf, kind, problems)
         where = sharding(part.name, leaf.path, leaf.shape) if callable(sharding) else sharding
         if not problems:
-            array = jax.block_until_ready(_place(host, where).astype(dtype))
+            if rounded is None:
+                array = jax.block_until_ready(_place(host, where).astype(dtype))
+            else:
+                array = _place_quantised(quantise(host, rounded), where)
             arrays.append(settle(leaf.path, array, platform) if part.name == "transformer" else array)
     if problems:
         raise CheckpointError(f"{part.path} does not load: numbers that are not finite", problems)
@@ -134,6 +178,11 @@ def _place(host: np.ndarray, sharding: Sharding | None) -> jax.Array:
     if sharding is None:
         return jax.device_put(host)
     return jax.make_array_from_callback(host.shape, sharding, lambda index: host[index])
+
+
+def _place_quantised(host: Quantised, sharding: Sharding | None) -> Quantised:
+    placed = _place(host.values, sharding), _place(host.scale, of_scale(sharding, host.values.ndim))
+    return Quantised(*jax.block_until_ready(placed))
 
 
 def _host_dtype(part: Part, leaf: Leaf, dtype: np.dtype) -> np.dtype:

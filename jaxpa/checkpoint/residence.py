@@ -16,6 +16,7 @@ import jax
 from jax.experimental.layout import Format, Layout
 
 from jaxpa.layers import Numbered
+from jaxpa.quantised import Quantised
 
 STACKS = ("double_blocks", "single_blocks")
 TURNED = re.compile(r"\w+_blocks\..*(qkv\.[qkv]|proj)\.kernel")
@@ -24,9 +25,13 @@ TURNED = re.compile(r"\w+_blocks\..*(qkv\.[qkv]|proj)\.kernel")
 def settle(path: str, x: Any, platform: str) -> Any:
     """A transformer's parameter ("double_blocks.img.proj.kernel") as a platform ("cpu", "gpu", "tpu") wants it.
 
-    x: an array or a `jax.ShapeDtypeStruct` of a stack; only one with a sharding has a layout. Where blocks stand apart
-    the result is a list, for `assemble`.
+    x: an array or a `jax.ShapeDtypeStruct` of a stack, or a `Quantised` of two; only one with a sharding has a layout.
+    Where blocks stand apart the result is a list, for `assemble`.
     """
+    if isinstance(x, Quantised):
+        values, scale = settle(path, x.values, platform), settle(f"{path}.scale", x.scale, platform)
+        apart = isinstance(values, list)
+        return [Quantised(*each) for each in zip(values, scale, strict=True)] if apart else Quantised(values, scale)
     shape_only = isinstance(x, jax.ShapeDtypeStruct)
     if platform in ("gpu", "cuda") and path.startswith(STACKS):
         one = jax.ShapeDtypeStruct(x.shape[1:], x.dtype, sharding=_of_a_block(x.sharding)) if shape_only else None
@@ -62,7 +67,11 @@ def assemble(transformer: Any) -> Any:
 def arrange(transformer: Any, platform: str | None = None) -> Any:
     """A whole transformer with stacked blocks, of arrays or shapes, as a platform (None: this process's) wants it."""
     platform = jax.default_backend() if platform is None else platform
-    return assemble(jax.tree_util.tree_map_with_path(lambda path, x: settle(path_of(path), x, platform), transformer))
+    return assemble(
+        jax.tree_util.tree_map_with_path(
+            lambda path, x: settle(path_of(path), x, platform), transformer, is_leaf=lambda x: isinstance(x, Quantised)
+        )
+    )
 
 
 def path_of(path: Any) -> str:

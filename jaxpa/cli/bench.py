@@ -44,6 +44,8 @@ class BenchCommand(Command):
         from jaxpa.request.spec import Spec
 
         dtype = np.dtype(self.dtype or default_dtype())
+        if self.config is not None and self.checkpoint.weights is not None:
+            raise JaxpaError("--weights would have no effect: the numbers of --config are drawn, not read")
         if self.config is None:
             if self.double is not None or self.single is not None:
                 raise JaxpaError("--double and --single would have no effect: they cut the network of --config")
@@ -58,12 +60,17 @@ class BenchCommand(Command):
         text = settings.max_length if self.text_tokens is None else self.text_tokens
         if not self.force:
             grid = Spec(config, settings).grid(height, width)
-            load = Load(config, grid, text, whole("batch", self.batch, 1), pictures=0, itemsize=dtype.itemsize)
+            load = Load(config, grid, text, whole("batch", self.batch, 1), pictures=0, itemsize=dtype.itemsize,
+                        weights=self.checkpoint.weights)  # fmt: skip
             need = peak_bytes(load, jax.default_backend(), ("transformer",))
             require(need, f"a batch of {self.batch:,}", "give a smaller --batch or size, or fewer blocks")
         if self.config is None:
             model = load_parts(
-                self.checkpoint.model, self.checkpoint.components, dtype, parts=("transformer",)
+                self.checkpoint.model,
+                self.checkpoint.components,
+                dtype,
+                parts=("transformer",),
+                weights=self.checkpoint.weights,
             ).transformer
         else:
             model = random_model(config.transformer, dtype)

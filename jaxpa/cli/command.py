@@ -45,7 +45,7 @@ class Command:
         return resolve(self.checkpoint.model, self.checkpoint.components, download=download)
 
     def load(self, mesh: str | None = None) -> "Pipeline":
-        return _load(self.checkpoint.model, self.dtype, self.checkpoint.components, mesh)
+        return _load(self.checkpoint, mesh)
 
     def run(self) -> int:
         """Do it; the exit status."""
@@ -59,11 +59,14 @@ def spec_of(source: "Source") -> Spec:
 
 
 @lru_cache(maxsize=1)  # the next command of a batch finds the networks, and their compiled programs, still there
-def _load(model: str, dtype: str | None, components: str | None, mesh: str | None) -> "Pipeline":
+def _load(said: Checkpoint, mesh: str | None) -> "Pipeline":
     from jaxpa.devices.sharding import parse_mesh
     from jaxpa.pipeline import load
 
-    return load(model, dtype, None if mesh is None else parse_mesh(mesh), components=components)
+    dtype = None if said.dtype == "auto" else said.dtype
+    devices = None if mesh is None else parse_mesh(mesh)
+    return load(said.model, dtype, devices, components=said.components, weights=said.weights,
+                resident=said.keep_resident)  # fmt: skip
 
 
 class Made(NamedTuple):
@@ -157,7 +160,8 @@ class Picturing(Making):
         read = replace(request, subjects=tuple(load_subject(each) for each in request.subjects))
         known = not [each for each in read.subjects if not has_mask(each)]  # all are asked: one has neither
         pictures = prepare(read, spec) if known else None
-        costs = plan(source, request, self.dtype, canvas_of(pictures, spec))
+        said = self.checkpoint
+        costs = plan(source, request, self.dtype, canvas_of(pictures, spec), said.weights, said.keep_resident)
         if self.force:
             request = replace(request, sampling=replace(request.sampling, batch_size=costs["batch_size"]))
         else:
@@ -192,10 +196,12 @@ class Picturing(Making):
 
         request, made, outputs = prepared.request, prepared.made, prepared.outputs
         source, canvas = self.source(), (images[0].height, images[0].width)
-        costs = plan(source, request, dtype=pipe.dtype, canvas=canvas)
+        costs = plan(source, request, dtype=pipe.dtype, canvas=canvas, weights=pipe.parts.weights,
+                     resident=pipe.parts.resident)  # fmt: skip
         common = {
             "prompt": request.prompt,
             "model": self.checkpoint.model,
+            "weights": self.checkpoint.weights,
             **{name: costs[name] for name in ("steps", "width", "height")},
             "guidance": pipe.spec.guidance(self.sampling.guidance),
             "switches": asdict(request.switches(pipe.spec)) if request.references else None,

@@ -57,7 +57,8 @@ class PlanCommand(Command):
         source, request = self.source(), self.request()
         request.check(spec_of(source))
         away = self.compiling.device
-        content = plan(source, request, self.dtype or (away and "bfloat16"))
+        content = plan(source, request, self.dtype or (away and "bfloat16"), weights=self.checkpoint.weights,
+                       resident=self.checkpoint.keep_resident)  # fmt: skip
         if away:
             content |= elsewhere(source, request, content, away, self.compiling.mesh)
         else:

@@ -13,7 +13,7 @@ tables. This is pure Python: nothing here needs JAX.
 from dataclasses import dataclass
 from typing import Literal, NamedTuple
 
-from jaxpa.config import AutoencoderConfig, CLIPConfig, FluxConfig, T5Config, TransformerConfig
+from jaxpa.config import AutoencoderConfig, CLIPConfig, FluxConfig, T5Config, TransformerConfig, Weights
 
 TIME_WIDTH = 256  # channels of the sinusoids of time and guidance
 
@@ -82,9 +82,27 @@ def weight_parameters(config: FluxConfig) -> dict[str, int]:
     }
 
 
-def weight_bytes(config: FluxConfig, itemsize: int) -> dict[str, int]:
-    """Bytes of each component's weights, by the name of its folder; a number takes `itemsize` (bfloat16: 2)."""
-    return {name: count * itemsize for name, count in weight_parameters(config).items()}
+def weight_bytes(config: FluxConfig, itemsize: int, weights: Weights | None = None) -> dict[str, int]:
+    """Bytes of each component's weights, by the name of its folder; a number takes `itemsize` (bfloat16: 2).
+
+    weights: of the blocks of the transformer and of T5 (`jaxpa.quantised`), one byte a number and four an output.
+    """
+    sizes = {name: count * itemsize for name, count in weight_parameters(config).items()}
+    if weights is not None:
+        for name, layers in _quantised(config).items():
+            sizes[name] += sum((inputs * (1 - itemsize) + 4) * outputs for inputs, outputs in layers)
+    return sizes
+
+
+def _quantised(config: FluxConfig) -> dict[str, list[tuple[int, int]]]:
+    """(inputs, all outputs) of the layers that may have weights of eight bits."""
+    c, t5 = config.transformer, config.text_encoder_2
+    d, mlp, inner = c.width, c.mlp_width, t5.num_heads * t5.d_kv
+    depth = 2 * c.num_layers + c.num_single_layers  # streams; a single block has the layers of one
+    blocks = [(d, depth * (4 * d + mlp)), (mlp, depth * d)]
+    encoder = [(t5.d_model, t5.num_layers * (3 * inner + 2 * t5.d_ff)), (inner, t5.num_layers * t5.d_model),
+               (t5.d_ff, t5.num_layers * t5.d_model)]  # fmt: skip
+    return {"transformer": blocks, "text_encoder_2": encoder}
 
 
 def sample_forwards(

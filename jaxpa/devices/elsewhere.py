@@ -8,8 +8,9 @@ import numpy as np
 
 from jaxpa.checkpoint.load import settings_of
 from jaxpa.checkpoint.source import Source
+from jaxpa.config import Weights
 from jaxpa.devices.compiled import compiled, missing
-from jaxpa.devices.memory import transformer_bytes
+from jaxpa.devices.memory import Held, transformer_bytes
 from jaxpa.devices.plan import Run, run_of
 from jaxpa.devices.programs import Job
 from jaxpa.devices.targets import Target, find
@@ -31,11 +32,11 @@ def parse_mesh(text: str, target: Target) -> tuple[int, int]:
     return data, model
 
 
-def job_of(run: Run, dtype: str, above: int) -> Job:
+def job_of(run: Run, dtype: str, above: int, weights: Weights | None = None) -> Job:
     """The program of a run's first tau; `above` is the number of steps that start above it."""
     job = Job(
         run.spec.config.transformer, run.grid, run.text, run.images, run.references, run.steps, guided=run.guided,
-        masked=run.context, dtype=dtype,
+        masked=run.context, dtype=dtype, weights=weights,
     )  # fmt: skip
     return job if run.preset is None else replace(job, preset=run.preset, above=above)
 
@@ -60,12 +61,15 @@ def elsewhere(
         "peak_seconds": tflop * 1e12 / target.chip.flops,
     }  # fmt: skip
     if need := missing(target):
-        load, platform = run.load(run.images, np.dtype(content["dtype"]).itemsize), target.chip.platform
+        load, platform = (
+            run.load(run.images, Held(np.dtype(content["dtype"]).itemsize, content["weights"])),
+            target.chip.platform,
+        )
         peak = content["weight_bytes"]["transformer"] + transformer_bytes(load, platform)
         usable = int(target.chip.memory)
         return {**facts, "method": "formula", "needs": need, "label": "estimated for one chip, not compiled",
                 "peak_bytes": peak, "usable_bytes": usable, "fits": peak <= usable}  # fmt: skip
-    report = compiled(job_of(run, content["dtype"], content["steps_above_tau"][0]), target, sides)
+    report = compiled(job_of(run, content["dtype"], content["steps_above_tau"][0], content["weights"]), target, sides)
     beside = {part: size for part, size in content["weight_bytes"].items() if part != "transformer"}
     # The plan's weight_bytes are those of all parts; the program's are the network's share on one device.
     return {**facts, "method": "compiler", **report, "weight_bytes": content["weight_bytes"],

@@ -11,10 +11,12 @@ import os
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
+from typing import NamedTuple
 
 import jax
 
-from jaxpa.config import AutoencoderConfig, FluxConfig
+from jaxpa.checkpoint.stages import STAGES
+from jaxpa.config import AutoencoderConfig, FluxConfig, Weights
 from jaxpa.devices import cost
 from jaxpa.errors import JaxpaError
 from jaxpa.kernels import LONG, VAST
@@ -28,12 +30,21 @@ SHARE = 0.9  # of the machine's memory that a run may take
 TOGETHER = 0.5  # of it that images are sampled together for, if nobody says how many
 
 
+class Held(NamedTuple):
+    """How networks are in memory: bytes of a number, weights of the blocks where they have eight bits, and whether all
+    networks are there at once, or take turns (`checkpoint.stages`)."""
+
+    itemsize: int = 4
+    weights: Weights | None = None
+    resident: bool = True
+
+
 @dataclass(frozen=True)
 class Load:
     """What is on the device at once.
 
     tokens N (grid h x w), text M, context K; rows of the transformer's batch; pictures: how many a call of the
-    autoencoder takes (0: none); itemsize: bytes of a weight.
+    autoencoder takes (0: none); itemsize, weights, resident: see `Held`.
     """
 
     config: FluxConfig
@@ -43,6 +54,8 @@ class Load:
     context: int = 0
     pictures: int = 1
     itemsize: int = 4
+    weights: Weights | None = None
+    resident: bool = True
 
     @property
     def tokens(self) -> int:
@@ -90,9 +103,29 @@ def activation_bytes(load: Load, platform: str) -> int:
 
 
 def peak_bytes(load: Load, platform: str, parts: tuple[str, ...] = ()) -> int:
-    """Weights (of some parts; (): all) and activations together."""
-    weights = cost.weight_bytes(load.config, load.itemsize)
+    """Weights (of some parts; (): all) and activations together; of networks that take turns, the largest stage."""
+    if not parts and not load.resident:
+        return max(stage_bytes(load, platform).values())
+    weights = cost.weight_bytes(load.config, load.itemsize, load.weights)
     return sum(size for name, size in weights.items() if not parts or name in parts) + activation_bytes(load, platform)
+
+
+def stage_bytes(load: Load, platform: str) -> dict[str, int]:
+    """Of each stage, if its networks alone are there: weights and activations."""
+    weights = cost.weight_bytes(load.config, load.itemsize, load.weights)
+    beside = {
+        "text": text_bytes(load, platform),
+        "sample": transformer_bytes(load, platform),
+        "pictures": autoencoder_bytes(load, platform) if load.pictures else 0,
+    }
+    return {stage: sum(weights[name] for name in STAGES[stage]) + size for stage, size in beside.items()}
+
+
+def text_bytes(load: Load, platform: str) -> int:
+    """One prompt in T5, beside the weights: attention's logits, and the gated MLP."""
+    c, m = load.config.text_encoder_2, load.text
+    logits = LOGITS * c.num_heads * m * m  # a bias on them: no fused kernel
+    return logits + 4 * m * (c.d_model + 2 * c.d_ff) * load.itemsize
 
 
 def result_bytes(load: Load, images: int) -> int:

@@ -12,8 +12,20 @@ import numpy as np
 
 from jaxpa.checkpoint.load import default_dtype, settings_of
 from jaxpa.checkpoint.source import Source
+from jaxpa.config import Weights
 from jaxpa.devices import cost
-from jaxpa.devices.memory import Load, activation_bytes, batch_that_fits, machine_bytes, require, result_bytes
+from jaxpa.devices.memory import (
+    SHARE,
+    Held,
+    Load,
+    activation_bytes,
+    batch_that_fits,
+    machine_bytes,
+    peak_bytes,
+    require,
+    result_bytes,
+    stage_bytes,
+)
 from jaxpa.presets import Preset
 from jaxpa.request.request import Request
 from jaxpa.request.spec import Spec
@@ -53,11 +65,11 @@ class Run(NamedTuple):
     def level(self) -> cost.Level:
         return "layer" if self.preset is None else self.preset.level
 
-    def load(self, images: int, itemsize: int) -> Load:
+    def load(self, images: int, held: Held) -> Load:
         """What the device holds while `images` are sampled together. Pictures are encoded one by one."""
         late = self.context > 0
         rows = self.references * (self.level == "layer" or late) + images * (1 + self.guided)
-        return Load(self.spec.config, self.grid, self.text, rows, self.context, 1, itemsize)
+        return Load(self.spec.config, self.grid, self.text, rows, self.context, 1, *held)
 
 
 def run_of(request: Request, spec: Spec, canvas: tuple[int, int] | None = None) -> Run:
@@ -79,7 +91,7 @@ def run_of(request: Request, spec: Spec, canvas: tuple[int, int] | None = None) 
     return Run(spec, grid, text, times, gates, images, request.references, inversion, context, guided, preset)
 
 
-def images_together(request: Request, run: Run, itemsize: int, platform: str) -> int:
+def images_together(request: Request, run: Run, held: Held, platform: str) -> int:
     """How many images are sampled together: as the request says, or as many as fit; 0 if not even one does.
 
     All places of a seed share a batch.
@@ -87,18 +99,50 @@ def images_together(request: Request, run: Run, itemsize: int, platform: str) ->
     places = max(1, len(request.places))
     if request.sampling.batch_size is not None:
         return min(run.images, max(places, request.sampling.batch_size))
-    fits = batch_that_fits(lambda count: run.load(count * places, itemsize), run.images // places, platform)
+    fits = batch_that_fits(lambda count: run.load(count * places, held), run.images // places, platform)
     return fits * places
+
+
+def held_as(
+    spec: Spec, itemsize: int, weights: Weights | None = None, resident: bool | None = None, over: int = 1
+) -> Held:
+    """How a checkpoint's networks are held. resident None: together, if they fit beside two images of its own size.
+
+    over: how many devices the weights are spread over.
+    """
+    held = Held(itemsize, weights)
+    if resident is None:
+        load = Load(spec.config, spec.grid(), spec.settings.max_length, 2, 0, 1, *held)
+        have = machine_bytes()
+        resident = have is None or peak_bytes(load, jax.devices()[0].platform) <= SHARE * have * over
+    return held._replace(resident=resident)
+
+
+def all_stay(source: Source, dtype: Any, weights: Weights | None, over: int) -> bool:
+    """Whether all networks of a checkpoint stay in memory, if nobody says; see `held_as`. Of a faulty one: yes."""
+    if source.faults():  # is refused where it is loaded
+        return True
+    itemsize = np.dtype(default_dtype() if dtype is None else dtype).itemsize
+    return held_as(Spec(source.config, settings_of(source)), itemsize, weights, over=over).resident
 
 
 def require_memory(content: dict[str, Any]) -> None:
     """Raise JaxpaError, with both numbers, if a plan needs more memory than this machine has."""
     c = content
     what = f"{c['images']:,} x {c['width']} x {c['height']} pixels, {c['batch_size']:,} at a time,"
-    require(c["memory_bytes"], what, "make fewer images, or smaller ones")
+    require(
+        c["memory_bytes"], what, "make fewer images, or smaller ones" + ", or say --keep-resident no" * c["resident"]
+    )
 
 
-def plan(source: Source, request: Request, dtype: Any = None, canvas: tuple[int, int] | None = None) -> dict[str, Any]:
+def plan(
+    source: Source,
+    request: Request,
+    dtype: Any = None,
+    canvas: tuple[int, int] | None = None,
+    weights: Weights | None = None,
+    resident: bool | None = None,
+) -> dict[str, Any]:
     """The cost of a request with every tau, seed and place; canvas: (height, width), if a picture decides it.
 
     sample_forwards counts rows of tokens that pass the network; classifier-free guidance takes two for an image.
@@ -120,10 +164,11 @@ def plan(source: Source, request: Request, dtype: Any = None, canvas: tuple[int,
     inverted = r * run.inversion
     forward = cost.transformer_flops(config.transformer, n, m)
     kind = np.dtype(default_dtype() if dtype is None else dtype)
-    weights = cost.weight_bytes(config, kind.itemsize)
+    held = held_as(run.spec, kind.itemsize, weights, resident)
+    sizes = cost.weight_bytes(config, kind.itemsize, weights)
     device = jax.devices()[0]
-    together = images_together(request, run, kind.itemsize, device.platform)
-    load = run.load(max(1, together), kind.itemsize)
+    together = images_together(request, run, held, device.platform)
+    load = run.load(max(1, together), held)
     activations = activation_bytes(load, device.platform)
     results = result_bytes(load, images * len(above)) if device.platform == "cpu" else 0
     text = cost.t5_flops(config.text_encoder_2, m) + cost.clip_flops(config.text_encoder)
@@ -136,6 +181,7 @@ def plan(source: Source, request: Request, dtype: Any = None, canvas: tuple[int,
     return {
         "model": source.name,
         "dtype": kind.name,
+        "weights": weights,
         "device": device.device_kind,
         "height": height,
         "width": width,
@@ -151,10 +197,12 @@ def plan(source: Source, request: Request, dtype: Any = None, canvas: tuple[int,
         "sample_forwards": early_rows + late_rows + inverted,
         "tflop_per_forward": forward / 1e12,
         "tflop": (flops + (1 + r + run.guided) * text + pictures) / 1e12,
-        "weight_bytes": weights,
+        "weight_bytes": sizes,
+        "resident": held.resident,
+        "stage_bytes": stage_bytes(load, device.platform),
         "batch_size": max(1, together),
         "activation_bytes": activations,
-        "memory_bytes": sum(weights.values()) + activations + results,
+        "memory_bytes": peak_bytes(load, device.platform) + results,
         "machine_bytes": machine_bytes(),
     }
 
@@ -165,7 +213,7 @@ def format_plan(content: dict[str, Any]) -> str:
     tau = "".join(f", {a} of them above tau {t:.3g}" for a, t in zip(c["steps_above_tau"], c["tau"], strict=False))
     inversion = f", {c['inversion_steps']} of inversion" if c["inversion_steps"] else ""
     rows = {
-        "model": f"{c['model']}, {c['dtype']} on {c['device']}",
+        "model": f"{c['model']}, {c['dtype']}{', blocks ' + c['weights'] if c['weights'] else ''} on {c['device']}",
         "input": f"{c['references']} references, {c['images']} images of {c['width']} x {c['height']}: "
         f"{c['image_tokens']} image + {c['text_tokens']} text tokens",
         "steps": f"{c['steps']}{tau}{inversion}",
@@ -188,7 +236,7 @@ def signature(source: Source, request: Request, content: dict[str, Any]) -> str:
     preset = request.switches(Spec(source.config, settings_of(source))) if request.references else None
     switches = {} if preset is None else {k: getattr(preset, k) for k in COMPILED_IN}
     switches["solver"] = request.sampling.solver
-    shapes = {k: content[k] for k in ("dtype", "device", "height", "width", "steps", "references", "images")}
+    shapes = {k: content[k] for k in ("dtype", "weights", "device", "height", "width", "steps", "references", "images")}
     text = json.dumps([asdict(source.config), switches, shapes, jax.__version__], sort_keys=True)
     return hashlib.sha256(text.encode()).hexdigest()[:24]
 

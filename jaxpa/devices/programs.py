@@ -20,10 +20,11 @@ from jax.typing import DTypeLike
 from jaxpa import personalize, sampling
 from jaxpa.checkpoint.keys import abstract
 from jaxpa.checkpoint.residence import arrange, path_of
-from jaxpa.config import TransformerConfig
+from jaxpa.config import TransformerConfig, Weights
 from jaxpa.devices.sharding import DATA, rules
 from jaxpa.personalize import Phase, Task
 from jaxpa.presets import PRESETS, Preset
+from jaxpa.quantised import DTYPES, Quantised, of_scale, quantises
 from jaxpa.routing import context_routing, context_size, join, replacement_index, replacement_weight
 from jaxpa.sampling import Guided
 from jaxpa.tokens import Placement, Routing, grid_positions
@@ -35,7 +36,8 @@ class Job:
     """What is sampled. references: 0, plain generation; masked: tokens of all their subjects, for the context's size.
 
     above: how many steps start above tau, if they are to be counted.
-    guided: classifier-free guidance, two rows an image, for a checkpoint that does not embed its guidance.
+    guided: classifier-free guidance, two rows an image, for a checkpoint that does not embed its guidance. weights: of
+    the blocks (None: of `dtype`).
     """
 
     config: TransformerConfig
@@ -49,6 +51,7 @@ class Job:
     preset: Preset = PRESETS["official"]
     masked: int = 0
     dtype: DTypeLike = jnp.bfloat16
+    weights: Weights | None = None
 
     @property
     def tokens(self) -> int:
@@ -90,9 +93,18 @@ def model(job: Job, mesh: Mesh, platform: str) -> Flux:
     """The network as shapes, with the shardings of `sharding.rules`, and arranged as the platform wants it."""
     flat, tree = jax.tree_util.tree_flatten_with_path(abstract("transformer", job.config, np.dtype(job.dtype)))
     rule = rules(mesh)
-    leaves = [
-        jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=rule("transformer", path_of(path), x.shape)) for path, x in flat
-    ]
+
+    def parameter(path: str, x: Any) -> Any:
+        where = rule("transformer", path, x.shape)
+        if job.weights is None or not quantises("transformer", path):
+            return jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=where)
+        values = jax.ShapeDtypeStruct(x.shape, DTYPES[job.weights], sharding=where)
+        scale = jax.ShapeDtypeStruct(
+            (*x.shape[:-2], x.shape[-1]), np.dtype(np.float32), sharding=of_scale(where, x.ndim)
+        )
+        return Quantised(values, scale)
+
+    leaves = [parameter(path_of(path), x) for path, x in flat]
     return arrange(jax.tree_util.tree_unflatten(tree, leaves), platform)
 
 

@@ -12,6 +12,7 @@ from typing import Annotated, Any, Literal, TypeAlias
 
 import pydantic
 
+from jaxpa.config import Weights
 from jaxpa.errors import JaxpaError, check_choice, real, whole
 from jaxpa.media.images import Picture
 from jaxpa.presets import PRESETS, Concat, Level, Parts, Path, Preset, Start
@@ -70,6 +71,12 @@ class Checkpoint:
     """A folder or hub id that has the rest, where --model is a single file."""
     dtype: Literal["auto", "float32", "bfloat16"] = "auto"
     """Type of the weights; auto: float32 on CPU, bfloat16 on GPU and TPU."""
+    weights: Weights | None = None
+    """Round the weights of the blocks of the transformer and of T5 to eight bits as they are read: half the memory of
+    bfloat16. int8 is the more accurate one."""
+    keep_resident: bool | None = None
+    """Keep all networks in memory, instead of loading each for its stage (text, sampling, pictures) and freeing it
+    after. Default: if they all fit."""
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -75,8 +75,9 @@ def test_files_by_command(run, folder, pictures):
 def test_an_embedding_file(run, folder):
     """The picture of an encoded prompt is that of the prompt; what does not go together is said."""
     from jaxpa.cli.command import _load
+    from jaxpa.request.groups import Checkpoint
 
-    _load("mini", None, None, None).encode_text("a red star").save("star.safetensors")
+    _load(Checkpoint(), None).encode_text("a red star").save("star.safetensors")
     for k, words in enumerate((["--prompt", "a red star"], ["--embedding", "star.safetensors"])):
         assert run("generate", *words, "--steps", 1, "--out", f"{k}.png")[0] == 0
     a, b = (Image.open(f"{k}.png").tobytes() for k in range(2))

@@ -72,6 +72,14 @@ for data, model in ((2, 2), (1, None), (4, None)):
         want, got = outputs(whole, lambda x: x), outputs(parts, lambda x: jax.device_put(x, batch(mesh)))
         facts["errors"] = {name: float(np.abs(np.asarray(got[name]) - want[name]).max()) for name in want}
         facts["scales"] = {name: float(np.abs(want[name]).max()) for name in want}
+        eight, whole_eight = (load_parts(sys.argv[1], sharding=s, weights="int8") for s in (rules(mesh), None))
+        want = outputs(whole_eight, lambda x: x)
+        got = outputs(eight, lambda x: jax.device_put(x, batch(mesh)))
+        facts["eight errors"] = {name: float(np.abs(np.asarray(got[name]) - want[name]).max()) for name in want}
+        for name in ("q", "proj"):
+            stream = eight.transformer.double_blocks.img
+            kernel = (stream.qkv.q if name == "q" else stream.proj).kernel.get_value()
+            facts["eight " + name] = [str(x.sharding.spec) for x in (kernel.values, kernel.scale)]
 print(json.dumps(facts))
 """
 
@@ -94,6 +102,14 @@ def test_same_numbers(facts):
     for name, error in facts["errors"].items():
         assert error <= 1e-5 * facts["scales"][name], (name, error)
     assert facts["errors"].keys() == {"transformer", "text_encoder", "text_encoder_2"}
+
+
+def test_weights_of_eight_bits(facts):
+    """A scale lies where its outputs lie; the numbers are those of one device."""
+    assert facts["eight q"] == [str(P(None, None, "model")), str(P(None, "model"))]
+    assert facts["eight proj"] == [str(P(None, "model", None)), str(P(None, None))]
+    for name, error in facts["eight errors"].items():
+        assert error <= 1e-5 * facts["scales"][name], (name, error)
 
 
 def test_axes_are_automatic(facts):

@@ -1,0 +1,77 @@
+"""Weights of eight bits: int8 or fp8 (e4m3), with one scale for each output of a layer.
+
+    W[i, o] = values[i, o] * scale[o]     so that     x W = (x values) * scale
+
+The scale leaves the sum, since it belongs to an output: the product reads eight bits a weight, widened on the way, and
+one multiplication of its result follows. Widening is exact in bfloat16 and float32; all that is lost is lost in
+rounding the weights (`quantise`), by at most half a step of int8 (scale / 2), or 1 / 16 of each weight in fp8.
+"""
+
+import re
+from dataclasses import dataclass
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from jaxpa.config import Weights
+from jaxpa.layers import precision
+
+DTYPES: dict[Weights, np.dtype] = {"int8": np.dtype(np.int8), "fp8": np.dtype(jnp.float8_e4m3fn)}
+LARGEST: dict[Weights, float] = {"int8": 127.0, "fp8": 448.0}
+
+# Projections and MLPs of the blocks, which have nearly all the work and most of the bytes. Modulation moves whole
+# channels of every token at once, and is computed once before the loop; embedders, norms and the layers at both ends
+# are few. They stay as they are.
+BLOCKS = re.compile(
+    r"(transformer\.\w+_blocks\.(\w+\.)?(qkv\.[qkv]|proj|mlp_in|mlp_out)|text_encoder_2\.blocks\..+)\.kernel"
+)
+
+
+@jax.tree_util.register_dataclass
+@dataclass(frozen=True)
+class Quantised:
+    """A `layers.Kernel`: values (..., In, Out) of eight bits, scale (..., Out) float32."""
+
+    values: Any
+    scale: Any
+
+    def contract(self, subscripts: str, x: jax.Array, shape: tuple[int, ...]) -> jax.Array:
+        """einsum(subscripts, x, W), W's axes split as `shape` says."""
+        values = (self.values.reshape(shape) if shape else self.values).astype(x.dtype)
+        y = jnp.einsum(subscripts, x, values, precision=precision(x.dtype), preferred_element_type=jnp.float32)
+        heads = subscripts.endswith("hso")  # the outputs are split into heads, which stand before the tokens
+        return (y * (self.scale.reshape(shape[1], 1, -1) if heads else self.scale)).astype(x.dtype)
+
+
+def quantise(w: np.ndarray, kind: Weights) -> Quantised:
+    """Weights (..., In, Out) rounded to eight bits, on the host; a stack is taken block by block."""
+    values = np.empty(w.shape, DTYPES[kind])
+    scale = np.empty((*w.shape[:-2], w.shape[-1]), np.float32)
+    for block in np.ndindex(w.shape[:-2]):
+        wide = w[block].astype(np.float32)
+        step = np.maximum(wide.max(0), -wide.min(0)) / np.float32(LARGEST[kind])
+        step[step == 0] = 1
+        wide = wide / step
+        values[block] = np.rint(wide) if kind == "int8" else wide
+        scale[block] = step
+    return Quantised(values, scale)
+
+
+def wide(kernel: Quantised) -> jax.Array:
+    """The weights that a quantised kernel stands for, (..., In, Out) float32."""
+    return kernel.values.astype(jnp.float32) * kernel.scale[..., None, :]
+
+
+def quantises(component: str, path: str) -> bool:
+    """Whether a parameter ("transformer", "double_blocks.img.proj.kernel") is among those of eight bits."""
+    return BLOCKS.fullmatch(f"{component}.{path}") is not None
+
+
+def of_scale(sharding: Any, axes: int) -> Any:
+    """The sharding of a scale (..., Out) beside values (..., In, Out), of so many axes, of this sharding."""
+    if not isinstance(sharding, jax.sharding.NamedSharding):
+        return sharding
+    *rest, _, outputs = (*sharding.spec, *(None,) * (axes - len(sharding.spec)))
+    return jax.sharding.NamedSharding(sharding.mesh, jax.sharding.PartitionSpec(*rest, outputs))
