@@ -320,7 +320,7 @@ def test_networks_that_do_not_load(folders, tmp_path):
             with pytest.raises(JaxpaError, match=f"{source} cannot be read") as error:
                 make(source)
             assert "\n" not in str(error.value)
-    with pytest.raises(JaxpaError, match="no CLIP but a ViTModel"):
+    with pytest.raises(JaxpaError, match="not a CLIP but a ViTModel"):
         metrics.clip(folders["dino"])
     with pytest.raises(JaxpaError, match="not a vision transformer but a CLIPModel"):
         metrics.dino(folders["clip"])
