@@ -7,7 +7,7 @@ and pooled text (adaLN), computed outside. Double blocks keep text and image in 
 single blocks hold both in one sequence. Names follow the reference implementation.
 """
 
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -16,7 +16,8 @@ from jax.typing import DTypeLike
 
 from jaxpa.config import TransformerConfig
 from jaxpa.kernels import attention
-from jaxpa.layers import Linear, RMSNorm, layer_norm, over_data
+from jaxpa.layers import Linear, RMSNorm, contract, contract_heads, layer_norm
+from jaxpa.partition import summed, together
 from jaxpa.rope import Rotary, rotate
 from jaxpa.tokens import gather
 
@@ -75,12 +76,10 @@ class Stream(nnx.Module):
         self.mlp_in = Linear(d, config.mlp_width, rngs=rngs, dtype=dtype)
         self.mlp_out = Linear(config.mlp_width, d, rngs=rngs, dtype=dtype)
 
-    def update(self, x: jax.Array, attended: jax.Array, gates: list[jax.Array]) -> jax.Array:
-        """Add what attention and MLP contribute; gates are (attention's gate, shift, scale, the MLP's gate)."""
-        gate_attention, shift, scale, gate_mlp = gates
-        x = x + gate_attention * over_data(self.proj.from_heads(attended))  # (B, S, D)
+    def mlp(self, x: jax.Array, shift: jax.Array, scale: jax.Array) -> jax.Array:
+        """x (B, S, D) -> (B, S, D)."""
         hidden = jax.nn.gelu(self.mlp_in(modulate(x, shift, scale)), approximate=True)  # (B, S, 4 D)
-        return x + gate_mlp * over_data(self.mlp_out(hidden))  # (B, S, D)
+        return self.mlp_out(hidden)
 
 
 class DoubleBlock(nnx.Module):
@@ -94,15 +93,15 @@ class DoubleBlock(nnx.Module):
         """The streams and their modulations (B, 6 D) -> the streams, and what the attention saw."""
         img, txt = streams
         m = txt.shape[1]
-        img_shift, img_scale, *img_gates = chunks(mod[0], 6)  # (B, 1, D) each
-        txt_shift, txt_scale, *txt_gates = chunks(mod[1], 6)
-        txt_y = modulate(txt, txt_shift, txt_scale)  # (B, M, D)
-        img_y = modulate(img, img_shift, img_scale)  # (B, N, D)
+        img_mod, txt_mod = (chunks(each, 6) for each in mod)  # (B, 1, D) each
+        img_y, txt_y = modulate(img, *img_mod[:2]), modulate(txt, *txt_mod[:2])  # (B, N, D), (B, M, D)
         qkv = zip(self.txt.qkv(txt_y, txt_y, txt_y), self.img.qkv(*routed(img_y, shared)), strict=True)
         seen = attend(*(jnp.concatenate(pair, 2) for pair in qkv), shared)  # of (B, H, M + N, Dh) each
-        img = self.img.update(img, seen.out[:, :, m:], img_gates)  # (B, N, D)
-        txt = self.txt.update(txt, seen.out[:, :, :m], txt_gates)  # (B, M, D)
-        return (img, txt), seen
+        img_y, txt_y = self.img.proj.from_heads(seen.out[:, :, m:]), self.txt.proj.from_heads(seen.out[:, :, :m])
+        img_y, txt_y = together(img_y, txt_y)
+        img, txt = img + img_mod[2] * img_y, txt + txt_mod[2] * txt_y  # (B, N, D), (B, M, D)
+        img_y, txt_y = together(self.img.mlp(img, *img_mod[3:5]), self.txt.mlp(txt, *txt_mod[3:5]))
+        return (img + img_mod[5] * img_y, txt + txt_mod[5] * txt_y), seen
 
 
 class SingleBlock(nnx.Module):
@@ -122,7 +121,17 @@ class SingleBlock(nnx.Module):
         y = modulate(x, shift, scale)  # (B, M + N, D)
         seen = attend(*self.qkv(*routed(y, shared)), shared)  # of (B, H, M + N, Dh) each
         hidden = jax.nn.gelu(self.mlp_in(y), approximate=True)  # (B, M + N, 4 D)
-        return x + gate * over_data(self.proj.from_heads(seen.out) + self.mlp_out(hidden)), seen  # (B, M + N, D)
+        return x + gate * self.output(seen.out, hidden), seen  # (B, M + N, D)
+
+    def output(self, attended: jax.Array, hidden: jax.Array) -> jax.Array:
+        """attended (B, H, S, Dh), projected, and the MLP's hidden channels (B, S, 4 D), too: their sum (B, S, D)."""
+        assert self.mlp_out.bias is not None
+        kernels, bias = (self.proj.kernel.get_value(), self.mlp_out.kernel.get_value()), self.mlp_out.bias[...]
+
+        def sums(kernels: tuple[Any, Any], bias: jax.Array, attended: jax.Array, hidden: jax.Array) -> jax.Array:
+            return contract_heads(attended, kernels[0]) + (contract("...i,io->...o", hidden, kernels[1]) + bias)
+
+        return summed(sums, kernels, bias, attended, hidden, axes=(1, 2))
 
 
 def modulate(x: jax.Array, shift: jax.Array, scale: jax.Array) -> jax.Array:

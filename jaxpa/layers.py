@@ -90,7 +90,7 @@ class Linear(nnx.Module):
 
     def from_heads(self, x: jax.Array) -> jax.Array:
         """x (B, H, S, In / H) -> (B, S, Out)."""
-        y = contract("bhsi,hio->bso", x, self.kernel.get_value(), (x.shape[1], x.shape[3], -1))
+        y = contract_heads(x, self.kernel.get_value())
         return y if self.bias is None else y + self.bias[...]
 
 
@@ -102,23 +102,14 @@ def contract(subscripts: str, x: jax.Array, kernel: Any, shape: tuple[int, ...] 
     return jnp.einsum(subscripts, x, kernel, precision=precision(x.dtype))
 
 
+def contract_heads(x: jax.Array, kernel: Any) -> jax.Array:
+    """x (B, H, S, In / H), kernel (In, Out) -> (B, S, Out)."""
+    return contract("bhsi,hio->bso", x, kernel, (x.shape[1], x.shape[3], -1))
+
+
 def precision(dtype: DTypeLike) -> jax.lax.Precision | None:
     """The precision of products of this dtype: float32 stays float32 on every device."""
     return jax.lax.Precision.HIGHEST if jnp.dtype(dtype) == jnp.float32 else None
-
-
-def over_data(x: jax.Array, rows: int | None = 0) -> jax.Array:
-    """Spread the axis `rows` of x (None: no axis) over the mesh axis "data"; keep x whole on every device of "model".
-
-    Where no mesh is in use, x comes back as it is. Behind a layer whose inputs are split over "model", this asks for
-    the sum.
-    """
-    mesh = jax.sharding.get_abstract_mesh()
-    if mesh.empty or "data" not in mesh.auto_axes:
-        return x
-    apart = rows is not None and mesh.shape["data"] > 1 and x.shape[rows] > 1
-    axes = [None] * x.ndim if not apart else ["data" if axis == rows else None for axis in range(x.ndim)]
-    return jax.lax.with_sharding_constraint(x, jax.sharding.PartitionSpec(*axes))
 
 
 def layer_norm(x: jax.Array, eps: float = 1e-6) -> jax.Array:

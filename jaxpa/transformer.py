@@ -19,7 +19,8 @@ from jax.typing import DTypeLike
 from jaxpa import checks
 from jaxpa.blocks import DoubleBlock, Shared, SingleBlock, chunks, modulate
 from jaxpa.config import TransformerConfig
-from jaxpa.layers import Linear, MLPEmbedder, Numbered, over_data, stack, timestep_embedding
+from jaxpa.layers import Linear, MLPEmbedder, Numbered, stack, timestep_embedding
+from jaxpa.partition import over_data
 from jaxpa.rope import table
 from jaxpa.tokens import Routing
 

@@ -17,7 +17,7 @@ ROOT = Path(__file__).parent.parent
 PACKAGE = ROOT / "jaxpa"
 FLOORS = (
     "box config errors checks",
-    "tokens rope schedule loops solvers",
+    "tokens rope schedule loops solvers partition",
     "layers",
     "kernels quantised",
     "blocks sampling encoders",
@@ -45,7 +45,7 @@ ROOMS = {  # modules in the order in which they build on each other
     "cli": "console flags files command plan bench checkpoints pictures invert mask parse batch main",
 }
 METHOD = {"sampling", "inversion", "presets", "routing", "personalize"}
-NETWORKS = {"layers", "kernels", "blocks", "transformer", "encoders"}  # the method knows none
+NETWORKS = {"partition", "layers", "kernels", "blocks", "transformer", "encoders"}  # the method knows none
 PURE = {"box", "tokens", "rope", "schedule", "loops", "solvers", "checks", *METHOD}
 ARRAYS = {"jax", "numpy", "chex"}  # all that these may import from outside
 COME_WITH_OTHERS = {"pydantic_core", "annotated_types"}  # with pydantic

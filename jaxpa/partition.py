@@ -1,0 +1,66 @@
+"""What the networks ask of a mesh, if one is in use: rows over "data", and few sums over "model".
+
+Everything else is read off the arrays by XLA's partitioner. Where no mesh is in use, all of this does nothing.
+"""
+
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from jax.sharding import AbstractMesh
+from jax.sharding import PartitionSpec as P
+
+
+def over_data(x: jax.Array, rows: int | None = 0) -> jax.Array:
+    """Spread the axis `rows` of x (None: no axis) over the mesh axis "data"; keep x whole on every device of "model".
+
+    Behind a layer whose inputs are split over "model", this asks for the sum.
+    """
+    mesh = jax.sharding.get_abstract_mesh()
+    if mesh.empty or "data" not in mesh.auto_axes:
+        return x
+    apart = rows is not None and mesh.shape["data"] > 1 and x.shape[rows] > 1
+    axes = [None] * x.ndim if not apart else ["data" if axis == rows else None for axis in range(x.ndim)]
+    return jax.lax.with_sharding_constraint(x, P(*axes))
+
+
+def together(*sums: jax.Array) -> tuple[jax.Array, ...]:
+    """`over_data` of what several layers make of inputs that are split over "model": one all-reduce for all of them."""
+    sums = tuple(map(over_data, sums))
+    # XLA combines collectives that do not depend on each other. Behind the barrier each user of one depends on all.
+    return sums if _split_over_model() is None else jax.lax.optimization_barrier(sums)
+
+
+def summed(
+    function: Callable[..., jax.Array], kernels: Any, bias: jax.Array, *inputs: jax.Array, axes: Sequence[int]
+) -> jax.Array:
+    """function(kernels, bias, *inputs) (B, ...): sums over what "model" splits, and a bias; by one all-reduce.
+
+    kernels: a pytree, whose matrices (In, Out) are split along In; inputs (B, ...), each split along one of `axes`.
+    XLA's partitioner would reduce every sum for itself; here a device adds up its own shares first.
+    """
+    mesh = _split_over_model()
+    if mesh is None or not _divides(mesh, inputs, axes):
+        return over_data(function(kernels, bias, *inputs))
+
+    def share(kernels: Any, bias: jax.Array, *inputs: jax.Array) -> jax.Array:
+        once = jnp.where(jax.lax.axis_index("model") == 0, bias, jnp.zeros_like(bias))
+        return jax.lax.psum(function(kernels, once, *inputs), "model")
+
+    rows = jax.tree.map(lambda x: P("model") if x.ndim > 1 else P(), kernels)
+    columns = [P("data", *[None] * (axis - 1), "model") for axis in axes]
+    whole = jax.shard_map(share, mesh=mesh, in_specs=(rows, P(), *columns), out_specs=P("data"), check_vma=False)
+    return whole(kernels, bias, *inputs)
+
+
+def _divides(mesh: AbstractMesh, inputs: Sequence[jax.Array], axes: Sequence[int]) -> bool:
+    data, model = mesh.shape["data"], mesh.shape["model"]
+    return all(x.shape[0] % data == 0 and x.shape[axis] % model == 0 for x, axis in zip(inputs, axes, strict=True))
+
+
+def _split_over_model() -> AbstractMesh | None:
+    """The mesh in use, if XLA partitions over its axes "data" and "model", the latter of several devices."""
+    mesh = jax.sharding.get_abstract_mesh()
+    split = not mesh.empty and {"data", "model"} <= set(mesh.auto_axes) and mesh.shape["model"] > 1
+    return mesh if split else None
