@@ -32,7 +32,7 @@ Epsilon = Annotated[float, Gt(0), Le(1)]
 Shift = Annotated[float, Gt(0), Le(1000)]
 
 
-class _FromJson:
+class FromJson:
     """A config that is read from a JSON file. Keys of the file that are not named here are ignored.
 
     SUPPORTED: keys that are not fields, and those of their values that are implemented; a key may be missing.
@@ -112,7 +112,7 @@ def allowed(annotation: Any) -> str:
 
 
 @dataclass(frozen=True)
-class TransformerConfig(_FromJson):
+class TransformerConfig(FromJson):
     """The MM-DiT, in diffusers' names (`transformer/config.json`). Defaults: FLUX.1-dev."""
 
     SUPPORTED = {"patch_size": (1,)}  # noqa: RUF012
@@ -147,13 +147,18 @@ class TransformerConfig(_FromJson):
         return 4 * self.width
 
     @property
+    def blocks(self) -> int:
+        """Double and single."""
+        return self.num_layers + self.num_single_layers
+
+    @property
     def velocity_channels(self) -> int:
         """C: channels of a sampled token."""
         return self.in_channels if self.out_channels is None else self.out_channels
 
 
 @dataclass(frozen=True)
-class AutoencoderConfig(_FromJson):
+class AutoencoderConfig(FromJson):
     """The KL autoencoder (`vae/config.json`). Defaults: FLUX.1."""
 
     SUPPORTED = {  # noqa: RUF012
@@ -188,7 +193,7 @@ class AutoencoderConfig(_FromJson):
 
 
 @dataclass(frozen=True)
-class T5Config(_FromJson):
+class T5Config(FromJson):
     """The T5 v1.1 encoder (`text_encoder_2/config.json`). Defaults: T5-XXL."""
 
     SUPPORTED = {"feed_forward_proj": ("gated-gelu",)}  # noqa: RUF012
@@ -213,7 +218,7 @@ class T5Config(_FromJson):
 
 
 @dataclass(frozen=True)
-class CLIPConfig(_FromJson):
+class CLIPConfig(FromJson):
     """The CLIP text encoder (`text_encoder/config.json`). Defaults: CLIP ViT-L/14."""
 
     vocab_size: Rows = 49408
@@ -236,7 +241,7 @@ class CLIPConfig(_FromJson):
 
 
 @dataclass(frozen=True)
-class ScheduleConfig(_FromJson):
+class ScheduleConfig(FromJson):
     """Flow times (`scheduler/scheduler_config.json`). Defaults: FLUX.1-dev; schnell does not shift."""
 
     SUPPORTED = {  # noqa: RUF012
@@ -276,7 +281,7 @@ class FluxConfig:
 
 
 @dataclass(frozen=True)
-class Settings(_FromJson):
+class Settings(FromJson):
     """What a checkpoint uses unless told otherwise (`jaxpa.json` of its folder). Defaults: FLUX.1-dev."""
 
     preset: Literal["official", "paper", "mini"] = "official"  # of personalisation

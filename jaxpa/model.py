@@ -19,6 +19,7 @@ from jax.sharding import Mesh
 from PIL import Image
 
 from jaxpa import sampling
+from jaxpa.backbones.registry import backbone_of
 from jaxpa.checkpoint.load import Parts
 from jaxpa.checkpoint.stages import Staged
 from jaxpa.config import Settings
@@ -33,7 +34,6 @@ from jaxpa.request.request import Request
 from jaxpa.request.spec import Spec
 from jaxpa.sampling import Conditions, Guided, Velocity
 from jaxpa.tokens import grid_positions, patchify, unpatchify
-from jaxpa.transformer import FluxConditions
 
 _encode = jax.jit(lambda vae, x: patchify(vae.encode_latents(x)).astype(jnp.float32))
 _decode = jax.jit(lambda vae, x, h, w: vae.decode_latents(unpatchify(x, h, w)), static_argnums=(2, 3))
@@ -196,15 +196,15 @@ class Model:
         negative: G rows; None: no classifier-free guidance. inside: the guidance that the references embed (None: the
         images'). scale: (G, N, 1), a classifier-free guidance of each token's own.
         """
-        positions = _positions(*grid)
+        positions, conditions = _positions(*grid), backbone_of(self.parts.config.transformer).conditions
         if self.embeds_guidance:
             rows = np.full(len(text), guidance, np.float32)
             rows[:references] = guidance if inside is None else inside
-            return FluxConditions(*self.spread((text.txt, text.vec, rows)), positions)
+            text, rows = self.spread((text, rows))
+            return conditions(text, rows, positions)
         if negative is None:
-            return FluxConditions(*self.spread((text.txt, text.vec)), None, positions)
-        both = TextEmbedding.concatenate([text, negative])
-        plain = FluxConditions(*self.spread((both.txt, both.vec)), None, positions)
+            return conditions(self.spread(text), None, positions)
+        plain = conditions(self.spread(TextEmbedding.concatenate([text, negative])), None, positions)
         return Guided(plain, jnp.float32(guidance) if scale is None else scale, references)
 
     def guided(self, *arguments: Any, **keywords: Any) -> Velocity:

@@ -22,7 +22,7 @@ FLOORS = (
     "kernels quantised",
     "blocks sampling encoders",
     "transformer inversion presets",
-    "routing",
+    "routing backbones",
     "personalize checkpoint media",
     "request runs",
     "devices",
@@ -35,6 +35,7 @@ FLOORS = (
 )
 FLOOR = {name: floor for floor, names in enumerate(FLOORS) for name in names.split()}
 ROOMS = {  # modules in the order in which they build on each other
+    "backbones": "tables shapes backbone flux registry",
     "encoders": "autoencoder t5 clip vocabulary text",
     "checkpoint": "documents files hub keys parts fit source residence stages load report",
     "media": "masks figures images places subjects edits",

@@ -107,7 +107,7 @@ def capture(model: Model, request: Request, image: Picture | None, look: Look) -
     grid, config = spec.grid(*canvas), spec.config.transformer
     times = spec.times(said.steps, grid)
     wanted = _chosen(look.steps, len(times) - 1, "step")
-    kept = _chosen(look.blocks, config.num_layers + config.num_single_layers, "block")
+    kept = _chosen(look.blocks, config.blocks, "block")
     text = model.encode_text(request.prompts)
     guidance = spec.guidance(said.guidance)
     seen: FluxVelocity = model.guided(text, grid, guidance if image is None else 1.0, None)  # type: ignore[assignment]

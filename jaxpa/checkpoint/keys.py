@@ -10,6 +10,7 @@ fuses what the original release fuses).
 
 import math
 import re
+from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import cache
 from typing import Any, Literal
@@ -19,104 +20,17 @@ import numpy as np
 from flax import nnx
 from jax.typing import DTypeLike
 
-from jaxpa.config import AutoencoderConfig, CLIPConfig, T5Config, TransformerConfig
+from jaxpa.backbones.backbone import BackboneConfig
+from jaxpa.backbones.registry import BACKBONES
+from jaxpa.backbones.shapes import Shape
+from jaxpa.backbones.tables import Component, Row, Stored, row
+from jaxpa.config import AutoencoderConfig, CLIPConfig, T5Config
 from jaxpa.encoders.autoencoder import Autoencoder
 from jaxpa.encoders.clip import CLIPTextEncoder
 from jaxpa.encoders.t5 import T5Encoder
-from jaxpa.transformer import Flux
 
 Layout = Literal["diffusers", "bfl", "jaxpa"]
-Config = TransformerConfig | AutoencoderConfig | CLIPConfig | T5Config
-Shape = tuple[int, ...]
-
-
-@dataclass(frozen=True)
-class Stored:
-    """A stored tensor without its suffix, or a part of it: `parts` [start, stop) of `of` equal ones.
-
-    The parts lie along a linear layer's outputs, or along its `inputs` (its bias is then not taken apart).
-    """
-
-    name: str
-    start: int = 0
-    stop: int = 1
-    of: int = 1
-    inputs: bool = False
-
-
-@dataclass(frozen=True)
-class Row:
-    """Where a module of ours is stored; `jaxpa` None: under its own path. `swap`: halves of the outputs change place.
-
-    `swap` concerns the diffusers layout only, whose last modulation is [scale; shift] where all others are
-    [shift; scale].
-    """
-
-    diffusers: Stored
-    bfl: Stored | None = None
-    jaxpa: Stored | None = None
-    swap: bool = False
-
-
-def _row(diffusers: str, bfl: str | None = None, swap: bool = False) -> Row:
-    return Row(Stored(diffusers), None if bfl is None else Stored(bfl), swap=swap)
-
-
-def _embedder(name: str, diffusers: str) -> dict[str, Row]:
-    """The two linear layers of a time, guidance or pooled text embedder."""
-    pairs = (("in_layer", "linear_1"), ("out_layer", "linear_2"))
-    return {f"{name}.{bfl}": _row(f"time_text_embed.{diffusers}.{theirs}", f"{name}.{bfl}") for bfl, theirs in pairs}
-
-
-def _stream(name: str, mod: str, qkv: tuple[str, ...], norm: str, out: str, mlp: str) -> dict[str, Row]:
-    """One stream of the double blocks; the arguments are diffusers' names of its parts."""
-    a, b, own = "transformer_blocks.{i}.", "double_blocks.{i}." + name, f"double_blocks.{name}."
-    rows = {
-        own + "mod": _row(a + mod, b + "_mod.lin"),
-        own + "proj": _row(f"{a}attn.{out}", b + "_attn.proj"),
-        own + "mlp_in": _row(f"{a}{mlp}.net.0.proj", b + "_mlp.0"),
-        own + "mlp_out": _row(f"{a}{mlp}.net.2", b + "_mlp.2"),
-    }
-    for i, (part, theirs) in enumerate(zip("qkv", qkv, strict=True)):
-        fused = (Stored(each, i, i + 1, 3) for each in (b + "_attn.qkv", own + "qkv"))
-        rows[f"{own}qkv.{part}"] = Row(Stored(f"{a}attn.{theirs}"), *fused)
-    for part in ("query", "key"):
-        stored = Stored(f"{a}attn.norm_{norm}{part[0]}"), Stored(f"{b}_attn.norm.{part}_norm")
-        rows[f"{own}qkv.{part}_norm"] = Row(*stored, Stored(f"{own}{part}_norm"))
-    return rows
-
-
-def _single() -> dict[str, Row]:
-    """The single blocks: q, k, v and the MLP's first layer are fused, and so are attention's and the MLP's outputs."""
-    a, b, own = "single_transformer_blocks.{i}.", "single_blocks.{i}.", "single_blocks."
-    rows = {own + "mod": _row(a + "norm.linear", b + "modulation.lin")}
-    for i, (part, theirs, stop) in enumerate(
-        (("qkv.q", "attn.to_q", 1), ("qkv.k", "attn.to_k", 2), ("qkv.v", "attn.to_v", 3), ("mlp_in", "proj_mlp", 7))
-    ):
-        fused = (Stored(each + "linear1", i, stop, 7) for each in (b, own))
-        rows[own + part] = Row(Stored(a + theirs), *fused)
-    for part, start, stop in (("proj", 0, 1), ("mlp_out", 1, 5)):
-        fused = (Stored(each, start, stop, 5, inputs=True) for each in (a + "proj_out", b + "linear2", own + "linear2"))
-        rows[own + part] = Row(*fused)
-    for part in ("query", "key"):
-        stored = Stored(f"{a}attn.norm_{part[0]}"), Stored(f"{b}norm.{part}_norm")
-        rows[f"{own}qkv.{part}_norm"] = Row(*stored, Stored(f"{own}{part}_norm"))
-    return rows
-
-
-TRANSFORMER: dict[str, Row] = {
-    "img_in": _row("x_embedder", "img_in"),
-    "txt_in": _row("context_embedder", "txt_in"),
-    **_embedder("time_in", "timestep_embedder"),
-    **_embedder("guidance_in", "guidance_embedder"),
-    **_embedder("vector_in", "text_embedder"),
-    **_stream("img", "norm1.linear", ("to_q", "to_k", "to_v"), "", "to_out.0", "ff"),
-    **_stream("txt", "norm1_context.linear", ("add_q_proj", "add_k_proj", "add_v_proj"), "added_", "to_add_out",
-              "ff_context"),
-    **_single(),
-    "final_mod": _row("norm_out.linear", "final_layer.adaLN_modulation.1", swap=True),
-    "final_linear": _row("proj_out", "final_layer.linear"),
-}  # fmt: skip
+Config = BackboneConfig | AutoencoderConfig | CLIPConfig | T5Config
 
 
 def _fused(names: tuple[str, ...], diffusers: tuple[str, ...], own: str) -> dict[str, Row]:
@@ -127,31 +41,31 @@ def _fused(names: tuple[str, ...], diffusers: tuple[str, ...], own: str) -> dict
 
 _T = "encoder.block.{i}.layer."
 T5: dict[str, Row] = {
-    "token_embedding": _row("shared"),
-    "relative_bias": _row("encoder.block.0.layer.0.SelfAttention.relative_attention_bias"),
-    "blocks.attention_norm": _row(_T + "0.layer_norm"),
+    "token_embedding": row("shared"),
+    "relative_bias": row("encoder.block.0.layer.0.SelfAttention.relative_attention_bias"),
+    "blocks.attention_norm": row(_T + "0.layer_norm"),
     **_fused(tuple(f"blocks.attention.{part}" for part in "qkv"),
              tuple(f"{_T}0.SelfAttention.{part}" for part in "qkv"), "blocks.attention.qkv"),
-    "blocks.attention.o": _row(_T + "0.SelfAttention.o"),
-    "blocks.mlp_norm": _row(_T + "1.layer_norm"),
+    "blocks.attention.o": row(_T + "0.SelfAttention.o"),
+    "blocks.mlp_norm": row(_T + "1.layer_norm"),
     **_fused(("blocks.mlp.wi_0", "blocks.mlp.wi_1"),
              (_T + "1.DenseReluDense.wi_0", _T + "1.DenseReluDense.wi_1"), "blocks.mlp.wi"),
-    "blocks.mlp.wo": _row(_T + "1.DenseReluDense.wo"),
-    "final_norm": _row("encoder.final_layer_norm"),
+    "blocks.mlp.wo": row(_T + "1.DenseReluDense.wo"),
+    "final_norm": row("encoder.final_layer_norm"),
 }  # fmt: skip
 
 _C = "encoder.layers.{i}."
 CLIP: dict[str, Row] = {  # behind "text_model." in most files: see `canonical`
-    "token_embedding": _row("embeddings.token_embedding"),
-    "position_embedding": _row("embeddings.position_embedding"),
-    "blocks.attention_norm": _row(_C + "layer_norm1"),
+    "token_embedding": row("embeddings.token_embedding"),
+    "position_embedding": row("embeddings.position_embedding"),
+    "blocks.attention_norm": row(_C + "layer_norm1"),
     **_fused(tuple(f"blocks.attention.{part}" for part in "qkv"),
              tuple(f"{_C}self_attn.{part}_proj" for part in "qkv"), "blocks.attention.qkv"),
-    "blocks.attention.out": _row(_C + "self_attn.out_proj"),
-    "blocks.mlp_norm": _row(_C + "layer_norm2"),
-    "blocks.fc1": _row(_C + "mlp.fc1"),
-    "blocks.fc2": _row(_C + "mlp.fc2"),
-    "final_norm": _row("final_layer_norm"),
+    "blocks.attention.out": row(_C + "self_attn.out_proj"),
+    "blocks.mlp_norm": row(_C + "layer_norm2"),
+    "blocks.fc1": row(_C + "mlp.fc1"),
+    "blocks.fc2": row(_C + "mlp.fc2"),
+    "final_norm": row("final_layer_norm"),
 }  # fmt: skip
 
 # The autoencoder's module paths are diffusers' own; its original names follow by these substitutions, in order.
@@ -171,28 +85,24 @@ AUTOENCODER_BFL = (
 )
 
 
-@dataclass(frozen=True)
-class Component:
-    """A network that a checkpoint holds under its own folder, and how its files call it."""
-
-    network: Any
-    config: Any
-    class_names: tuple[str, ...]  # in `_class_name` or `architectures`
-    rows: dict[str, Row] | None = None
-
-
-COMPONENTS = {
-    "transformer": Component(Flux, TransformerConfig, ("FluxTransformer2DModel",), TRANSFORMER),
-    "vae": Component(Autoencoder, AutoencoderConfig, ("AutoencoderKL",)),
-    "text_encoder": Component(CLIPTextEncoder, CLIPConfig, ("CLIPTextModel",), CLIP),
-    "text_encoder_2": Component(T5Encoder, T5Config, ("T5EncoderModel",), T5),
+# A folder of a checkpoint -> the networks that may lie in it, by name.
+COMPONENTS: dict[str, Mapping[str, Component]] = {
+    "transformer": BACKBONES,
+    "vae": {"autoencoder": Component(Autoencoder, AutoencoderConfig, ("AutoencoderKL",))},
+    "text_encoder": {"clip": Component(CLIPTextEncoder, CLIPConfig, ("CLIPTextModel",), CLIP)},
+    "text_encoder_2": {"t5": Component(T5Encoder, T5Config, ("T5EncoderModel",), T5)},
 }
+
+
+def component(name: str, config: Config) -> Component:
+    """The network of a folder that has this configuration."""
+    return next(kind for kind in COMPONENTS[name].values() if type(config) is kind.config)
 
 
 @cache  # one object per configuration: loading it again meets the programs that are already compiled
 def abstract(name: str, config: Config, dtype: DTypeLike) -> Any:
     """The network without its numbers: shapes and dtypes in the module's own structure."""
-    network = COMPONENTS[name].network
+    network = component(name, config).network
     return jax.eval_shape(lambda: network(config, rngs=nnx.Rngs(0), dtype=dtype))
 
 
@@ -290,14 +200,13 @@ def _leaf(name: str, config: Config, layout: Layout, path: str, shape: Shape) ->
     module, _, kind = path.rpartition(".")
     if kind not in ("kernel", "bias", "scale", "embedding"):  # a bare parameter: its path is its module's
         module, kind = path, ""
-    row = _find_row(name, config, module)
+    row = _findrow(name, config, module)
     if layout == "jaxpa":  # stacked in the file as it is here
         stored = row.jaxpa or Stored(module)
         return Leaf(path, shape, (f"{stored.name}.{kind}" if kind else stored.name,), stored)
     stored = row.diffusers if layout == "diffusers" else row.bfl
     assert stored is not None
-    own = kind == "bias" or (kind == "scale" and (name, layout) == ("transformer", "bfl"))
-    suffix = f".{kind}" if own else ".weight"
+    suffix = {"bias": ".bias", "scale": f".{stored.scale}"}.get(kind, ".weight")
     stacked = "{i}" in stored.name
     return Leaf(
         path,
@@ -310,8 +219,8 @@ def _leaf(name: str, config: Config, layout: Layout, path: str, shape: Shape) ->
     )
 
 
-def _find_row(name: str, config: Config, module: str) -> Row:
-    rows = COMPONENTS[name].rows
+def _findrow(name: str, config: Config, module: str) -> Row:
+    rows = component(name, config).rows
     if rows is not None:
         return rows[module]
     assert isinstance(config, AutoencoderConfig)
@@ -320,7 +229,7 @@ def _find_row(name: str, config: Config, module: str) -> Row:
         bfl = re.sub(pattern, replacement, bfl)
     last = len(config.block_out_channels) - 1
     bfl = re.sub(r"\{(\d+)\}", lambda m: str(last - int(m[1])), bfl)
-    return _row(module, bfl[:-1])
+    return row(module, bfl[:-1])
 
 
 def canonical(name: str, keys: list[str]) -> dict[str, str]:

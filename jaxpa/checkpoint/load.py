@@ -22,9 +22,10 @@ import numpy as np
 from jax.sharding import Sharding
 from jax.typing import DTypeLike
 
+from jaxpa.backbones.registry import backbone_of
 from jaxpa.checkpoint import hub
 from jaxpa.checkpoint.files import DTYPES, finite, write
-from jaxpa.checkpoint.keys import COMPONENTS, Leaf, abstract, leaves
+from jaxpa.checkpoint.keys import Leaf, abstract, component, leaves
 from jaxpa.checkpoint.parts import PARTS, Part
 from jaxpa.checkpoint.residence import assemble, settle
 from jaxpa.checkpoint.source import MARKER, Source, find_mini, locate, resolve
@@ -58,7 +59,7 @@ class Parts:
     config: FluxConfig
     settings: Settings
     weights: Weights | None = None  # of the blocks, where they are rounded to eight bits
-    transformer: Any = None  # Flux
+    transformer: Any = None  # Flux, or another backbone's module
     vae: Any = None  # Autoencoder
     text_encoder: Any = None  # CLIPTextEncoder
     text_encoder_2: Any = None  # T5Encoder
@@ -156,6 +157,7 @@ def _load(part: Part, dtype: DTypeLike | None, sharding: Shardings | None, weigh
     dtype = default_dtype() if dtype is None else np.dtype(dtype)
     problems: list[str] = []
     arrays, platform = [], jax.default_backend()
+    backbone = backbone_of(part.config) if part.name == "transformer" else None
     for leaf in part.leaves:
         rounded = weights if quantises(part.name, leaf.path) else None
         kind = _host_dtype(part, leaf, dtype) if rounded is None else _stored_dtype(part, leaf)
@@ -166,12 +168,12 @@ def _load(part: Part, dtype: DTypeLike | None, sharding: Shardings | None, weigh
                 array = jax.block_until_ready(_place(host, where).astype(dtype))
             else:
                 array = _place_quantised(quantise(host, rounded), where)
-            arrays.append(settle(leaf.path, array, platform) if part.name == "transformer" else array)
+            arrays.append(settle(leaf.path, array, platform, backbone) if backbone else array)
     if problems:
         raise CheckpointError(f"{part.path} does not load: numbers that are not finite", problems)
     structure = jax.tree_util.tree_structure(abstract(part.name, part.config, dtype))
     network = jax.tree_util.tree_unflatten(structure, arrays)
-    return assemble(network) if part.name == "transformer" else network
+    return assemble(network) if backbone else network
 
 
 def _place(host: np.ndarray, sharding: Sharding | None) -> jax.Array:
@@ -299,8 +301,12 @@ def _convert_part(part: Part, folder: Path, dtype: np.dtype | None, progress: Pr
     write(folder / "model.safetensors", entries, FORMAT, wrote)
     if problems:
         raise CheckpointError(f"{part.path} does not load: numbers that are not finite", problems)
-    content = part.json or {"_class_name": COMPONENTS[part.name].class_names[0], **dataclasses.asdict(part.config)}  # type: ignore[arg-type]
-    _write_json(folder / "config.json", content)
+    _write_json(folder / "config.json", part.json or _described(part.name, part.config))
+
+
+def _described(name: str, config: Any) -> dict[str, Any]:
+    """A config.json for what came without one."""
+    return {"_class_name": component(name, config).class_names[0], **dataclasses.asdict(config)}
 
 
 def _copy_rest(source: Source, folder: Path) -> None:

@@ -6,23 +6,25 @@ release, which has no configuration: there the shapes tell it, as far as they ca
 
 import re
 from collections import Counter
-from dataclasses import dataclass, field
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass, field, replace
 from functools import cached_property
 from pathlib import Path
 from typing import Any
 
+from jaxpa.backbones.registry import BACKBONES
+from jaxpa.backbones.shapes import Shape, axes, count_blocks
 from jaxpa.checkpoint.documents import read_json
 from jaxpa.checkpoint.files import DTYPES, Files, Tensor, read_folder
-from jaxpa.checkpoint.keys import COMPONENTS, Config, Layout, Leaf, Shape, canonical, leaves
-from jaxpa.config import AutoencoderConfig, TransformerConfig
+from jaxpa.checkpoint.keys import COMPONENTS, Component, Config, Layout, Leaf, canonical, leaves
+from jaxpa.config import AutoencoderConfig
 
 PARTS = tuple(COMPONENTS)
 
-# What only these two have in the original single files; a prefix may stand in front, a block's number follows.
-BFL = {
-    "transformer": re.compile(r"^(.*?)(?:double_blocks|single_blocks)\.\d+\."),
-    "vae": re.compile(r"^(.*?)(?:encoder\.down|decoder\.up)\.\d+\."),
-}
+Infer = Callable[[dict[str, Shape], dict[str, Any] | None], Config]
+
+# What only the autoencoder has in the original single files; a prefix may stand in front, a block's number follows.
+AUTOENCODER = re.compile(r"^(.*?)(?:encoder\.down|decoder\.up)\.\d+\.")
 
 
 @dataclass(frozen=True)
@@ -104,16 +106,17 @@ def open_folder(folder: Path, name: str | None = None) -> Part:
     except ValueError as error:
         return Part(name or "unknown", folder, layout, files, problems=(str(error),))
     classes = class_names(json)
-    found = component_of(json)
-    if found is None or (name is not None and found != name):
-        wanted = [c for part in ((name,) if name else PARTS) for c in COMPONENTS[part].class_names]
+    found, kind = component_of(json) or (None, None)
+    if found is None or kind is None or (name is not None and found != name):
+        parts = (name,) if name else PARTS
+        wanted = [c for part in parts for each in COMPONENTS[part].values() for c in each.class_names]
         fault = f"{folder / 'config.json'}: the class is {' '.join(classes) or 'not given'}, not {' or '.join(wanted)}"
         return Part(name or "unknown", folder, layout, files, json=json, problems=(fault,))
     names = canonical(found, list(files.tensors))
     tensors = {key: files.tensors[actual] for key, actual in names.items()}
     prefix = "text_model." if any(key.startswith("text_model.") for key in files.tensors) else ""
     try:
-        config, problems = COMPONENTS[found].config.from_json(json), ()
+        config, problems = kind.config.from_json(json), ()
         if files.unknown is not None:
             check_counts(config, len(tensors) + len(files.unknown))
         leaves(found, config, layout)  # a configuration that no network can be built from fails here
@@ -136,10 +139,11 @@ def class_names(json: dict[str, Any]) -> list[str]:
     return [name for name in named if isinstance(name, str)]
 
 
-def component_of(json: dict[str, Any]) -> str | None:
-    """Which component a config.json describes."""
+def component_of(json: dict[str, Any]) -> tuple[str, Component] | None:
+    """Which component a config.json describes: its folder's name, and the network."""
     classes = set(class_names(json))
-    return next((name for name, part in COMPONENTS.items() if classes & set(part.class_names)), None)
+    every = ((name, kind) for name, kinds in COMPONENTS.items() for kind in kinds.values())
+    return next(((name, kind) for name, kind in every if classes & set(kind.class_names)), None)
 
 
 def open_bfl(file: Path, hints: dict[str, dict[str, Any]]) -> list[Part]:
@@ -151,14 +155,10 @@ def open_bfl(file: Path, hints: dict[str, dict[str, Any]]) -> list[Part]:
     files.add(file)
     if files.unknown is None:
         return [Part("unknown", file, "bfl", files)]
-    found: dict[str, str] = {}
-    for name, pattern in BFL.items():
-        prefixes = Counter(match[1] for key in files.tensors if (match := pattern.match(key)))
-        if prefixes:
-            found[name] = prefixes.most_common(1)[0][0]
+    found = _recognised(files.tensors)
     parts = []
-    for name, prefix in found.items():
-        others = [other for key, other in found.items() if key != name]
+    for name, (prefix, infer) in found.items():
+        others = [other for key, (other, _) in found.items() if key != name]
         longer = tuple(other for other in others if len(other) > len(prefix))  # the other's, though it fits here
         mine = {
             key.removeprefix(prefix): tensor
@@ -167,83 +167,46 @@ def open_bfl(file: Path, hints: dict[str, dict[str, Any]]) -> list[Part]:
         }
         if not parts:  # what has nobody's prefix is left over here, so that it is reported
             mine |= {key: t for key, t in files.tensors.items() if not key.startswith((prefix, *others))}
-        parts.append(_bfl_part(name, file, files if not parts else Files(), prefix, mine, hints.get(name)))
+        part = Part(name, file, "bfl", files if not parts else Files(), prefix=prefix, tensors=mine)
+        parts.append(_inferred(part, infer, hints.get(name)))
     return parts
 
 
-def _bfl_part(
-    name: str, file: Path, files: Files, prefix: str, tensors: dict[str, Tensor], hint: dict[str, Any] | None
-) -> Part:
-    config, problems = None, ()
-    try:
-        infer = infer_transformer if name == "transformer" else infer_autoencoder
-        config = infer({key: tensor.shape for key, tensor in tensors.items()}, hint)
-        leaves(name, config, "bfl")
-    except (ValueError, TypeError, ArithmeticError) as error:
-        config, problems = None, (f"{file}: {error}",)
-    return Part(name, file, "bfl", files, config, {}, problems, prefix, tensors)
+def _recognised(names: Iterable[str]) -> dict[str, tuple[str, Infer]]:
+    """The components that have original names among these: the prefix there, and what infers the configuration.
 
-
-def _blocks(shapes: dict[str, Shape], pattern: str) -> int:
-    """How many blocks a numbered name has. Raises ValueError where there is none, or a number beyond the tensors."""
-    numbers = {match[1] for key in shapes if (match := re.match(pattern, key, re.ASCII))}
-    if not numbers:
-        raise ValueError(f"no tensor's name begins with {pattern.partition('(')[0].replace(chr(92), '')}0")
-    longest = max(numbers, key=lambda number: (len(number), number))
-    if len(longest) > len(str(len(shapes))) or int(longest) >= len(shapes):
-        raise ValueError(f"a block has the number {longest:.20}, but there are only {len(shapes):,} tensors")
-    return 1 + int(longest)
-
-
-def _axes(shapes: dict[str, Shape], key: str, rank: int) -> Shape:
-    """The shape of a tensor that the configuration follows from. Raises ValueError where it tells none."""
-    if (shape := shapes.get(key)) is None:
-        raise ValueError(f"tensor {key!r} is missing, so the configuration is not known")
-    if len(shape) < rank or 0 in shape:
-        raise ValueError(f"tensor {key!r} is mis-shaped, {list(shape)}, so the configuration is not known")
-    return shape
-
-
-def infer_transformer(shapes: dict[str, Shape], hint: dict[str, Any] | None) -> TransformerConfig:
-    """The MM-DiT's configuration from the shapes of its tensors under the original names.
-
-    The rotary axes leave no trace in them: FLUX's for FLUX's head width, else those of `hint`, a config.json. Raises
-    ValueError where there is none, or with the name of a tensor that is needed and missing.
+    A backbone is the one whose names are the most; of two alike, the first.
     """
-    width, channels = _axes(shapes, "img_in.weight", 2)[:2]
-    (head,) = _axes(shapes, "double_blocks.0.img_attn.norm.query_norm.scale", 1)[:1]
-    out = _axes(shapes, "final_layer.linear.weight", 2)[0]
-    axes = list(TransformerConfig.axes_dims_rope)
-    if hint is not None and hint.get("axes_dims_rope"):
-        axes = hint["axes_dims_rope"]
-    elif head != sum(axes):
-        raise ValueError(
-            f"heads are {head} wide, not FLUX's {sum(axes)}, and the file does not say how the rotary axes share "
-            "them: pass --components FOLDER with a transformer/config.json"
-        )
-    return TransformerConfig.from_json(
-        {
-            "in_channels": channels,
-            "out_channels": None if out == channels else out,
-            "num_layers": _blocks(shapes, r"double_blocks\.(\d+)\."),
-            "num_single_layers": _blocks(shapes, r"single_blocks\.(\d+)\."),
-            "num_attention_heads": width // head,
-            "attention_head_dim": head,
-            "joint_attention_dim": _axes(shapes, "txt_in.weight", 2)[1],
-            "pooled_projection_dim": _axes(shapes, "vector_in.in_layer.weight", 2)[1],
-            "guidance_embeds": any(key.startswith("guidance_in.") for key in shapes),
-            "axes_dims_rope": axes,
-        }
-    )
+    known: list[tuple[str, re.Pattern[str], Infer]] = [
+        *(("transformer", backbone.signature, backbone.infer) for backbone in BACKBONES.values()),
+        ("vae", AUTOENCODER, infer_autoencoder),
+    ]
+    found: dict[str, tuple[int, str, Infer]] = {}
+    for name, pattern, infer in known:
+        prefixes = Counter(match[1] for key in names if (match := pattern.match(key)))
+        for prefix, count in prefixes.most_common(1):
+            if name not in found or count > found[name][0]:
+                found[name] = count, prefix, infer
+    return {name: (prefix, infer) for name, (_, prefix, infer) in found.items()}
+
+
+def _inferred(part: Part, infer: Infer, hint: dict[str, Any] | None) -> Part:
+    """The part with the configuration that its shapes tell."""
+    try:
+        config = infer({key: tensor.shape for key, tensor in part.tensors.items()}, hint)
+        leaves(part.name, config, part.layout)
+    except (ValueError, TypeError, ArithmeticError) as error:
+        return replace(part, problems=(f"{part.path}: {error}",))
+    return replace(part, config=config)
 
 
 def infer_autoencoder(shapes: dict[str, Shape], hint: dict[str, Any] | None) -> AutoencoderConfig:
     """The autoencoder's configuration from shapes; scale, shift and groups are FLUX's or those of `hint`.
 
-    Raises as `infer_transformer` does.
+    Raises ValueError where they do not tell it, or with the name of a tensor that is needed and missing.
     """
-    count = _blocks(shapes, r"encoder\.down\.(\d+)\.")
-    widths = [_axes(shapes, f"encoder.down.{i}.block.0.conv1.weight", 4)[0] for i in range(count)]
+    count = count_blocks(shapes, r"encoder\.down\.(\d+)\.")
+    widths = [axes(shapes, f"encoder.down.{i}.block.0.conv1.weight", 4)[0] for i in range(count)]
     known = {key: hint[key] for key in ("norm_num_groups", "scaling_factor", "shift_factor") if hint and key in hint}
     groups = known.get("norm_num_groups")
     if groups is None and any(width % AutoencoderConfig.norm_num_groups for width in widths):
@@ -253,11 +216,11 @@ def infer_autoencoder(shapes: dict[str, Shape], hint: dict[str, Any] | None) -> 
         )
     return AutoencoderConfig.from_json(
         {
-            "in_channels": _axes(shapes, "encoder.conv_in.weight", 4)[1],
-            "out_channels": _axes(shapes, "decoder.conv_out.weight", 4)[0],
-            "latent_channels": _axes(shapes, "decoder.conv_in.weight", 4)[1],
+            "in_channels": axes(shapes, "encoder.conv_in.weight", 4)[1],
+            "out_channels": axes(shapes, "decoder.conv_out.weight", 4)[0],
+            "latent_channels": axes(shapes, "decoder.conv_in.weight", 4)[1],
             "block_out_channels": widths,
-            "layers_per_block": _blocks(shapes, r"encoder\.down\.0\.block\.(\d+)\."),
+            "layers_per_block": count_blocks(shapes, r"encoder\.down\.0\.block\.(\d+)\."),
             "mid_block_add_attention": any(".mid.attn_1." in key for key in shapes),
             **known,
         }

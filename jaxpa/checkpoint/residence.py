@@ -9,34 +9,33 @@ All platforms compute the same from the same parameters (In, Out), block on bloc
             (15% of the cycles of such projections, by the compiler's estimate).
 """
 
-import re
 from typing import Any
 
 import jax
 from jax.experimental.layout import Format, Layout
 
+from jaxpa.backbones.backbone import Backbone
+from jaxpa.backbones.registry import backbone_of
 from jaxpa.layers import Numbered
 from jaxpa.quantised import Quantised
 
-STACKS = ("double_blocks", "single_blocks")
-TURNED = re.compile(r"\w+_blocks\..*(qkv\.[qkv]|proj)\.kernel")
 
-
-def settle(path: str, x: Any, platform: str) -> Any:
+def settle(path: str, x: Any, platform: str, backbone: Backbone) -> Any:
     """A transformer's parameter ("double_blocks.img.proj.kernel") as a platform ("cpu", "gpu", "tpu") wants it.
 
     x: an array or a `jax.ShapeDtypeStruct` of a stack, or a `Quantised` of two; only one with a sharding has a layout.
     Where blocks stand apart the result is a list, for `assemble`.
     """
     if isinstance(x, Quantised):
-        values, scale = settle(path, x.values, platform), settle(f"{path}.scale", x.scale, platform)
+        pair = ((path, x.values), (f"{path}.scale", x.scale))
+        values, scale = (settle(name, each, platform, backbone) for name, each in pair)
         apart = isinstance(values, list)
         return [Quantised(*each) for each in zip(values, scale, strict=True)] if apart else Quantised(values, scale)
     shape_only = isinstance(x, jax.ShapeDtypeStruct)
-    if platform in ("gpu", "cuda") and path.startswith(STACKS):
+    if platform in ("gpu", "cuda") and path.startswith(backbone.stacks):
         one = jax.ShapeDtypeStruct(x.shape[1:], x.dtype, sharding=_of_a_block(x.sharding)) if shape_only else None
         return [one or x[i] for i in range(x.shape[0])]
-    if platform == "tpu" and TURNED.fullmatch(path) and x.sharding is not None:
+    if platform == "tpu" and backbone.turned.fullmatch(path) and x.sharding is not None:
         turned = Format(Layout((0, 2, 1)), x.sharding)
         return jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=turned) if shape_only else jax.device_put(x, turned)
     return x
@@ -55,7 +54,7 @@ def assemble(transformer: Any) -> Any:
     def is_list(x: Any) -> bool:
         return isinstance(x, list)
 
-    for name in STACKS:
+    for name in backbone_of(transformer.config).stacks:
         stack = getattr(transformer, name)
         lists = [x for x in jax.tree.leaves(stack, is_leaf=is_list) if is_list(x)]
         if lists:
@@ -67,11 +66,12 @@ def assemble(transformer: Any) -> Any:
 def arrange(transformer: Any, platform: str | None = None) -> Any:
     """A whole transformer with stacked blocks, of arrays or shapes, as a platform (None: this process's) wants it."""
     platform = jax.default_backend() if platform is None else platform
-    return assemble(
-        jax.tree_util.tree_map_with_path(
-            lambda path, x: settle(path_of(path), x, platform), transformer, is_leaf=lambda x: isinstance(x, Quantised)
-        )
-    )
+    backbone = backbone_of(transformer.config)
+
+    def wanted(path: Any, x: Any) -> Any:
+        return settle(path_of(path), x, platform, backbone)
+
+    return assemble(jax.tree_util.tree_map_with_path(wanted, transformer, is_leaf=lambda x: isinstance(x, Quantised)))
 
 
 def path_of(path: Any) -> str:

@@ -12,6 +12,7 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, Literal
 
+from jaxpa.backbones.registry import BACKBONES
 from jaxpa.checkpoint import fit, hub
 from jaxpa.checkpoint.documents import check_regular, read_json
 from jaxpa.checkpoint.files import PICKLES
@@ -77,8 +78,7 @@ class Source:
         if self.described is not None:
             return self.described
         known = {name: part.config for name, part in self.parts.items() if part.config is not None}
-        transformer = known.get("transformer", TransformerConfig())
-        assert isinstance(transformer, TransformerConfig)
+        transformer: Any = known.get("transformer", TransformerConfig())
         scheduler = self.scheduler or ScheduleConfig(use_dynamic_shifting=transformer.guidance_embeds)
         return replace(FluxConfig(scheduler=scheduler), **known)
 
@@ -228,8 +228,9 @@ def _open_pipeline(name: str, path: Path, skip: tuple[str, ...]) -> Source:
 
 def _check_index(content: dict[str, Any]) -> None:
     kind = content.get("_class_name", "FluxPipeline")
-    if not isinstance(kind, str) or not kind.startswith("Flux"):
-        raise ValueError(f'_class_name is {shown(kind)}; allowed: a pipeline of FLUX, such as "FluxPipeline"')
+    if not isinstance(kind, str) or not kind.startswith(tuple(each.pipelines for each in BACKBONES.values())):
+        known = " or ".join(f'of {each.name}, such as "{each.pipelines}Pipeline"' for each in BACKBONES.values())
+        raise ValueError(f"_class_name is {shown(kind)}; allowed: a pipeline {known}")
 
 
 def _settings(content: dict[str, Any]) -> dict[str, Any]:

@@ -10,49 +10,22 @@ look-up of embeddings do not count; a convolution's taps on padding do. The numb
 tables. This is pure Python: nothing here needs JAX.
 """
 
-from dataclasses import dataclass
-from typing import Literal, NamedTuple
+from typing import Literal
 
-from jaxpa.config import AutoencoderConfig, CLIPConfig, FluxConfig, T5Config, TransformerConfig, Weights
-
-TIME_WIDTH = 256  # channels of the sinusoids of time and guidance
+from jaxpa.backbones.backbone import BackboneConfig
+from jaxpa.backbones.registry import backbone_of
+from jaxpa.backbones.tables import Layer, Work
+from jaxpa.config import AutoencoderConfig, CLIPConfig, FluxConfig, T5Config, Weights
 
 Level = Literal["layer", "token"]
 
 
-class Layer(NamedTuple):
-    """`times` equal linear layers, each applied to `rows`; a convolution has taps times channels inputs."""
-
-    inputs: int
-    outputs: int
-    rows: int
-    times: int = 1
-    bias: bool = True
-
-
-@dataclass(frozen=True)
-class Work:
-    """A network on an input of a given size: its layers, attention's multiply-adds, and parameters outside layers."""
-
-    layers: list[Layer]
-    products: int = 0
-    others: int = 0
-
-    @property
-    def flops(self) -> int:
-        return 2 * (sum(x.inputs * x.outputs * x.rows * x.times for x in self.layers) + self.products)
-
-    @property
-    def parameters(self) -> int:
-        return sum((x.inputs + x.bias) * x.outputs * x.times for x in self.layers) + self.others
-
-
-def transformer_flops(config: TransformerConfig, image_tokens: int, text_tokens: int, context_tokens: int = 0) -> int:
+def transformer_flops(config: BackboneConfig, image_tokens: int, text_tokens: int, context_tokens: int = 0) -> int:
     """One forward of one sample (B = 1). Context tokens are attended to, but are projected in their own row.
 
     FLUX.1-dev at 1024 x 1024 with 512 text tokens: 74.385 TFLOP.
     """
-    return _transformer(config, image_tokens, text_tokens, context_tokens).flops
+    return backbone_of(config).work(config, image_tokens, text_tokens, context_tokens).flops
 
 
 def t5_flops(config: T5Config, tokens: int) -> int:
@@ -75,7 +48,7 @@ def autoencoder_flops(
 def weight_parameters(config: FluxConfig) -> dict[str, int]:
     """The number of parameters of each component, by the name of its folder."""
     return {
-        "transformer": _transformer(config.transformer, 0, 0, 0).parameters,
+        "transformer": backbone_of(config.transformer).work(config.transformer, 0, 0, 0).parameters,
         "vae": _encoder(config.vae, 0, 0).parameters + _decoder(config.vae, 0, 0).parameters,
         "text_encoder": _clip(config.text_encoder, 0).parameters,
         "text_encoder_2": _t5(config.text_encoder_2, 0).parameters,
@@ -131,24 +104,6 @@ def sample_forwards(
     late = references if late_context else 0
     own = steps * images * (2 if guided else 1)
     return own + steps_above * early + (steps - steps_above) * late + inversion_steps * references
-
-
-def _transformer(config: TransformerConfig, n: int, m: int, k: int) -> Work:
-    d, mlp, head = config.width, config.mlp_width, config.attention_head_dim
-    double, single = config.num_layers, config.num_single_layers
-    embedders = [TIME_WIDTH, config.pooled_projection_dim] + [TIME_WIDTH] * config.guidance_embeds
-    layers = [Layer(config.in_channels, d, n), Layer(config.joint_attention_dim, d, m)]
-    layers += [layer for width in embedders for layer in (Layer(width, d, 1), Layer(d, d, 1))]
-    for rows in (n, m):  # the two streams
-        layers += [Layer(d, 6 * d, 1, double), Layer(d, 3 * d, rows, double), Layer(d, d, rows, double),
-                   Layer(d, mlp, rows, double), Layer(mlp, d, rows, double)]  # fmt: skip
-    layers += [Layer(d, 3 * d, 1, single), Layer(d, 3 * d + mlp, n + m, single), Layer(d + mlp, d, n + m, single)]
-    layers += [Layer(d, 2 * d, 1), Layer(d, config.in_channels, n)]
-    return Work(
-        layers,
-        products=2 * (double + single) * (n + m) * (n + m + k) * d,
-        others=(4 * double + 2 * single) * head,  # norms of queries and keys
-    )
 
 
 def _t5(config: T5Config, m: int) -> Work:

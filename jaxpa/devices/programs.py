@@ -160,7 +160,7 @@ class _Personalize:
     def __call__(self, model: Flux, text: Text, x: jax.Array, times: jax.Array, reference: Reference) -> jax.Array:
         job, preset = self.job, self.job.preset
         rows, alone = _conditions(job, text, job.references), _conditions(job, text)
-        weight = replacement_weight(preset.parts, preset.blocks, job.config.num_layers + job.config.num_single_layers)
+        weight = replacement_weight(preset.parts, preset.blocks, job.config.blocks)
         early = Phase(
             rows if preset.level == "layer" else alone, Routing(replacement_index(reference.placement), weight)
         )

@@ -18,23 +18,28 @@ import numpy as np
 from jax.sharding import AbstractMesh, AxisType, Mesh, NamedSharding
 from jax.sharding import PartitionSpec as P
 
+from jaxpa.backbones.registry import BACKBONES
 from jaxpa.errors import JaxpaError
 
 DATA, MODEL = "data", "model"
 
 # Component and parameter path -> spec of the *last* axes; a stacked parameter's leading axis L stays whole, since the
 # scan over blocks slices it. The first match counts. Every device holds what no rule names: embeddings, norms, the
-# autoencoder, the first and last layers. Modulation works on one row a sample, but has a quarter of the weights.
-RULES: tuple[tuple[str, P], ...] = (
-    (r"transformer\.\w+_blocks\.(\w+\.)?(mod|qkv\.[qkv]|mlp_in)\.kernel", P(None, MODEL)),
-    (r"transformer\.\w+_blocks\.(\w+\.)?(mod|qkv\.[qkv]|mlp_in)\.bias", P(MODEL)),
-    (r"transformer\.\w+_blocks\.(\w+\.)?(proj|mlp_out)\.kernel", P(MODEL, None)),
+# autoencoder, the first and last layers. A transformer's rules are its backbone's.
+Rule = tuple[str, P]
+ENCODERS: tuple[Rule, ...] = (
     (r"text_encoder_2\.blocks\.(attention\.[qkv]|mlp\.wi_[01])\.kernel", P(None, MODEL)),
     (r"text_encoder_2\.blocks\.(attention\.o|mlp\.wo)\.kernel", P(MODEL, None)),
     (r"text_encoder\.blocks\.(attention\.[qkv]|fc1)\.kernel", P(None, MODEL)),
     (r"text_encoder\.blocks\.(attention\.[qkv]|fc1)\.bias", P(MODEL)),
     (r"text_encoder\.blocks\.(attention\.out|fc2)\.kernel", P(MODEL, None)),
 )
+
+
+def table() -> tuple[Rule, ...]:
+    """All rules: those of the backbones, whose patterns fit their own modules alone, and the text encoders'."""
+    backbones = ((pattern, P(*axes)) for backbone in BACKBONES.values() for pattern, axes in backbone.rules)
+    return (*((rf"transformer\.(?:{pattern})", axes) for pattern, axes in backbones), *ENCODERS)
 
 
 def make_mesh(data: int = 1, model: int | None = None) -> Mesh:
@@ -91,7 +96,7 @@ def over_rows(mesh: Mesh, tree: Any) -> Any:
 def spec(component: str, path: str, shape: tuple[int, ...], sizes: dict[str, int]) -> P:
     """The rule for a parameter, on a mesh whose axes have these sizes; an axis that does not divide stays whole."""
     name = f"{component}.{path}"
-    rule = next((spec for pattern, spec in RULES if re.fullmatch(pattern, name)), P())
+    rule = next((spec for pattern, spec in table() if re.fullmatch(pattern, name)), P())
     axes = (None,) * (len(shape) - len(rule)) + tuple(rule)
     return P(*(axis if axis and size % sizes[axis] == 0 else None for axis, size in zip(axes, shape, strict=True)))
 

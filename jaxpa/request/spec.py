@@ -32,8 +32,8 @@ class Spec:
 
     @property
     def blocks(self) -> int:
-        """Blocks of the transformer, double and single."""
-        return self.config.transformer.num_layers + self.config.transformer.num_single_layers
+        """Blocks of the transformer, of every kind."""
+        return self.config.transformer.blocks
 
     @property
     def embeds_guidance(self) -> bool:

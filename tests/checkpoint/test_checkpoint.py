@@ -18,6 +18,7 @@ from jaxpa.checkpoint.load import convert, load_component, load_parts
 from jaxpa.checkpoint.report import info
 from jaxpa.config import ScheduleConfig, TransformerConfig
 from jaxpa.errors import CheckpointError
+from jaxpa.transformer import Flux
 
 
 @pytest.fixture
@@ -28,7 +29,7 @@ def folder(tmp_path):
 def test_structure_is_the_constructors(folder):
     """A loaded module runs the programs of a made one: the same tree, shapes and types."""
     loaded = load_component(folder / "transformer")
-    made = jax.eval_shape(lambda: COMPONENTS["transformer"].network(CONFIG.transformer, rngs=nnx.Rngs(0)))
+    made = jax.eval_shape(lambda: Flux(CONFIG.transformer, rngs=nnx.Rngs(0)))
     count = []
     program = jax.jit(lambda model: count.append(1) or model.img_in.kernel[0, 0])
     for model in (jax.tree.map(lambda x: jnp.zeros(x.shape, x.dtype), made), loaded):

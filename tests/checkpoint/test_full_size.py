@@ -8,8 +8,9 @@ from typing import Any
 import pytest
 from small_checkpoint import make_tokenizers
 
+from jaxpa.backbones.flux import FLUX
 from jaxpa.checkpoint.keys import COMPONENTS, canonical, leaves
-from jaxpa.checkpoint.parts import infer_autoencoder, infer_transformer
+from jaxpa.checkpoint.parts import infer_autoencoder
 from jaxpa.checkpoint.report import format_info, info
 from jaxpa.config import AutoencoderConfig, flux_dev, flux_schnell
 
@@ -75,8 +76,8 @@ def test_original_transformer_names(torch):
     converted = convert_flux_transformer_checkpoint_to_diffusers(state)
     assert not state  # the converter takes what it uses
     assert {k: tuple(v.shape) for k, v in converted.items()} == shapes("transformer", config, "diffusers")
-    assert infer_transformer(names, None) == config
-    assert infer_transformer(shapes("transformer", flux_schnell().transformer, "bfl"), None).guidance_embeds is False
+    assert FLUX.infer(names, None) == config
+    assert FLUX.infer(shapes("transformer", flux_schnell().transformer, "bfl"), None).guidance_embeds is False
 
 
 def test_original_autoencoder_names(torch, goldens):

@@ -153,7 +153,7 @@ def test_bytes_of_a_header(whole, at, byte, change):
 
 # --- configs
 
-FIELDS = [(name, field.name) for name in COMPONENTS for field in dataclasses.fields(COMPONENTS[name].config)]
+FIELDS = [(name, field.name) for name in COMPONENTS for field in dataclasses.fields(getattr(CONFIG, name))]
 
 
 @given(st.sampled_from(FIELDS), JSON)

@@ -17,7 +17,7 @@ from small_checkpoint import CONFIG, make
 
 from jaxpa.checkpoint.keys import COMPONENTS, leaves
 from jaxpa.config import flux_dev
-from jaxpa.devices.sharding import RULES, make_mesh, rules
+from jaxpa.devices.sharding import make_mesh, rules, table
 from jaxpa.errors import JaxpaError
 
 # Runs on four devices: the pipeline of argv, loaded whole and in shares, forward by forward; facts as JSON.
@@ -179,7 +179,7 @@ def test_full_size():
     assert held["vae"] == total["vae"]
 
 
-@pytest.mark.parametrize("rule", RULES, ids=lambda rule: rule[0])
+@pytest.mark.parametrize("rule", table(), ids=lambda rule: rule[0])
 def test_no_rule_is_idle(rule):
     names = [f"{name}.{leaf.path}" for name in COMPONENTS for leaf in leaves(name, getattr(CONFIG, name), "jaxpa")]
     assert any(re.fullmatch(rule[0], name) for name in names)

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 from safetensors.numpy import load_file, save_file
 
-from jaxpa.checkpoint.keys import COMPONENTS, leaves
+from jaxpa.checkpoint.keys import COMPONENTS, component, leaves
 from jaxpa.checkpoint.load import load_component
 from jaxpa.config import AutoencoderConfig, CLIPConfig, FluxConfig, T5Config, TransformerConfig
 from jaxpa.errors import CheckpointError
@@ -37,12 +37,13 @@ def numbers(name: str, dtype=np.float32) -> dict[str, np.ndarray]:
 
 def make(root: Path) -> Path:
     """A small pipeline in diffusers' layout."""
-    for name, component in COMPONENTS.items():
+    for name in COMPONENTS:
         (root / name).mkdir(parents=True)
         save_file(numbers(name), root / name / FILES[name])
         values = dict(vars(getattr(CONFIG, name)))
         kind = "architectures" if name.startswith("text") else "_class_name"
-        values[kind] = [component.class_names[0]] if kind == "architectures" else component.class_names[0]
+        class_name = component(name, getattr(CONFIG, name)).class_names[0]
+        values[kind] = [class_name] if kind == "architectures" else class_name
         if name == "text_encoder_2":
             values["feed_forward_proj"] = "gated-gelu"
         (root / name / "config.json").write_text(json.dumps(values))
