@@ -74,7 +74,7 @@ def test_folder():
 
 def test_settings(parts):
     """All of them are there, and each is one that the model can do."""
-    assert set(SETTINGS) == {"preset", "size", "steps", "guidance", "max_length"}
+    assert set(SETTINGS) == {"preset", "size", "steps", "guidance", "max_length", "words"}
     assert SETTINGS["preset"] in PRESETS
     assert SETTINGS["size"] % (parts.config.vae.downscale * PATCH) == 0
     assert isinstance(SETTINGS["steps"], int)
