@@ -1,8 +1,8 @@
 """The reference's way between data and noise.
 
-A path is an array (S + 1, R, N, C): the reference tokens at every flow time of a schedule, path[i] at times[i]. The
-straight line needs no model; an ODE inversion follows the model's own flow backwards; RF inversion (Rout et al. 2024)
-mixes the two by gamma on the way to noise and by eta on the way back.
+A trajectory is an array (S + 1, R, N, C): the reference tokens at each flow time of a schedule, trajectory[i] at
+times[i]. The straight line needs no model; an ODE inversion follows the model's own flow backwards; RF inversion (Rout
+et al. 2024) mixes the two by gamma on the way to noise and by eta on the way back.
 """
 
 from dataclasses import dataclass, field, replace
@@ -20,7 +20,7 @@ from jaxpa.solvers import Name
 
 
 def straight_line(x0: jax.Array, noise: jax.Array, times: jax.Array) -> jax.Array:
-    """x_t = (1 - t) x0 + t noise: x0, noise (R, N, C), times (S + 1,) -> path (S + 1, R, N, C)."""
+    """x_t = (1 - t) x0 + t noise: x0, noise (R, N, C), times (S + 1,) -> trajectory (S + 1, R, N, C)."""
     _check_ends(x0, noise)
     checks.flow_times("times", times, rising=None)
     t = times[:, None, None, None]
@@ -132,7 +132,7 @@ def invert(
 ) -> jax.Array:
     """The controlled forward ODE: Y += width * [u + gamma ((noise - Y) / (1 - control) - u)], u the model's velocity.
 
-    x0, noise (R, N, C) -> every state from data to noise, (S + 1, R, N, C); reversed, it is a path. gamma = 0 is the
+    x0, noise (R, N, C) -> every state from data to noise, (S + 1, R, N, C); reversed, a trajectory. gamma = 0 is the
     plain ODE inversion; with gamma = 1 the model cancels and `closed_form` gives the same without asking it.
 
     sweeps: how often each step is repeated with the model asked where the step arrived, at one evaluation a sweep. With
@@ -145,7 +145,7 @@ def invert(
 
 
 def follow_back(velocity: Velocity, x0: jax.Array, times: jax.Array, solver: Name = "euler") -> jax.Array:
-    """The model's own flow from data to noise by any solver: x0 (R, N, C), times (S + 1,) -> path (S + 1, R, N, C).
+    """The model's own flow from data to noise, by any solver: x0 (R, N, C), times (S + 1,) -> (S + 1, R, N, C).
 
     The solver walks the schedule backwards, from t = 0, so its error has the solver's order; unlike `invert`, it does
     not undo the sampler's own steps.
@@ -178,13 +178,13 @@ def control(
 
 
 def reference_step(
-    x: jax.Array, v: jax.Array, path: jax.Array, times: jax.Array, eta: jax.Array, i: jax.Array
+    x: jax.Array, v: jax.Array, trajectory: jax.Array, times: jax.Array, eta: jax.Array, i: jax.Array
 ) -> jax.Array:
     """Step i of the reference rows: x, v (R, N, C) at times[i] -> x at times[i + 1].
 
-    With eta[i] = 1 the rows follow their path, with 0 the model, in between a mixture. Off the path, the pull is
-    towards the path's data end: on a straight line it is exactly the controller v_cond = (x - x0) / t of RF inversion.
+    With eta[i] = 1 the rows follow their trajectory, with 0 the model, in between a mixture. Away from it, the pull is
+    towards its data end: on a straight line it is exactly the controller v_cond = (x - x0) / t of RF inversion.
     """
     t, t_next = times[i], times[i + 1]
-    on_path = path[i + 1] + (x - path[i]) * (t_next / t)
-    return eta[i] * on_path + (1 - eta[i]) * (x + (t_next - t) * v)
+    on_trajectory = trajectory[i + 1] + (x - trajectory[i]) * (t_next / t)
+    return eta[i] * on_trajectory + (1 - eta[i]) * (x + (t_next - t) * v)

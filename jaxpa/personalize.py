@@ -48,18 +48,18 @@ class Phase(NamedTuple):
 class Task:
     """All that a personalised sampling needs, as one pytree: pass it through `jax.jit`.
 
-    path     (S + 1, R, N, C), the references at every flow time (`inversion`)
-    eta      (S,), how firmly they are held on it
-    times    (S + 1,), the schedule
-    tau      (), the flow time of the gate; or (L,), one for each block, double blocks first (level "layer"): the
-             references then ride along as long as one of the blocks needs them
-    early    while t > tau: replacement, and context if it is not gated. At level "token" its conditions have G rows.
-    late     after tau: context, joined tokens, or nothing
-    model    the network, once for both phases; None where their conditions are velocities
-    solver   a name of `solvers.SOLVERS`
+    trajectory  (S + 1, R, N, C), the references at every flow time (`inversion`)
+    eta         (S,), how firmly they are held on it
+    times       (S + 1,), the schedule
+    tau         (), the flow time of the gate; or (L,), one for each block, double blocks first (level "layer"): the
+                references then ride along as long as one of the blocks needs them
+    early       while t > tau: replacement, and context if it is not gated. At level "token" its conditions have G rows.
+    late        after tau: context, joined tokens, or nothing
+    model       the network, once for both phases; None where their conditions are velocities
+    solver      a name of `solvers.SOLVERS`
     """
 
-    path: jax.Array
+    trajectory: jax.Array
     eta: jax.Array
     times: jax.Array
     tau: jax.Array
@@ -86,7 +86,7 @@ class State(NamedTuple):
 class _Stretch:
     """What the steps on one side of tau read.
 
-    path: of the reference tokens of a `State`. taus: (L,) where the blocks' own differ.
+    trajectory: of the reference tokens of a `State`. taus: (L,) where the blocks' own differ.
 
     together: "rows", references and images are one batch; "sequence", one sequence; "tokens", the images read their
     tokens through the replacement (level "token"); "apart", the images go alone.
@@ -94,7 +94,7 @@ class _Stretch:
 
     velocity: Any
     routing: Routing | None
-    path: jax.Array
+    trajectory: jax.Array
     eta: jax.Array
     times: jax.Array
     taus: jax.Array | None
@@ -110,9 +110,9 @@ class _Stretch:
     def part(self, x: jax.Array) -> tuple[jax.Array | None, jax.Array]:
         """The references of what is stepped, if they are in it, and the images."""
         if self.together == "rows":
-            return x[: self.path.shape[1]], x[self.path.shape[1] :]
+            return x[: self.trajectory.shape[1]], x[self.trajectory.shape[1] :]
         if self.together == "sequence":
-            n = x.shape[1] - self.path.shape[2]
+            n = x.shape[1] - self.trajectory.shape[2]
             return x[:, n:], x[:, :n]
         return None, x
 
@@ -122,8 +122,8 @@ class _Stretch:
             return x
         assert self.routing is not None
         assert self.routing.source is not None
-        r, source = self.path.shape[1], self.routing.source
-        there = gather(jnp.concatenate([self.path[i], x]), source)[r:]
+        r, source = self.trajectory.shape[1], self.routing.source
+        there = gather(jnp.concatenate([self.trajectory[i], x]), source)[r:]
         if self.routing.weight is None:
             return there
         weight = jnp.broadcast_to(self.routing.weight, (1, *source.shape, 1))[0, r:]
@@ -144,7 +144,7 @@ class _Stretch:
         moved = euler_step(images, of_images, self.times[i], self.times[i + 1])
         if references is None or of_references is None:
             return moved
-        return self.join(reference_step(references, of_references, self.path, self.times, self.eta, i), moved)
+        return self.join(reference_step(references, of_references, self.trajectory, self.times, self.eta, i), moved)
 
     def step(self, i: jax.Array, state: State) -> State:
         """Everything from times[i] to times[i + 1]."""
@@ -156,35 +156,35 @@ class _Stretch:
         flow, x = Flow(ask, self.move, self.times), self.join(state.references, state.images)
         x, memory = solver_of(self.solver).step(flow, x, state.memory, i)
         references, images = self.part(x)
-        if references is None:  # they take no part, and stand on their path as long as they are needed
-            references = self.path[i + 1] if self.together == "tokens" else state.references
+        if references is None:  # they take no part, and stand on their trajectory as long as they are needed
+            references = self.trajectory[i + 1] if self.together == "tokens" else state.references
         return State(references, images, memory)
 
 
 def _enter_early(task: Task, state: State) -> tuple[_Stretch, State]:
     taus = task.tau if jnp.ndim(task.tau) else None
-    return _enter(task, task.early, "rows" if task.level == "layer" else "tokens", task.path, state, taus)
+    return _enter(task, task.early, "rows" if task.level == "layer" else "tokens", task.trajectory, state, taus)
 
 
 def _enter_late(task: Task, state: State) -> tuple[_Stretch, State]:
-    phase, path = task.late, task.path
+    phase, trajectory = task.late, task.trajectory
     if phase.joined is None:
-        return _enter(task, phase, "apart" if phase.routing is None else "rows", path, state)
+        return _enter(task, phase, "apart" if phase.routing is None else "rows", trajectory, state)
 
     def pick(references: jax.Array) -> jax.Array:  # (..., R, N, C) -> (..., 1, K, C)
         return references.reshape(*references.shape[:-3], 1, -1, references.shape[-1])[..., phase.joined, :]
 
     picked = pick(state.references)
     references = jnp.broadcast_to(picked, (len(state.images), *picked.shape[1:]))
-    return _enter(task, phase, "sequence", pick(path), state._replace(references=references))
+    return _enter(task, phase, "sequence", pick(trajectory), state._replace(references=references))
 
 
 def _enter(
-    task: Task, phase: Phase, together: Any, path: jax.Array, state: State, taus: jax.Array | None = None
+    task: Task, phase: Phase, together: Any, trajectory: jax.Array, state: State, taus: jax.Array | None = None
 ) -> tuple[_Stretch, State]:
     """A stretch and its first state. The solver starts anew: it remembers another flow, and other rows."""
     velocity = prepare(bound(phase.conditions, task.model), task.times)
-    stretch = _Stretch(velocity, phase.routing, path, task.eta, task.times, taus, together, task.solver)
+    stretch = _Stretch(velocity, phase.routing, trajectory, task.eta, task.times, taus, together, task.solver)
     memory = solver_of(task.solver).init(stretch.join(state.references, state.images))
     return stretch, state._replace(memory=memory)
 
@@ -208,8 +208,8 @@ def _check(task: Task, x: jax.Array) -> None:
     solver_of(task.solver)
     checks.flow_times("times", task.times)
     steps = task.times.shape[0] - 1
-    checks.array("path", task.path, (steps + 1, "R", "N", "C"))
-    references, n, channels = task.path.shape[1:]
+    checks.array("trajectory", task.trajectory, (steps + 1, "R", "N", "C"))
+    references, n, channels = task.trajectory.shape[1:]
     checks.array("x", x, ("G", n, channels))
     checks.array("eta", task.eta, (steps,))
     checks.within("eta", task.eta, 0, 1)
@@ -237,7 +237,7 @@ def task_run(task: Task, x: jax.Array, above: int | None = None) -> Run:
     _check(task, x)
     split, steps = gate(task) if above is None else above, task.times.shape[0] - 1
     loops = Loop(_enter_early, _body, 0, split), Loop(_enter_late, _body, split, steps)
-    return Run(task, State(task.path[0], jnp.asarray(x), ()), loops, _images)
+    return Run(task, State(task.trajectory[0], jnp.asarray(x), ()), loops, _images)
 
 
 def sample(task: Task, x: jax.Array, above: int | None = None) -> jax.Array:

@@ -184,18 +184,18 @@ class Pipeline(Model):
         self.encode_ahead(request, references.captions)
         seeds = np.asarray(request.sampling.seeds(), np.uint32)
         times = self.times(request.sampling.steps, grid)
-        path = self.path(references, preset, times, on_step, request.sampling.solver)
+        trajectory = self.trajectory(references, preset, times, on_step, request.sampling.solver)
         made = []
         for rows, kept in self._batches(request, seeds, grid):
-            tokens = self._sample_seeds(request, references, path, seeds[rows], on_step)
+            tokens = self._sample_seeds(request, references, trajectory, seeds[rows], on_step)
             shape = len(taus), len(rows), -1, *tokens.shape[1:]  # (T, S, P, N, C)
             made.append(tokens.reshape(shape)[:, :kept])
-        return jnp.concatenate(made, 1).reshape(-1, *path.shape[2:])
+        return jnp.concatenate(made, 1).reshape(-1, *trajectory.shape[2:])
 
     def _sample_seeds(
-        self, request: Request, references: References, path: jax.Array, seeds: np.ndarray, on_step: OnStep | None
+        self, request: Request, references: References, trajectory: jax.Array, seeds: np.ndarray, on_step: OnStep | None
     ) -> jax.Array:
-        """`sample_personalized` for some of the seeds, on the references' path."""
+        """`sample_personalized` for some of the seeds, on the references' trajectory."""
         preset, taus = request.switches(self.spec), request.taus(self.spec)
         steps, negative_prompt = request.sampling.steps, request.sampling.negative_prompt
         grid, guidance = references.grid, self.spec.guidance(request.sampling.guidance)
@@ -208,7 +208,7 @@ class Pipeline(Model):
             preset.outline, preset.margin, references.scene,
         )  # fmt: skip
         solver = request.sampling.solver
-        x = start_noise(self.noise(seeds, grid), path, noise_from, moved=preset.start == "moved")
+        x = start_noise(self.noise(seeds, grid), trajectory, noise_from, moved=preset.start == "moved")
         captions, prompts = self.encode_text(references.captions), self.repeated_prompt(request, g)
         rows = TextEmbedding.concatenate([captions, prompts])
         negative = self.negative(negative_prompt, guidance, g)
@@ -232,7 +232,7 @@ class Pipeline(Model):
             routing = context_routing(references.masks, placement, g, grid, preset.concat, size)
             after = Phase(self.conditions(rows, grid, guidance, negative, r), routing)
         eta, model = jnp.asarray(inversion.control(len(times) - 1, preset.eta)), self.parts.transformer
-        task = Task(path, eta, jnp.asarray(times), jnp.float32(0), before, after, model, preset.level, solver)
+        task = Task(trajectory, eta, jnp.asarray(times), jnp.float32(0), before, after, model, preset.level, solver)
         tasks = [dataclasses.replace(task, tau=jnp.float32(tau)) for tau in gates]
         return jnp.concatenate([personalized(task, x, on_step) for task in tasks])
 
@@ -281,12 +281,12 @@ class Pipeline(Model):
         references = edit.references(self.cell)
         times = self.times(sampling.steps, references.grid)
         with self.on_devices():
-            noise = self.path(references, self.preset(path="ode"), times, on_step, sampling.solver)[0]
+            noise = self.trajectory(references, self.preset(path="ode"), times, on_step, sampling.solver)[0]
             text = self.encode_text([caption])
             tokens = sampled(self.guided(text, references.grid, 1.0, None), noise, times, on_step, sampling.solver)
             return self.decode(tokens, edit.height, edit.width)[0], noise
 
-    def path(
+    def trajectory(
         self,
         references: References,
         preset: Preset,

@@ -200,11 +200,11 @@ def context_routing(
 
 
 @partial(jax.jit, static_argnames="moved")
-def start_noise(noise: jax.Array, path: jax.Array, placement: Placement, moved: bool) -> jax.Array:
+def start_noise(noise: jax.Array, trajectory: jax.Array, placement: Placement, moved: bool) -> jax.Array:
     """Noise of the images (G, N, C): their own, or the references' under the placed cells."""
     if not moved:
         return noise
-    return move_noise(noise, path[0], replacement_source(placement, noise.shape[0]))
+    return move_noise(noise, trajectory[0], replacement_source(placement, noise.shape[0]))
 
 
 def repeat_placement(placement: Placement, seeds: int) -> Placement:

@@ -63,8 +63,9 @@ def test_numbers_of_any_type(tau):
     ({"tau": jnp.float32(80)}, r"tau must lie in \[0, 1\], not 80"),
     ({"times": TASK.times[::-1]}, "times must fall"),
     ({"times": 1000 * TASK.times}, "times must lie in"),
-    ({"path": TASK.path[:-1]}, r"path must be an array of floating-point numbers \(7, R, N, C\), not float32 \(6,"),
-    ({"path": jnp.zeros((7, 1, N - 2, C))}, r"x must be an array of floating-point numbers \(G, 18, 3\)"),
+    ({"trajectory": TASK.trajectory[:-1]},
+     r"trajectory must be an array of floating-point numbers \(7, R, N, C\), not float32 \(6,"),
+    ({"trajectory": jnp.zeros((7, 1, N - 2, C))}, r"x must be an array of floating-point numbers \(G, 18, 3\)"),
     ({"eta": jnp.ones(7)}, r"eta must be an array of floating-point numbers \(6,\)"),
     ({"eta": 2 * jnp.ones(6)}, "eta must lie"),
     ({"early": Phase(TASK.early.conditions, Routing(TASK.early.routing.source[1:]))},
@@ -127,8 +128,8 @@ def test_functions(call, message):
 
 
 def test_shapes_are_told_while_tracing():
-    with pytest.raises(ValueError, match=r"path must be .*\(7, R, N, C\)"):
-        jax.eval_shape(personalize.sample, replace(TASK, path=TASK.path[1:]), X)
+    with pytest.raises(ValueError, match=r"trajectory must be .*\(7, R, N, C\)"):
+        jax.eval_shape(personalize.sample, replace(TASK, trajectory=TASK.trajectory[1:]), X)
 
 
 def test_the_network_wants_flow_times():

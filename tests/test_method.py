@@ -60,8 +60,8 @@ def test_rows_asked(level, concat, references, images, want):
 
     task = make_task(references, images, level=level, concat=concat)
     times = jnp.asarray(flow_times(28, 4096, ScheduleConfig()))
-    path = inversion.straight_line(task.path[-1], task.path[0], times)
-    task = replace(task, times=times, path=path, eta=jnp.ones(28))
+    path = inversion.straight_line(task.trajectory[-1], task.trajectory[0], times)
+    task = replace(task, times=times, trajectory=path, eta=jnp.ones(28))
 
     def run(task: Task, x):
         return personalize.sample(replace(task, early=Phase(counting, task.early.routing),
@@ -124,18 +124,18 @@ def test_reference_rows():
         eta: [state.references for state in states(replace(task, eta=jnp.full(6, eta)), some(3, 1, N, C))]
         for eta in (0.0, 0.25, 1.0)
     }
-    close(jnp.stack(walked[1.0]), task.path[1:], 1e-5)
-    x, t, t_next = task.path[0], task.times[0], task.times[1]
+    close(jnp.stack(walked[1.0]), task.trajectory[1:], 1e-5)
+    x, t, t_next = task.trajectory[0], task.times[0], task.times[1]
     rows = jnp.concatenate([x, some(3, 1, N, C)])
     free = x + (t_next - t) * ASK(velocity_of(task, task.early), rows, t, task.early.routing)[:2]
     close(walked[0.0][0], free, 1e-5)
-    close(walked[0.25][0], 0.25 * task.path[1] + 0.75 * free, 1e-5)
+    close(walked[0.25][0], 0.25 * task.trajectory[1] + 0.75 * free, 1e-5)
 
 
 def test_token_level_is_the_loop():
     """x <- where(M, x_ref(t), x) before each step above tau (Eq. 2), each image and each reference by itself."""
     task = make_task(2, 2, level="token", velocity=lambda rows: Linear(jnp.float32(-0.8)))
-    times, path = np.asarray(task.times), np.asarray(task.path)
+    times, path = np.asarray(task.times), np.asarray(task.trajectory)
     x = np.array(some(5, 2, N, C))
     got = SAMPLE(task, jnp.asarray(x))
     for i in range(6):
@@ -158,12 +158,12 @@ def test_token_level_then_context():
     rows = np.asarray(early.routing.source)[1] < N
     moved = np.asarray(early.routing.source)[1] % N
     for i in range(above):
-        x = jnp.where(rows[:, None], task.path[i, 0][moved], x)
+        x = jnp.where(rows[:, None], task.trajectory[i, 0][moved], x)
         x = x + (task.times[i + 1] - task.times[i]) * ASK(velocity_of(task, early), x, task.times[i], None)
-    state = (task.path[above], x)
+    state = (task.trajectory[above], x)
     for i in range(above, 6):
         v = ASK(velocity_of(task, late), jnp.concatenate(state), task.times[i], late.routing)
-        held = inversion.reference_step(state[0], v[:1], task.path, task.times, task.eta, jnp.int32(i))
+        held = inversion.reference_step(state[0], v[:1], task.trajectory, task.times, task.eta, jnp.int32(i))
         state = held, state[1] + (task.times[i + 1] - task.times[i]) * v[1:]
     got = SAMPLE(task, some(5, 1, N, C))
     close(got, state[1], 1e-5)

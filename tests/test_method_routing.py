@@ -116,11 +116,11 @@ def flux_task(flux: Flux, weight=None, tau=0.6, references: int = 1) -> Task:
 def by_hand(flux: Flux, task: Task, weight_of) -> np.ndarray:
     """Euler steps from the host; weight_of(t): (L, 1, 1, 1) of a step."""
     ask = jax.jit(lambda conditions, x, t, routing: conditions.bind(flux)(x, jnp.broadcast_to(t, len(x)), routing))
-    x, times, r = jnp.asarray(some(7, 1, N, C)), task.times, task.path.shape[1]
+    x, times, r = jnp.asarray(some(7, 1, N, C)), task.times, task.trajectory.shape[1]
     for i in range(STEPS):
         weight = weight_of(float(times[i]))
         if weight.any():
-            rows = jnp.concatenate([task.path[i], x])
+            rows = jnp.concatenate([task.trajectory[i], x])
             v = ask(task.early.conditions, rows, times[i], Routing(task.early.routing.source, jnp.asarray(weight)))[r:]
         else:
             v = ask(task.late.conditions, x, times[i], None)
@@ -177,7 +177,7 @@ def test_soft_masks(level):
     shares = np.random.default_rng(0).random((1, N)).astype(np.float32)
     weight = replacement_weight(shares=shares, source=task.early.routing.source)
     task = replace(task, early=Phase(task.early.conditions, Routing(task.early.routing.source, weight)))
-    x, times, path = some(5, 1, N, C)[0], np.asarray(task.times), np.asarray(task.path)[:, 0]
+    x, times, path = some(5, 1, N, C)[0], np.asarray(task.times), np.asarray(task.trajectory)[:, 0]
     taken, w = source[1] < N, np.where(source[1] < N, shares[0][source[1] % N], 0)[:, None]
     got = SAMPLE(task, x[None])[0]
     for i in range(6):
@@ -210,7 +210,7 @@ def test_joined_steps(eta, solver):
     above, joined = int(personalize.gate(task)), np.asarray(task.late.joined)
     walked = states(task, x)
     before, velocity, routing = walked[above - 1], velocity_of(task, task.late), task.late.routing
-    path, times = np.asarray(task.path).reshape(7, 1, -1, C)[:, :, joined], np.asarray(task.times)
+    path, times = np.asarray(task.trajectory).reshape(7, 1, -1, C)[:, :, joined], np.asarray(task.times)
 
     def ask(images, references, i):
         v = np.asarray(ASK(velocity, np.concatenate([images, references], 1), times[i], routing))

@@ -31,14 +31,14 @@ from jaxpa.sampling import ClassifierFree
 def test_vmap():
     """Over tau, noise and reference at once, though each has a loop of another length."""
     task, taus = make_task(concat="zero"), jnp.array([0.95, 0.6, 0.1])
-    x, paths = some(8, 3, 1, N, C), jnp.stack([task.path, 2 * task.path, -task.path])
+    x, paths = some(8, 3, 1, N, C), jnp.stack([task.trajectory, 2 * task.trajectory, -task.trajectory])
 
     def one(tau, x, path):
-        return personalize.sample(replace(task, tau=tau, path=path), x)
+        return personalize.sample(replace(task, tau=tau, trajectory=path), x)
 
     together = jax.jit(jax.vmap(one))(taus, x, paths)
     for k in range(3):
-        close(together[k], SAMPLE(replace(task, tau=taus[k], path=paths[k]), x[k]), 1e-5)
+        close(together[k], SAMPLE(replace(task, tau=taus[k], trajectory=paths[k]), x[k]), 1e-5)
 
 
 @pytest.mark.parametrize("level", ["layer", "token"])
@@ -51,7 +51,7 @@ def test_grad(level):
     @jax.grad
     def gradient(x0, task):
         path = inversion.straight_line(x0, noise, task.times)
-        return jnp.sum(personalize.sample(replace(task, path=path), some(4, 1, N, C), above=above) ** 2)
+        return jnp.sum(personalize.sample(replace(task, trajectory=path), some(4, 1, N, C), above=above) ** 2)
 
     got = np.abs(np.asarray(gradient(some(3, 1, N, C), task))[0]).max(-1)
     landed = np.asarray(MASKS[0])
@@ -67,7 +67,7 @@ def test_grad_through_attention():
     @jax.jit
     def loss(x0, task):
         path = inversion.straight_line(x0, some(2, 2, N, C), task.times)
-        return jnp.sum(personalize.sample(replace(task, path=path), some(4, 1, N, C), above=above) ** 2)
+        return jnp.sum(personalize.sample(replace(task, trajectory=path), some(4, 1, N, C), above=above) ** 2)
 
     assert int(personalize.gate(task)) == above
     x0, along = some(3, 2, N, C), some(6, 2, N, C)

@@ -166,9 +166,9 @@ def test_which_evaluations_are_replaced(level, solver):
     taken = np.asarray(task.early.routing.source)[1] < N
     for j, (_, _, x) in zip(indices, asked, strict=False):
         if level == "layer":
-            close(x[:1], task.path[j], 1e-6)
+            close(x[:1], task.trajectory[j], 1e-6)
         else:
-            moved = np.asarray(task.path[j, 0])[np.asarray(task.early.routing.source)[1][taken]]
+            moved = np.asarray(task.trajectory[j, 0])[np.asarray(task.early.routing.source)[1][taken]]
             close(x[0][taken], moved, 1e-6)
 
 

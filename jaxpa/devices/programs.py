@@ -68,9 +68,9 @@ class Text(NamedTuple):
 
 
 class Reference(NamedTuple):
-    """The arrays of a personalisation: path (S + 1, R, N, C), eta (S,), tau (), masks (R, N), placement (G, R, N)."""
+    """A personalisation's arrays: trajectory (S + 1, R, N, C), eta (S,), tau (), masks (R, N), placement (G, R, N)."""
 
-    path: jax.Array
+    trajectory: jax.Array
     eta: jax.Array
     tau: jax.Array
     masks: jax.Array
@@ -124,8 +124,8 @@ def _text(job: Job, rows: int) -> Text:
 def _reference(job: Job) -> Reference:
     r, g, n = job.references, job.images, job.tokens
     placement = Placement(_shape(g, r, n, dtype=jnp.int32), _shape(g, r, n, dtype=bool))  # type: ignore[arg-type]
-    path = _shape(job.steps + 1, r, n, job.config.in_channels)
-    return Reference(path, _shape(job.steps), _shape(), _shape(r, n, dtype=bool), placement)  # type: ignore[arg-type]
+    trajectory = _shape(job.steps + 1, r, n, job.config.in_channels)
+    return Reference(trajectory, _shape(job.steps), _shape(), _shape(r, n, dtype=bool), placement)  # type: ignore[arg-type]
 
 
 def _placed(array: jax.ShapeDtypeStruct, mesh: Mesh, rows: tuple[int, ...]) -> jax.ShapeDtypeStruct:
@@ -165,7 +165,7 @@ class _Personalize:
             rows if preset.level == "layer" else alone, Routing(replacement_index(reference.placement), weight)
         )
         task = Task(
-            reference.path, reference.eta, times, reference.tau, early, self.late(text, reference), model,
+            reference.trajectory, reference.eta, times, reference.tau, early, self.late(text, reference), model,
             preset.level,
         )  # fmt: skip
         return personalize.sample(task, x)

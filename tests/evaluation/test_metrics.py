@@ -370,11 +370,10 @@ def test_measure(batch):
 def test_evaluation(folders, pictures, rng, monkeypatch):
     """Columns of the table; noise stands for what would be sampled, which is not what is tested here."""
 
-    def sample(self, prompt, *_, num_images, **__):
-        return [to_image(x) for x in noise(rng, num_images, 96, 96, 3)]
+    def sample(self, request, *_, **__):
+        return [to_image(x) for x in noise(rng, len(request.sampling.seeds()), 96, 96, 3)]
 
-    monkeypatch.setattr(Pipeline, "generate", sample)
-    monkeypatch.setattr(Pipeline, "personalize", sample)
+    monkeypatch.setattr(Pipeline, "make", sample)
     subject = jaxpa.Subject(pictures / "car.png", pictures / "car-mask.png", at=(0.6, 0.5))
     case = Case("car", subject, (PROMPT,), another=pictures / "cat.png")
     looking = [metrics.METRICS[name](folders[name]) for name in ("clip", "dino")]

@@ -210,7 +210,7 @@ def run_task(task: Task, x: np.ndarray) -> np.ndarray:
 
 def check_velocity(task: Task, x: np.ndarray, after: np.ndarray, want: np.ndarray) -> None:
     """What the model answered at every step, from the states that the steps went through."""
-    before = [np.concatenate([task.path[0], x]), *after[:-1]]
+    before = [np.concatenate([task.trajectory[0], x]), *after[:-1]]
     ask = jax.jit(lambda phase, x, t: phase.conditions(x, jnp.broadcast_to(t, x.shape[:1]), phase.routing))
     for i, rows in enumerate(before):
         phase = task.early if task.times[i] > task.tau else task.late
