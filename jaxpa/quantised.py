@@ -7,7 +7,6 @@ one multiplication of its result follows. Widening is exact in bfloat16 and floa
 rounding the weights (`quantise`), by at most half a step of int8 (scale / 2), or 1 / 16 of each weight in fp8.
 """
 
-import re
 from dataclasses import dataclass
 from typing import Any
 
@@ -20,13 +19,6 @@ from jaxpa.layers import precision
 
 DTYPES: dict[Weights, np.dtype] = {"int8": np.dtype(np.int8), "fp8": np.dtype(jnp.float8_e4m3fn)}
 LARGEST: dict[Weights, float] = {"int8": 127.0, "fp8": 448.0}
-
-# Projections and MLPs of the blocks, which have nearly all the work and most of the bytes. Modulation moves whole
-# channels of every token at once, and is computed once before the loop; embedders, norms and the layers at both ends
-# are few. They stay as they are.
-BLOCKS = re.compile(
-    r"(transformer\.\w+_blocks\.(\w+\.)?(qkv\.[qkv]|proj|mlp_in|mlp_out)|text_encoder_2\.blocks\..+)\.kernel"
-)
 
 
 @jax.tree_util.register_dataclass
@@ -62,11 +54,6 @@ def quantise(w: np.ndarray, kind: Weights) -> Quantised:
 def wide(kernel: Quantised) -> jax.Array:
     """The weights that a quantised kernel stands for, (..., In, Out) float32."""
     return kernel.values.astype(jnp.float32) * kernel.scale[..., None, :]
-
-
-def quantises(component: str, path: str) -> bool:
-    """Whether a parameter ("transformer", "double_blocks.img.proj.kernel") is among those of eight bits."""
-    return BLOCKS.fullmatch(f"{component}.{path}") is not None
 
 
 def of_scale(sharding: Any, axes: int) -> Any:

@@ -11,14 +11,14 @@ from PIL import Image
 from small_checkpoint import CONFIG, make
 
 from jaxpa.checkpoint import load as loading
-from jaxpa.checkpoint.keys import COMPONENTS
+from jaxpa.checkpoint.keys import COMPONENTS, component
 from jaxpa.checkpoint.load import load_component, load_parts
 from jaxpa.checkpoint.residence import arrange
 from jaxpa.devices import cost
 from jaxpa.devices.programs import Job, model
 from jaxpa.layers import Linear, contract
 from jaxpa.media.images import read_metadata
-from jaxpa.quantised import DTYPES, Quantised, quantise, quantises, wide
+from jaxpa.quantised import DTYPES, Quantised, quantise, wide
 from jaxpa.tokens import grid_positions
 from jaxpa.transformer import FluxConditions
 
@@ -92,7 +92,7 @@ def test_a_checkpoint_is_rounded_as_it_is_read(folder, kind, monkeypatch):
         ours = jax.tree_util.tree_flatten_with_path(getattr(parts, name), is_leaf=is_kernel)[0]
         for (path, x), y in zip(ours, jax.tree.leaves(getattr(plain, name)), strict=True):
             path = jax.tree_util.keystr(path, simple=True, separator=".").removesuffix(".value")
-            assert isinstance(x, Quantised) == quantises(name, path)
+            assert isinstance(x, Quantised) == component(name, getattr(CONFIG, name)).rounds(path)
             np.testing.assert_allclose(
                 wide(x) if isinstance(x, Quantised) else x, y, atol=0.3 * isinstance(x, Quantised)
             )

@@ -134,9 +134,10 @@ def work(config: TransformerConfig, n: int, m: int, k: int) -> Work:
     layers = [Layer(config.in_channels, d, n), Layer(config.joint_attention_dim, d, m)]
     layers += [layer for width in embedders for layer in (Layer(width, d, 1), Layer(d, d, 1))]
     for rows in (n, m):  # the two streams
-        layers += [Layer(d, 6 * d, 1, double), Layer(d, 3 * d, rows, double), Layer(d, d, rows, double),
-                   Layer(d, mlp, rows, double), Layer(mlp, d, rows, double)]  # fmt: skip
-    layers += [Layer(d, 3 * d, 1, single), Layer(d, 3 * d + mlp, n + m, single), Layer(d + mlp, d, n + m, single)]
+        layers += [Layer(d, 6 * d, 1, double)]
+        layers += [Layer(*pair, rows, double, rounds=True) for pair in ((d, 3 * d), (d, d), (d, mlp), (mlp, d))]
+    layers += [Layer(d, 3 * d, 1, single), Layer(d, 3 * d + mlp, n + m, single, rounds=True)]
+    layers += [Layer(d, d, n + m, single, rounds=True), Layer(mlp, d, n + m, single, bias=False, rounds=True)]
     layers += [Layer(d, 2 * d, 1), Layer(d, config.velocity_channels, n)]
     return Work(
         layers,
@@ -174,6 +175,9 @@ FLUX = Backbone(
         (r"\w+_blocks\.(\w+\.)?(proj|mlp_out)\.kernel", ("model", None)),
     ),
     stacks=("double_blocks", "single_blocks"),
+    # Modulation moves whole channels of every token at once, and is computed once before the loop; embedders and the
+    # layers at both ends are few. They stay as they are.
+    rounded=re.compile(r"\w+_blocks\.(\w+\.)?(qkv\.[qkv]|proj|mlp_in|mlp_out)\.kernel"),
     turned=re.compile(r"\w+_blocks\..*(qkv\.[qkv]|proj)\.kernel"),  # around attention
     conditions=_conditions,
 )

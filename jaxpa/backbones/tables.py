@@ -1,5 +1,6 @@
 """What networks are described in: where their modules are stored, how files call them, and which layers they have."""
 
+import re
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any, NamedTuple
@@ -47,26 +48,36 @@ class Component:
     """A network that a checkpoint holds under its own folder, and how its files call it.
 
     network: called as `network(config, *, rngs, dtype)`. config: a class with `from_json`. class_names: in
-    `_class_name` or `architectures` of a config.json. rows: module path -> where it is stored.
+    `_class_name` or `architectures` of a config.json. rows: module path -> where it is stored. rounded: kernels
+    that may have eight bits (`jaxpa.quantised`), those with nearly all the work and most of the bytes.
     """
 
     network: Callable[..., Any]
     config: Any
     class_names: tuple[str, ...]
     rows: Mapping[str, Row] | None = None
+    rounded: re.Pattern[str] | None = None
+
+    def rounds(self, path: str) -> bool:
+        """Whether a parameter ("double_blocks.img.proj.kernel") is among those that may have eight bits."""
+        return self.rounded is not None and self.rounded.fullmatch(path) is not None
 
 
 # Work ----------------------------------------------------------------------------------------------------------
 
 
 class Layer(NamedTuple):
-    """`times` equal linear layers, each applied to `rows`; a convolution has taps times channels inputs."""
+    """`times` equal linear layers, each applied to `rows`; a convolution has taps times channels inputs.
+
+    rounds: its weights may have eight bits (`Component.rounded`).
+    """
 
     inputs: int
     outputs: int
     rows: int
     times: int = 1
     bias: bool = True
+    rounds: bool = False
 
 
 @dataclass(frozen=True)
@@ -84,3 +95,7 @@ class Work:
     @property
     def parameters(self) -> int:
         return sum((x.inputs + x.bias) * x.outputs * x.times for x in self.layers) + self.others
+
+    def saved(self, itemsize: int) -> int:
+        """Bytes that eight-bit weights save of numbers of `itemsize`; every output has a scale of four."""
+        return sum(((itemsize - 1) * x.inputs - 4) * x.outputs * x.times for x in self.layers if x.rounds)

@@ -90,7 +90,9 @@ COMPONENTS: dict[str, Mapping[str, Component]] = {
     "transformer": BACKBONES,
     "vae": {"autoencoder": Component(Autoencoder, AutoencoderConfig, ("AutoencoderKL",))},
     "text_encoder": {"clip": Component(CLIPTextEncoder, CLIPConfig, ("CLIPTextModel",), CLIP)},
-    "text_encoder_2": {"t5": Component(T5Encoder, T5Config, ("T5EncoderModel",), T5)},
+    "text_encoder_2": {
+        "t5": Component(T5Encoder, T5Config, ("T5EncoderModel",), T5, re.compile(r"blocks\..+\.kernel"))
+    },
 }
 
 

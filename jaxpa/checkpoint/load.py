@@ -32,7 +32,7 @@ from jaxpa.checkpoint.source import MARKER, Source, find_mini, locate, resolve
 from jaxpa.checkpoint.stages import Staged
 from jaxpa.config import FluxConfig, Settings, Weights
 from jaxpa.errors import CheckpointError
-from jaxpa.quantised import Quantised, of_scale, quantise, quantises
+from jaxpa.quantised import Quantised, of_scale, quantise
 
 __all__ = [
     "Parts",
@@ -157,9 +157,10 @@ def _load(part: Part, dtype: DTypeLike | None, sharding: Shardings | None, weigh
     dtype = default_dtype() if dtype is None else np.dtype(dtype)
     problems: list[str] = []
     arrays, platform = [], jax.default_backend()
+    described = component(part.name, part.config)
     backbone = backbone_of(part.config) if part.name == "transformer" else None
     for leaf in part.leaves:
-        rounded = weights if quantises(part.name, leaf.path) else None
+        rounded = weights if described.rounds(leaf.path) else None
         kind = _host_dtype(part, leaf, dtype) if rounded is None else _stored_dtype(part, leaf)
         host = _assemble(part, leaf, kind, problems)
         where = sharding(part.name, leaf.path, leaf.shape) if callable(sharding) else sharding

@@ -62,20 +62,9 @@ def weight_bytes(config: FluxConfig, itemsize: int, weights: Weights | None = No
     """
     sizes = {name: count * itemsize for name, count in weight_parameters(config).items()}
     if weights is not None:
-        for name, layers in _quantised(config).items():
-            sizes[name] += sum((inputs * (1 - itemsize) + 4) * outputs for inputs, outputs in layers)
+        sizes["transformer"] -= backbone_of(config.transformer).work(config.transformer, 0, 0, 0).saved(itemsize)
+        sizes["text_encoder_2"] -= _t5(config.text_encoder_2, 0).saved(itemsize)
     return sizes
-
-
-def _quantised(config: FluxConfig) -> dict[str, list[tuple[int, int]]]:
-    """(inputs, all outputs) of the layers that may have weights of eight bits."""
-    c, t5 = config.transformer, config.text_encoder_2
-    d, mlp, inner = c.width, c.mlp_width, t5.num_heads * t5.d_kv
-    depth = 2 * c.num_layers + c.num_single_layers  # streams; a single block has the layers of one
-    blocks = [(d, depth * (4 * d + mlp)), (mlp, depth * d)]
-    encoder = [(t5.d_model, t5.num_layers * (3 * inner + 2 * t5.d_ff)), (inner, t5.num_layers * t5.d_model),
-               (t5.d_ff, t5.num_layers * t5.d_model)]  # fmt: skip
-    return {"transformer": blocks, "text_encoder_2": encoder}
 
 
 def sample_forwards(
@@ -112,7 +101,7 @@ def _t5(config: T5Config, m: int) -> Work:
     norms = (2 * depth + 1) * d
     bias = config.relative_attention_num_buckets * config.num_heads
     return Work(
-        [Layer(*pair, m, depth, bias=False) for pair in pairs],
+        [Layer(*pair, m, depth, bias=False, rounds=True) for pair in pairs],
         products=2 * depth * m * m * inner,
         others=config.vocab_size * d + bias + norms,
     )

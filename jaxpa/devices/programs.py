@@ -18,13 +18,14 @@ from jax.sharding import PartitionSpec as P
 from jax.typing import DTypeLike
 
 from jaxpa import personalize, sampling
+from jaxpa.backbones.registry import backbone_of
 from jaxpa.checkpoint.keys import abstract
 from jaxpa.checkpoint.residence import arrange, path_of
 from jaxpa.config import TransformerConfig, Weights
 from jaxpa.devices.sharding import DATA, rules
 from jaxpa.personalize import Phase, Task
 from jaxpa.presets import PRESETS, Preset
-from jaxpa.quantised import DTYPES, Quantised, of_scale, quantises
+from jaxpa.quantised import DTYPES, Quantised, of_scale
 from jaxpa.routing import context_routing, context_size, join, replacement_index, replacement_weight
 from jaxpa.sampling import Guided
 from jaxpa.tokens import Placement, Routing, grid_positions
@@ -96,7 +97,7 @@ def model(job: Job, mesh: Mesh, platform: str) -> Flux:
 
     def parameter(path: str, x: Any) -> Any:
         where = rule("transformer", path, x.shape)
-        if job.weights is None or not quantises("transformer", path):
+        if job.weights is None or not backbone_of(job.config).rounds(path):
             return jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=where)
         values = jax.ShapeDtypeStruct(x.shape, DTYPES[job.weights], sharding=where)
         scale = jax.ShapeDtypeStruct(

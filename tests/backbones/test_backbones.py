@@ -27,12 +27,14 @@ from jaxpa.checkpoint.report import info
 from jaxpa.checkpoint.residence import arrange
 from jaxpa.checkpoint.source import resolve
 from jaxpa.config import FromJson, T5Config
+from jaxpa.devices import cost
 from jaxpa.devices.plan import plan
 from jaxpa.devices.sharding import make_mesh, rules
 from jaxpa.encoders.text import TextEmbedding
 from jaxpa.errors import CheckpointError
 from jaxpa.layers import Linear, Numbered, stack
 from jaxpa.model import Model
+from jaxpa.quantised import Quantised
 from jaxpa.request.request import Request
 
 # A second network, as its own file would have it ----------------------------------------------------------------
@@ -116,12 +118,10 @@ def infer(shapes: dict[str, tuple[int, ...]], hint: dict[str, Any] | None) -> To
 
 
 def work(c: ToyConfig, n: int, m: int, k: int) -> Work:
-    ends = [
-        Layer(c.in_channels, c.width, n),
-        Layer(c.joint_attention_dim, c.width, m),
-        Layer(c.width, c.in_channels, n),
-    ]
-    return Work([*ends, Layer(c.width, 2 * c.width, n, 2 * c.blocks), Layer(2 * c.width, c.width, n, c.blocks)])
+    d = c.width
+    ends = [Layer(c.in_channels, d, n), Layer(c.joint_attention_dim, d, m), Layer(d, c.in_channels, n)]
+    rounded = [Layer(d, 2 * d, n, c.blocks, rounds=True), Layer(2 * d, d, n, c.blocks, rounds=True)]
+    return Work([*ends, Layer(d, 2 * d, n, c.blocks), *rounded])
 
 
 TOY = Backbone(
@@ -147,6 +147,7 @@ TOY = Backbone(
         (r"layers\.down\.kernel", ("model", None)),
     ),
     stacks=("layers",),
+    rounded=re.compile(r"layers\.(up|down)\.kernel"),
     turned=re.compile(r"layers\.down\.kernel"),
     conditions=lambda text, guidance, positions: ToyConditions(text.txt),
 )
@@ -207,6 +208,16 @@ def test_loads_from_a_folder(folder, toy):
     parts = load_parts(folder, dtype=np.float32)
     assert parts.config.transformer == SMALL
     assert same(parts.transformer, arrange(toy))
+
+
+def test_loads_in_eight_bits(folder):
+    parts = load_parts(folder, dtype=np.float32, weights="int8")
+    layers = parts.transformer.layers
+    first = layers[0] if isinstance(layers, Numbered) else layers
+    kinds = [isinstance(getattr(first, part).kernel.get_value(), Quantised) for part in ("gate", "up", "down")]
+    assert kinds == [False, True, True]
+    held = sum(x.nbytes for x in jax.tree.leaves(parts.transformer))
+    assert cost.weight_bytes(parts.config, 4, "int8")["transformer"] == held
 
 
 def test_converts(folder, tmp_path, toy):
