@@ -139,20 +139,36 @@ def _cudnn(
 # TPU ---------------------------------------------------------------------------------------------------------
 
 LANES = 128  # channels of a TPU's vector register: the unit of the kernel's blocks
-ROWS = (1536, 1024, 768, 512, 384, 256, 128)  # queries of a block: the first that divides the sequence
-COLUMNS = (4608, 3072, 2304, 2048, 1536, 1024, 768, 512)  # keys that are held at once
-PART = (1536, 768, 512)  # keys of one product
+UNIT = 512  # sequences are padded to multiples of it
+ROWS = (1536, 1024, 768, 512)  # queries of a block
+PART = 1536  # keys of one product, about
+# What a kernel may take of a TPU's fast memory: v5e and v5p allow 16 MiB, v6e 32. The lowering does not know the chip,
+# and the smaller blocks cost little there.
+VMEM = 16 * 2**20
 
 
 def _splash_takes(q: jax.Array, k: jax.Array) -> bool:
     return q.dtype == jnp.bfloat16 and q.shape[-1] % LANES == 0 and k.shape[2] >= LONG and q.shape[2] >= LONG
 
 
-def _block_sizes(rows: int, columns: int) -> tuple[int, int, int]:
-    """Queries of a block, keys of a block, keys of a product, for sequences in whole multiples of 512."""
-    part = next(size for size in PART if columns % size == 0)
-    block = next(size for size in COLUMNS if columns % size == 0 and size % part == 0)
-    return next(size for size in ROWS if rows % size == 0), block, part
+def _block_sizes(rows: int, columns: int, channels: int = LANES) -> tuple[int, int, int]:
+    """Queries of a block, keys of a block, keys of a product, for sequences in whole multiples of UNIT.
+
+    As many keys as fit with UNIT queries, then as many queries as fit: one pass over the keys saves more.
+    """
+    blocks = [n for n in range(LANES, columns + 1, LANES) if columns % n == 0]
+    keys = max(n for n in blocks if _vmem(UNIT, n, channels) <= VMEM)
+    part = min((n for n in blocks if keys % n == 0), key=lambda n: abs(math.log(n / PART)))
+    return next(n for n in ROWS if rows % n == 0 and (n == UNIT or _vmem(n, keys, channels) <= VMEM)), keys, part
+
+
+def _vmem(queries: int, keys: int, channels: int) -> int:
+    """Bytes that the kernel takes at most: its loop over the keys' parts is unrolled, and all logits may be alive."""
+    logits = 4 * queries * keys
+    blocks = 2 * 2 * channels * (2 * queries + 2 * keys)  # q, out, k and v in bfloat16, while the next ones are loaded
+    segments = 2 * 4 * (LANES * queries + 8 * keys)
+    sums = 4 * queries * (2 * LANES + channels)  # maxima, sums and the result of the softmax
+    return logits + blocks + segments + sums
 
 
 def _splash(
@@ -162,10 +178,10 @@ def _splash(
     from jax.experimental.pallas.ops.tpu import splash_attention as splash
 
     queries, keys = q.shape[2], k.shape[2]
-    rows, columns = (-(-size // PART[-1]) * PART[-1] for size in (queries, keys))
+    rows, columns = (-(-size // UNIT) * UNIT for size in (queries, keys))
     if columns > keys and length is None:
         length = jnp.full(q.shape[0], keys, jnp.int32)
-    sizes = splash.BlockSizes(*_block_sizes(rows, columns))
+    sizes = splash.BlockSizes(*_block_sizes(rows, columns, q.shape[-1]))
 
     def local(q: jax.Array, k: jax.Array, v: jax.Array, length: jax.Array | None) -> jax.Array:
         mask = splash.MultiHeadMask([splash.FullMask((rows, columns))] * q.shape[1])
