@@ -12,7 +12,9 @@ import numpy as np
 import pytest
 
 from jaxpa.config import TransformerConfig
+from jaxpa.devices.compiled import compiled, missing
 from jaxpa.devices.programs import Job
+from jaxpa.devices.targets import find
 
 ROOT = Path(__file__).parents[2]
 CONFIG = TransformerConfig(
@@ -106,3 +108,18 @@ def test_numbers_are_those_of_one_device(facts):
     """Random biases, too, each added once. Sums in another order: units in the last place of float32."""
     assert facts["errors"].keys() == {"1 x 4", "2 x 2"}
     assert max(facts["errors"].values()) <= 1e-5
+
+
+@pytest.mark.parametrize("device", ["v6e-4", "v5p-8", "h100x4"])
+def test_blocks_by_the_compilers_of_devices(device):
+    """Both streams of a double block in one sum; bfloat16 is summed as such."""
+    target, job = find(device), replace(HOST, grid=(32, 32), text_tokens=512, dtype="bfloat16")
+    if need := missing(target):
+        pytest.skip(need)
+    step = compiled(job, target, (1, 4))["stretches"][0]
+    if step["blocks"]:  # else they stand one by one
+        counts = [block["collectives"]["all-reduce"]["count"] for block in step["blocks"]]
+        assert counts == [2, 1]
+    blocks = CONFIG.num_layers, CONFIG.num_single_layers
+    sums = {"count": 2 * blocks[0] + blocks[1], "bytes": (2 * blocks[0] + blocks[1]) * streams(job, 1)}
+    assert step["collectives"] == {"all-reduce": sums}
