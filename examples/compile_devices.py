@@ -8,10 +8,13 @@ one step, its attention kernel left out; ms are a roofline of one step's instruc
 
 2026-11-25, jax 0.10.2, jax-cuda13-plugin 0.10.2, 1024 x 1024, 512 text tokens, bfloat16:
 
-    h100            24.37 GiB   86.3 ms (products 60.2, attention 15.0, fusions 11.0)   1155 launches a step
-    h100 512        24.37 GiB   29.1 ms (products 20.1, attention 1.7, fusions 7.4)     1042
-    h100 batch 4    24.45 GiB  343.0 ms (products 240.7, attention 60.2, fusions 42.1)  1158
-    h100 reference  22.80 GiB  173.7 ms (products 120.4, attention 30.1, fusions 23.3)  1214, of a step above tau
+    h100            22.48 GiB   83.5 ms (products 60.2, attention 15.0, fusions 8.3)     984 launches a step
+    h100x4           5.89 GiB   26.8 ms (products 15.1, attention 3.8, fusions 7.9)     1269, 76 all-reduces of 27 MiB
+
+libtpu 0.0.42.1, one double and one single block of its width, from a program of 2 + 2 blocks:
+
+    v6e-1           4.305 and 4.150 M cycles: 239.9 M for 19 + 38 blocks and what is beside them
+    v6e-4           2.051 and 1.485 M cycles a chip, 2 all-reduces of 27 MiB and 1
 """
 
 import sys
