@@ -31,7 +31,7 @@ def turn(x: np.ndarray, angle: np.ndarray) -> np.ndarray:
 def main() -> None:
     axes = TransformerConfig().axes_dims_rope  # (16, 56, 56): FLUX.1
     positions = np.asarray(tokens.grid_positions(SIDE, SIDE))  # (4096, 3): index (0), row, column
-    table = rope.table(positions, axes)  # cos and sin, (1, 4096, 64)
+    table = rope.table(positions, axes)  # type: ignore[arg-type]  # cos and sin, (1, 4096, 64)
 
     angle = np.concatenate([positions[:, a, None] * rope.frequencies(axes[a]) for a in range(3)], -1)  # (4096, 64)
     print(f"the table by hand: {np.abs(np.cos(angle) - np.asarray(table.cos[0])).max():.1g} off")

@@ -14,11 +14,12 @@ from _show import PICTURES, save
 from PIL import Image
 
 import jaxpa
+from jaxpa.box import Box
 from jaxpa.media import images
 from jaxpa.media.figures import overlay, sheet
 
 PROMPT = "a yellow cat under a night sky"
-BOX = (0.1, 0.2, 0.85, 1.0)  # left, top, right, bottom: some room around the head
+BOX = Box(0.1, 0.2, 0.85, 1.0)  # left, top, right, bottom: some room around the head
 TAUS = (0.9, 0.5, 0.3, 0.1)
 
 

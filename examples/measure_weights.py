@@ -17,13 +17,15 @@ import numpy as np
 import tyro
 
 import jaxpa
+from jaxpa.checkpoint.keys import component
+from jaxpa.checkpoint.residence import path_of
 from jaxpa.config import TransformerConfig, flux_dev
 from jaxpa.devices.bench import random_model
 from jaxpa.evaluation.evaluate import correlation, moved
 from jaxpa.layers import Linear, Numbered
 from jaxpa.media import images
 from jaxpa.pipeline import Pipeline
-from jaxpa.quantised import BLOCKS, Quantised, quantise
+from jaxpa.quantised import Quantised, quantise
 from jaxpa.tokens import grid_positions
 from jaxpa.transformer import Flux, FluxConditions
 
@@ -56,16 +58,16 @@ def loaded(kind: str) -> Pipeline:
     pipe = jaxpa.load("mini", "float32")
     if kind == "bfloat16":
         rounded = {name: rounded_blocks(name, getattr(pipe.parts, name)) for name in ("transformer", "text_encoder_2")}
-        pipe = replace(pipe, parts=replace(pipe.parts, **rounded))
+        pipe = replace(pipe, parts=replace(pipe.parts, **rounded))  # type: ignore[type-var]
     return pipe
 
 
-def rounded_blocks(component: str, network: Any) -> Any:
+def rounded_blocks(name: str, network: Any) -> Any:
     """The parameters that would have eight bits, rounded to bfloat16 instead."""
+    described = component(name, network.config)
 
     def visit(path: Any, x: jax.Array) -> jax.Array:
-        name = jax.tree_util.keystr(path, simple=True, separator=".").removesuffix(".value")
-        return x.astype(jnp.bfloat16).astype(x.dtype) if BLOCKS.fullmatch(f"{component}.{name}") else x
+        return x.astype(jnp.bfloat16).astype(x.dtype) if described.rounds(path_of(path)) else x
 
     return jax.tree_util.tree_map_with_path(visit, network)
 

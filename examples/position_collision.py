@@ -32,7 +32,7 @@ import jaxpa
 from jaxpa.attention.maps import image_to_context
 from jaxpa.attention.observe import ask
 from jaxpa.encoders.text import TextEmbedding
-from jaxpa.personalize import reference_context
+from jaxpa.routing import reference_context
 from jaxpa.tokens import Placement, Routing
 from jaxpa.transformer import FluxConditions, FluxVelocity
 from weights.recipe.world import instances, numbered_scene, render

@@ -96,7 +96,8 @@ class DoubleBlock(nnx.Module):
         img_mod, txt_mod = (chunks(each, 6) for each in mod)  # (B, 1, D) each
         img_y, txt_y = modulate(img, *img_mod[:2]), modulate(txt, *txt_mod[:2])  # (B, N, D), (B, M, D)
         qkv = zip(self.txt.qkv(txt_y, txt_y, txt_y), self.img.qkv(*routed(img_y, shared)), strict=True)
-        seen = attend(*(jnp.concatenate(pair, 2) for pair in qkv), shared)  # of (B, H, M + N, Dh) each
+        q, k, v = (jnp.concatenate(pair, 2) for pair in qkv)  # (B, H, M + N, Dh) each
+        seen = attend(q, k, v, shared)
         img_y, txt_y = self.img.proj.from_heads(seen.out[:, :, m:]), self.txt.proj.from_heads(seen.out[:, :, :m])
         img_y, txt_y = together(img_y, txt_y)
         img, txt = img + img_mod[2] * img_y, txt + txt_mod[2] * txt_y  # (B, N, D), (B, M, D)

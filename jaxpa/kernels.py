@@ -15,6 +15,7 @@ import math
 from collections.abc import Callable
 from functools import cache, partial
 from importlib.util import find_spec
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -41,17 +42,19 @@ def attention(
     bias (B | 1, H | 1, Sq | 1, Sk) is added to the logits; length (B,): a row attends to its first `length` keys;
     scale: the logits' factor, 1 / sqrt(Dh) by default. The softmax is float32 inside.
     """
-    scale = q.shape[-1] ** -0.5 if scale is None else scale
-    by_platform = {"cpu": _by_head} if q.shape[2] * k.shape[2] <= VAST else {}
+    factor = q.shape[-1] ** -0.5 if scale is None else scale
+    by_platform: dict[str, Callable[..., jax.Array]] = {}
+    if q.shape[2] * k.shape[2] <= VAST:
+        by_platform["cpu"] = _by_head
     if bias is None and _splash_takes(q, k):
         by_platform["tpu"] = _splash
     if bias is None and _cudnn_takes(q):
         by_platform["cuda"] = _cudnn
     if q.shape[2] * k.shape[2] <= LONG**2 // 4:  # small: one product
         by_platform = {name: f for name, f in by_platform.items() if name == "cuda"}
-    implementations = {name: partial(f, scale=scale) for name, f in by_platform.items()}
+    implementations = {name: partial(f, scale=factor) for name, f in by_platform.items()}
     return jax.lax.platform_dependent(
-        q, k, v, bias, length, default=partial(_by_query_block, scale=scale), **implementations
+        q, k, v, bias, length, default=partial(_by_query_block, scale=factor), **implementations
     )
 
 
@@ -127,7 +130,7 @@ def _old_card() -> bool:
 def _cudnn(
     q: jax.Array, k: jax.Array, v: jax.Array, bias: None, length: jax.Array | None, *, scale: float
 ) -> jax.Array:
-    lengths: dict[str, jax.Array] = {}
+    lengths: dict[str, Any] = {}
     if length is not None:  # the kernel needs both
         queries = jnp.full(q.shape[0], q.shape[2], jnp.int32)
         lengths = {"query_seq_lengths": queries, "key_value_seq_lengths": length.astype(jnp.int32)}
@@ -187,9 +190,10 @@ def _splash(
         mask = splash.MultiHeadMask([splash.FullMask((rows, columns))] * q.shape[1])
         kernel = jax.vmap(splash.make_splash_mha_single_device(mask, block_sizes=sizes))
         if length is None:
-            return kernel(q, k, v)
+            return kernel(q, k, v)  # type: ignore[return-value]  # residuals are not asked for
         masked = (jnp.arange(columns) >= length[:, None]).astype(jnp.int32)  # (B, Sk): another segment
-        return kernel(q, k, v, splash.SegmentIds(jnp.zeros((q.shape[0], rows), jnp.int32), masked))
+        queries = jnp.zeros((q.shape[0], rows), jnp.int32)
+        return kernel(q, k, v, splash.SegmentIds(queries, masked))  # type: ignore[return-value]
 
     q = _padded((q.astype(jnp.float32) * scale).astype(q.dtype), rows)  # the kernel does not scale
     return _over_mesh(local, q, _padded(k, columns), _padded(v, columns), length)[:, :, :queries]

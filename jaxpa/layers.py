@@ -66,7 +66,7 @@ class Linear(nnx.Module):
         rngs: nnx.Rngs,
         dtype: DTypeLike = jnp.float32,
         use_bias: bool = True,
-        kernel_init: nnx.initializers.Initializer = nnx.initializers.lecun_normal(),  # noqa: B008 - a function
+        kernel_init: jax.nn.initializers.Initializer = nnx.initializers.lecun_normal(),  # noqa: B008 - a function
     ):
         self.kernel = nnx.Param(kernel_init(rngs.params(), (inputs, outputs), dtype))
         self.bias = nnx.Param(jnp.zeros((outputs,), dtype)) if use_bias else None

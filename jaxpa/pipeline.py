@@ -241,7 +241,7 @@ class Pipeline(Model):
         source = replacement_index(placement)
         shares = None
         if preset.soft:
-            shares = references.masks.astype(np.float32) if references.shares is None else references.shares
+            shares = jnp.asarray(references.masks if references.shares is None else references.shares, jnp.float32)
         return Routing(source, replacement_weight(preset.parts, preset.blocks, self.spec.blocks, shares, source))
 
     # Editing -------------------------------------------------------------------------------------------------

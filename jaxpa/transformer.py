@@ -30,12 +30,12 @@ TIME_WIDTH = 256
 class BlockTrace(NamedTuple):
     """What a block shows to observers and extensions: its output streams, and what its attention compared.
 
-    index () int32, double blocks first; txt (B, M, D), img (B, N, D); query (B, H, M + N, Dh), normed, before rotation;
-    q (B, H, M + N, Dh), k and v (B, H, M + N + K, Dh), q and k after norm and rotation; length (B,): rows attend to
-    their first `length` keys, or None: to all.
+    block () int32, its number, double blocks first; txt (B, M, D), img (B, N, D); query (B, H, M + N, Dh), normed, not
+    yet rotated; q (B, H, M + N, Dh), k and v (B, H, M + N + K, Dh), q and k after norm and rotation; length (B,): rows
+    attend to their first `length` keys, or None: to all.
     """
 
-    index: jax.Array
+    block: jax.Array
     txt: jax.Array
     img: jax.Array
     query: jax.Array
@@ -92,6 +92,7 @@ class Flux(nnx.Module):
 
     @property
     def dtype(self) -> jnp.dtype:
+        assert self.img_in.bias is not None
         return self.img_in.bias[...].dtype
 
     def condition(self, vec: jax.Array, t: jax.Array, guidance: jax.Array | None) -> jax.Array:
@@ -200,7 +201,7 @@ def scan_blocks(blocks: Any, carry: Any, mod: Any, shared: Shared, hooks: Hooks,
         index, block, mod, weight, parameters = of_block
         carry, seen = block(carry, mod, shared._replace(weight=weight))
         img, txt = carry if isinstance(carry, tuple) else (carry[:, m:], carry[:, :m])
-        trace = BlockTrace(index, txt, img, *seen[1:], shared.length)
+        trace = BlockTrace(index, txt, img, seen.query, seen.q, seen.k, seen.v, shared.length)
         if extension is not None:
             img = img + extension(parameters, trace).astype(img.dtype)
             carry = (img, txt) if isinstance(carry, tuple) else jnp.concatenate([txt, img], 1)

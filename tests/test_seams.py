@@ -161,7 +161,7 @@ def test_a_block_may_be_extended(flux):
 
     def run(model: Flux, extension: Any) -> Any:
         c = CONDITIONS
-        return model(X, c.txt, c.vec, T, c.guidance, c.positions, observe=lambda t: (t.index, t.img, t.query),
+        return model(X, c.txt, c.vec, T, c.guidance, c.positions, observe=lambda t: (t.block, t.img, t.query),
                      extension=extension)  # fmt: skip
 
     plain, extended = (jax.jit(run)(flux, each) for each in (None, Adapter(*parameters)))
@@ -183,7 +183,7 @@ def test_observers_see_values_and_guidance(flux):
 
     def see(trace: Any) -> Any:
         p = jax.nn.softmax(jnp.einsum("bhqd,bhkd->bhqk", trace.q, trace.k) / 8**0.5)
-        return trace.index, jnp.einsum("bhqk,bhkd->bhqd", p, trace.v)
+        return trace.block, jnp.einsum("bhqk,bhkd->bhqd", p, trace.v)
 
     two = jax.tree.map(lambda x: jnp.concatenate([x, x[:1]]) if x.ndim > 1 and len(x) == B else x, CONDITIONS)
     two = replace(two, guidance=jnp.array([2.0, 4.0, 2.0]))

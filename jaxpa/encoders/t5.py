@@ -51,7 +51,7 @@ class T5Attention(nnx.Module):
             return lecun(key, shape, dtype) * np.asarray(config.d_kv**-0.5, dtype)
 
         self.q, self.k, self.v = (
-            Linear(width, inner, use_bias=False, kernel_init=init, rngs=rngs, dtype=dtype)
+            Linear(width, inner, use_bias=False, kernel_init=init, rngs=rngs, dtype=dtype)  # type: ignore[arg-type]
             for init in (query_init, lecun, lecun)
         )
         self.o = Linear(inner, width, use_bias=False, rngs=rngs, dtype=dtype)

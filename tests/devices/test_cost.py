@@ -160,12 +160,15 @@ def test_xla_agrees():
 
 
 def test_xla_agrees_on_pictures():
-    """XLA does not count taps on padding: under 0.5% less at 1024 x 1024, where borders are short."""
+    """XLA does not count taps on padding: under 1% less at 512 x 512, where borders are short.
+
+    A larger picture's attention is a loop, whose body XLA counts once.
+    """
     vae = abstract("vae", FLUX.vae, F32)
-    decoded = xla(lambda vae, z: vae.decode(z), vae, shaped(1, 128, 128, 16))
-    encoded = xla(lambda vae, x: vae.encode(x), vae, shaped(1, 1024, 1024, 3))
-    assert decoded == pytest.approx(cost.autoencoder_flops(FLUX.vae, 1024, 1024), rel=5e-3)
-    assert encoded == pytest.approx(cost.autoencoder_flops(FLUX.vae, 1024, 1024, "encode"), rel=5e-3)
+    decoded = xla(lambda vae, z: vae.decode(z), vae, shaped(1, 64, 64, 16))
+    encoded = xla(lambda vae, x: vae.encode(x), vae, shaped(1, 512, 512, 3))
+    assert decoded == pytest.approx(cost.autoencoder_flops(FLUX.vae, 512, 512), rel=1e-2)
+    assert encoded == pytest.approx(cost.autoencoder_flops(FLUX.vae, 512, 512, "encode"), rel=1e-2)
 
 
 # Forwards of a personalised picture --------------------------------------------------------------------------
