@@ -33,9 +33,19 @@ class Progress:
 
 @contextmanager
 def one_line_warnings() -> Iterator[None]:
-    """Warnings as a user reads them: no file, no line of code."""
+    """Warnings as a user reads them: no file, no line of code, and each text once.
+
+    A command checks its request before anything loads, and the pipeline, which Python calls too, checks it again.
+    """
+    said: set[str] = set()
+
+    def show(message: Warning | str, *_: Any, **__: Any) -> None:
+        if str(message) not in said:
+            said.add(str(message))
+            print(f"jaxpa: warning: {message}", file=sys.stderr)
+
     with warnings.catch_warnings():
-        warnings.showwarning = lambda message, *_, **__: print(f"jaxpa: warning: {message}", file=sys.stderr)
+        warnings.showwarning = show
         yield
 
 
