@@ -219,7 +219,8 @@ def format_plan(content: dict[str, Any]) -> str:
         "steps": f"{c['steps']}{tau}{inversion}",
         "forwards": f"{c['sample_forwards']} sample-forwards of {c['tflop_per_forward']:.4g} TFLOP",
         "work": f"{c['tflop']:.4g} TFLOP in all, text and pictures included",
-        "memory": f"{c['memory_bytes'] / gib:.2f} GiB: weights {sum(c['weight_bytes'].values()) / gib:.2f}, "
+        "memory": f"{c['memory_bytes'] / gib:.2f} GiB: weights {sum(c['weight_bytes'].values()) / gib:.2f}"
+        f"{'' if c['resident'] else ' that take turns'}, "
         f"activations about {c['activation_bytes'] / gib:.2f} with {c['batch_size']:,} at a time"
         + (f"; this machine has {c['machine_bytes'] / gib:.1f}" if c["machine_bytes"] else ""),
     }

@@ -6,7 +6,7 @@ rows are split over "data". The networks do not mention any of this: XLA's parti
 (`AxisType.Auto`), so one program text serves one device and many.
 
     mesh = make_mesh(data=2, model=4)
-    parts = load_parts("mini", sharding=rules(mesh));  tokens = jax.device_put(tokens, batch(mesh))
+    parts = load_parts("mini", sharding=rules(mesh));  tokens = over_rows(mesh, tokens)
 """
 
 import re
@@ -105,8 +105,3 @@ def rules(mesh: Mesh | AbstractMesh) -> Callable[[str, str, tuple[int, ...]], Na
     """The table on a mesh: (component, parameter path, shape) -> sharding, as `checkpoint.load_parts` asks it."""
     sizes = dict(mesh.shape)
     return lambda component, path, shape: NamedSharding(mesh, spec(component, path, shape, sizes))
-
-
-def batch(mesh: Mesh | AbstractMesh) -> NamedSharding:
-    """Of arrays whose first axis is batch rows (B, ...): tokens, text, guidance. B must be a multiple of "data"."""
-    return NamedSharding(mesh, P(DATA))

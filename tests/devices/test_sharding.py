@@ -26,7 +26,7 @@ import json, sys
 import jax, jax.numpy as jnp, numpy as np
 from jaxpa.checkpoint.load import load_parts
 from jaxpa.errors import JaxpaError
-from jaxpa.devices.sharding import batch, make_mesh, rules
+from jaxpa.devices.sharding import make_mesh, over_rows, rules
 from jaxpa.tokens import grid_positions
 
 def normal(seed, *shape):
@@ -67,14 +67,14 @@ for data, model in ((2, 2), (1, None), (4, None)):
             shares[f"{name}.{path}"] = array.addressable_shards[0].data.size / array.size
     facts["meshes"][f"{mesh.shape['data']} x {mesh.shape['model']}"] = {
         "shares": shares, "types": [str(kind) for kind in mesh.axis_types],
-        "rows": [shard.data.shape[0] for shard in jax.device_put(rows[0], batch(mesh)).addressable_shards]}
+        "rows": [shard.data.shape[0] for shard in over_rows(mesh, rows[0]).addressable_shards]}
     if (data, model) == (2, 2):
-        want, got = outputs(whole, lambda x: x), outputs(parts, lambda x: jax.device_put(x, batch(mesh)))
+        want, got = outputs(whole, lambda x: x), outputs(parts, lambda x: over_rows(mesh, x))
         facts["errors"] = {name: float(np.abs(np.asarray(got[name]) - want[name]).max()) for name in want}
         facts["scales"] = {name: float(np.abs(want[name]).max()) for name in want}
         eight, whole_eight = (load_parts(sys.argv[1], sharding=s, weights="int8") for s in (rules(mesh), None))
         want = outputs(whole_eight, lambda x: x)
-        got = outputs(eight, lambda x: jax.device_put(x, batch(mesh)))
+        got = outputs(eight, lambda x: over_rows(mesh, x))
         facts["eight errors"] = {name: float(np.abs(np.asarray(got[name]) - want[name]).max()) for name in want}
         for name in ("q", "proj"):
             stream = eight.transformer.double_blocks.img
