@@ -21,6 +21,7 @@ if TYPE_CHECKING:
     from pydantic import TypeAdapter
 
 Weights = Literal["int8", "fp8"]  # of eight bits: see `jaxpa.quantised`
+VariantName = Literal["text", "kontext", "fill", "control", "canny", "depth"]  # see `jaxpa.backbones.variants`
 
 # Ranges of the fields. They bound what a wrong file can ask for; every FLUX checkpoint lies far inside them.
 Blocks = Annotated[int, Ge(1), Le(1024)]
@@ -284,6 +285,7 @@ class FluxConfig:
 class Settings(FromJson):
     """What a checkpoint uses unless told otherwise (`jaxpa.json` of its folder). Defaults: FLUX.1-dev."""
 
+    variant: VariantName = "text"  # what it reads besides the prompt
     preset: Literal["official", "paper", "mini"] = "official"  # of personalisation
     size: Annotated[int, Ge(8), Le(2048)] = 1024  # pixels along a side
     steps: Annotated[int, Ge(1), Le(1000)] = 28

@@ -21,7 +21,7 @@ from jaxpa import inversion
 from jaxpa.attention.observe import THRESHOLD, Attention, FoundMask, Look, Search, capture, find_mask
 from jaxpa.checkpoint.load import load_parts, load_stages
 from jaxpa.checkpoint.source import resolve
-from jaxpa.config import Weights
+from jaxpa.config import VariantName, Weights
 from jaxpa.devices.memory import GIB, machine_bytes, peak_bytes
 from jaxpa.devices.plan import all_stay, images_together, run_of
 from jaxpa.devices.sharding import automatic, rules
@@ -375,6 +375,7 @@ def gate_time(tau: float | Steps, times: np.ndarray) -> float:
 def load(
     source: str | Path = "mini", dtype: DTypeLike | None = None, mesh: Mesh | None = None, *,
     components: str | Path | None = None, weights: Weights | None = None, resident: bool | None = None,
+    variant: VariantName | None = None,
 ) -> Pipeline:  # fmt: skip
     """Load a checkpoint.
 
@@ -383,11 +384,12 @@ def load(
     on CPU, bfloat16 elsewhere); mesh: devices to spread the networks and the rows of a batch over, with axes "data" and
     "model" (`jaxpa.devices.sharding.make_mesh`); weights: "int8" or "fp8" rounds the blocks of the transformer and of
     T5 to eight bits as they are read (`jaxpa.quantised`); resident: whether all networks stay in memory, or each is
-    loaded for its stage and freed after: text, sampling, pictures (None: they stay if they all fit).
+    loaded for its stage and freed after: text, sampling, pictures (None: they stay if they all fit); variant: which of
+    FLUX.1's sister models it is (`jaxpa.backbones.variants`; None: as its files say).
     Raises CheckpointError with everything that is wrong.
     """
     mesh = None if mesh is None else automatic(mesh)
-    found, sharding = resolve(source, components), None if mesh is None else rules(mesh)
+    found, sharding = resolve(source, components, variant=variant), None if mesh is None else rules(mesh)
     if resident is None:
         resident = all_stay(found, dtype, weights, 1 if mesh is None else mesh.shape["model"])
     read = load_parts if resident else load_stages

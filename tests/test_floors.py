@@ -35,7 +35,7 @@ FLOORS = (
 )
 FLOOR = {name: floor for floor, names in enumerate(FLOORS) for name in names.split()}
 ROOMS = {  # modules in the order in which they build on each other
-    "backbones": "tables shapes backbone flux registry",
+    "backbones": "tables shapes backbone variants flux registry",
     "encoders": "autoencoder t5 clip vocabulary text",
     "checkpoint": "documents files hub keys parts fit source residence stages load report",
     "media": "masks figures images places subjects edits",

@@ -81,7 +81,7 @@ def test_settings(parts):
     assert SETTINGS["steps"] >= 1
     assert SETTINGS["guidance"] >= 0
     assert SETTINGS["max_length"] <= Tokenizers.load(FOLDER).t5.model_max_length
-    assert asdict(parts.settings) == SETTINGS
+    assert asdict(parts.settings) == {"variant": "text", **SETTINGS}
 
 
 def test_architecture(parts):

@@ -30,7 +30,7 @@ from jaxpa.checkpoint.parts import PARTS, Part
 from jaxpa.checkpoint.residence import assemble, settle
 from jaxpa.checkpoint.source import MARKER, Source, find_mini, locate, resolve
 from jaxpa.checkpoint.stages import Staged
-from jaxpa.config import FluxConfig, Settings, Weights
+from jaxpa.config import FluxConfig, Settings, VariantName, Weights
 from jaxpa.errors import CheckpointError
 from jaxpa.quantised import Quantised, of_scale, quantise
 
@@ -129,8 +129,12 @@ def load_stages(
 
 def settings_of(source: Source) -> Settings:
     """What suits this checkpoint: its folder's own settings over FLUX.1's. Faulty ones are among `source.problems`."""
-    usual = Settings() if source.config.transformer.guidance_embeds else Settings(steps=4, guidance=0.0, max_length=256)
-    return dataclasses.replace(usual, **source.settings)
+    variant = source.variant
+    if source.config.transformer.guidance_embeds:
+        usual = Settings(**variant.settings)
+    else:
+        usual = Settings(steps=4, guidance=0.0, max_length=256)
+    return dataclasses.replace(usual, **source.settings | {"variant": variant.name})
 
 
 def _demand(source: Source, faults: list[str], absent: list[str] | None = None) -> None:
@@ -242,18 +246,20 @@ def convert(
     components: str | Path | None = None,
     dtype: DTypeLike | None = None,
     progress: Progress | None = None,
+    variant: VariantName | None = None,
 ) -> Path:
     """Write a checkpoint in the layout that the networks use, with its configs and tokenizers; returns the folder.
 
-    dtype: of all tensors (None: as stored). progress: hears (component, bytes written, bytes in all). The folder
-    appears when it is complete. Raises CheckpointError where the source does not load or the folder is not free.
+    dtype: of all tensors (None: as stored). progress: hears (component, bytes written, bytes in all). variant: see
+    `resolve`; the folder remembers it. The folder appears when it is complete. Raises CheckpointError where the source
+    does not load or the folder is not free.
     """
     folder = Path(folder).expanduser()
     if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
         raise CheckpointError(f"{folder} exists and is not empty: name a new folder")
     if not folder.absolute().parent.is_dir():
         raise CheckpointError(f"{folder.parent} does not exist: create it first")
-    found = resolve(source, components)
+    found = resolve(source, components, variant=variant)
     _demand(found, found.faults(), found.absent())
     unfinished = folder.absolute().parent / f".{folder.name}.{os.getpid()}.partial"
     try:
@@ -316,7 +322,8 @@ def _copy_rest(source: Source, folder: Path) -> None:
         shutil.copytree(path, folder / name)
     (folder / "scheduler").mkdir()
     _write_json(folder / "scheduler" / "scheduler_config.json", dataclasses.asdict(source.config.scheduler))
-    _write_json(folder / MARKER, {"format": "jaxpa", "version": 1, **source.settings})
+    kind = {} if source.variant.name == "text" else {"variant": source.variant.name}
+    _write_json(folder / MARKER, {"format": "jaxpa", "version": 1, **source.settings, **kind})
 
 
 def _write_json(path: Path, content: dict[str, Any]) -> None:

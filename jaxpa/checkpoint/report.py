@@ -6,19 +6,23 @@ from collections import Counter
 from pathlib import Path
 from typing import Any
 
+from jaxpa.backbones.variants import VARIANTS
 from jaxpa.checkpoint.load import settings_of
 from jaxpa.checkpoint.parts import Part
 from jaxpa.checkpoint.source import resolve
+from jaxpa.config import VariantName
 from jaxpa.errors import printable
 
 
-def info(source: str | Path, components: str | Path | None = None) -> dict[str, Any]:
+def info(
+    source: str | Path, components: str | Path | None = None, variant: VariantName | None = None
+) -> dict[str, Any]:
     """Layout, types, sizes, configurations and every fault of a checkpoint, as JSON takes it.
 
     No tensor is read, nothing is downloaded. `loads` says whether it would load: all of it where it is a pipeline (or
     components are named), else the components that it holds. Raises CheckpointError where there is no checkpoint.
     """
-    found = resolve(source, components, download=False)
+    found = resolve(source, components, download=False, variant=variant)
     if found.whole:
         faults = found.faults()
     else:  # the components that are here, without what goes with them
@@ -29,6 +33,7 @@ def info(source: str | Path, components: str | Path | None = None) -> dict[str, 
         "path": str(found.path),
         "layout": found.layout if found.parts else None,
         "pipeline": found.whole,
+        "variant": found.variant.name if "transformer" in found.parts else None,
         "loads": not faults,
         "parameters": sum(part["parameters"] for part in parts.values()),
         "bytes": sum(part["bytes"] for part in parts.values()),
@@ -61,7 +66,9 @@ def _describe(part: Part) -> dict[str, Any]:
 def format_info(content: dict[str, Any]) -> str:
     """The dictionary of `info` as a table and a list of faults."""
     kind = "pipeline" if content["pipeline"] else "no whole pipeline"
-    lines = [f"{content['source']}: {content['layout']} layout, {kind}", ""]
+    variant = VARIANTS[content["variant"] or "text"]
+    title = "" if variant.reads == "nothing" else f"{variant.title}, "
+    lines = [f"{content['source']}: {title}{content['layout']} layout, {kind}", ""]
     rows = [("component", "layout", "types", "tensors", "parameters", "size")]
     for name, part in content["components"].items():
         types = " ".join(part["dtypes"]) or "-"

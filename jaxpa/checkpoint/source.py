@@ -13,14 +13,24 @@ from pathlib import Path
 from typing import Any, Literal
 
 from jaxpa.backbones.registry import BACKBONES
+from jaxpa.backbones.variants import VARIANTS, Variant, misfit, recognise
 from jaxpa.checkpoint import fit, hub
 from jaxpa.checkpoint.documents import check_regular, read_json
 from jaxpa.checkpoint.files import PICKLES
 from jaxpa.checkpoint.fit import TOKENIZERS
 from jaxpa.checkpoint.keys import Layout
 from jaxpa.checkpoint.parts import PARTS, Part, open_bfl, open_folder
-from jaxpa.config import FluxConfig, ScheduleConfig, Settings, TransformerConfig, flux_dev, flux_schnell, shown
-from jaxpa.errors import CheckpointError, did_you_mean
+from jaxpa.config import (
+    FluxConfig,
+    ScheduleConfig,
+    Settings,
+    TransformerConfig,
+    VariantName,
+    flux_dev,
+    flux_schnell,
+    shown,
+)
+from jaxpa.errors import CheckpointError, check_choice, did_you_mean
 
 MARKER = "jaxpa.json"  # a folder's own settings; in a converted folder with "format": "jaxpa"
 
@@ -36,6 +46,7 @@ class Source:
     tokenizers: dict[str, Path] = field(default_factory=dict)
     scheduler: ScheduleConfig | None = None
     settings: dict[str, Any] = field(default_factory=dict)
+    pipeline: str | None = None  # the class that a model_index.json names
     problems: tuple[str, ...] = ()
     described: FluxConfig | None = None  # a model without files: what there is to know of it
 
@@ -63,10 +74,18 @@ class Source:
         """What does not fit between these parts, or between a text encoder and its tokenizer."""
         parts = [name for name in parts if name in self.parts]
         found = fit.mismatches({name: self.parts[name].config for name in parts})
+        if "transformer" in parts and (wrong := misfit(self.config.transformer, self.settings.get("variant"))):
+            found.append(wrong)
         for name in parts:
             if (kind := TOKENIZERS.get(name)) and (folder := self.tokenizers.get(kind)):
                 found += fit.tokenizer_faults(folder, kind, self.parts[name].config)
         return found
+
+    @property
+    def variant(self) -> Variant:
+        """Which of FLUX.1's sister models it is."""
+        name = self.name if hub.hub_id(self.name) else self.path.absolute().name
+        return recognise(self.config.transformer, self.settings.get("variant"), self.pipeline, name)
 
     @property
     def config(self) -> FluxConfig:
@@ -97,15 +116,24 @@ def find_mini() -> Path:
     raise CheckpointError("this installation lacks the embedded checkpoint 'mini': install jaxpa again from its wheel")
 
 
-def resolve(source: str | Path, components: str | Path | None = None, *, download: bool = True) -> Source:
+def resolve(
+    source: str | Path,
+    components: str | Path | None = None,
+    *,
+    download: bool = True,
+    variant: VariantName | None = None,
+) -> Source:
     """Find a checkpoint and read its headers. Raises CheckpointError where there is none.
 
     source: `mini`, a path, or a hub id `owner/name`; components: another one, for what the first does not hold.
-    download: whether a hub id may be fetched; a local path never goes online.
+    download: whether a hub id may be fetched; a local path never goes online. variant: which of FLUX.1's sister models
+    it is (None: as its files say).
     """
+    check_choice("variant", variant, [None, *VARIANTS], CheckpointError)
     path = locate(source, PARTS, download)
     try:
-        return _resolve(source, path, components, download)
+        found = _resolve(source, path, components, download)
+        return found if variant is None else replace(found, settings={**found.settings, "variant": variant})
     except (OSError, ValueError) as error:
         reason = error.strerror if isinstance(error, OSError) and error.strerror else error
         raise CheckpointError(f"{path}: {reason}") from error
@@ -211,7 +239,7 @@ def _open_pipeline(name: str, path: Path, skip: tuple[str, ...]) -> Source:
             problems.append(f"{file}: {error}")
             return None
 
-    read(_check_index, path / "model_index.json")
+    pipeline = read(_class_of_index, path / "model_index.json")
     scheduler = read(ScheduleConfig.from_json, path / "scheduler" / "scheduler_config.json")
     settings = read(_settings, path / MARKER) or {}
     return Source(
@@ -222,15 +250,17 @@ def _open_pipeline(name: str, path: Path, skip: tuple[str, ...]) -> Source:
         tokenizers={t: path / t for t in TOKENIZERS.values() if (path / t).is_dir() and any((path / t).iterdir())},
         scheduler=scheduler,
         settings=settings,
+        pipeline=pipeline,
         problems=tuple(problems),
     )
 
 
-def _check_index(content: dict[str, Any]) -> None:
+def _class_of_index(content: dict[str, Any]) -> str:
     kind = content.get("_class_name", "FluxPipeline")
     if not isinstance(kind, str) or not kind.startswith(tuple(each.pipelines for each in BACKBONES.values())):
         known = " or ".join(f'of {each.name}, such as "{each.pipelines}Pipeline"' for each in BACKBONES.values())
         raise ValueError(f"_class_name is {shown(kind)}; allowed: a pipeline {known}")
+    return kind
 
 
 def _settings(content: dict[str, Any]) -> dict[str, Any]:

@@ -8,6 +8,7 @@ from typing import Literal
 from tyro.conf import Positional
 
 from jaxpa.cli import console
+from jaxpa.config import VariantName
 
 
 @dataclass
@@ -22,12 +23,14 @@ class ConvertCommand:
     """A folder or hub id that has the rest, where SOURCE is a single file."""
     dtype: Literal["stored", "float32", "bfloat16"] = "stored"
     """Type of the tensors that are written."""
+    variant: VariantName | None = None
+    """Which of FLUX.1's sister models it is, where its files do not say."""
 
     def run(self) -> int:
         from jaxpa.checkpoint.load import convert
 
         dtype = None if self.dtype == "stored" else self.dtype
-        folder = convert(self.source, self.folder, self.components, dtype, progress=console.Progress())
+        folder = convert(self.source, self.folder, self.components, dtype, console.Progress(), self.variant)
         print(f"jaxpa: wrote {folder}; use it with --model {folder}", file=sys.stderr)
         return 0
 
@@ -40,13 +43,15 @@ class InfoCommand:
     """A pipeline, one component's folder, a single file, or a hub id."""
     components: str | None = None
     """A folder or hub id that has the rest, where SOURCE is a single file."""
+    variant: VariantName | None = None
+    """Which of FLUX.1's sister models it is, where its files do not say."""
     json: bool = False
     """One JSON line instead of a table."""
 
     def run(self) -> int:
         from jaxpa.checkpoint.report import format_info, info
 
-        content = info(self.source, self.components)
+        content = info(self.source, self.components, self.variant)
         if self.json:
             console.report(True, content, ())
         else:

@@ -42,7 +42,8 @@ class Command:
         """The checkpoint's headers; download: whether a hub id may be fetched for them."""
         from jaxpa.checkpoint.source import resolve
 
-        return resolve(self.checkpoint.model, self.checkpoint.components, download=download)
+        said = self.checkpoint
+        return resolve(said.model, said.components, download=download, variant=said.variant)
 
     def load(self, mesh: str | None = None) -> "Pipeline":
         return _load(self.checkpoint, mesh)
@@ -66,7 +67,7 @@ def _load(said: Checkpoint, mesh: str | None) -> "Pipeline":
     dtype = None if said.dtype == "auto" else said.dtype
     devices = None if mesh is None else parse_mesh(mesh)
     return load(said.model, dtype, devices, components=said.components, weights=said.weights,
-                resident=said.keep_resident)  # fmt: skip
+                resident=said.keep_resident, variant=said.variant)  # fmt: skip
 
 
 class Made(NamedTuple):

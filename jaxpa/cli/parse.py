@@ -58,7 +58,7 @@ def described(kind: type[Any], checkpoint: Checkpoint) -> str:
 def source_of(checkpoint: Checkpoint) -> Any:
     from jaxpa.checkpoint.source import resolve
 
-    return resolve(checkpoint.model, checkpoint.components, download=False)
+    return resolve(checkpoint.model, checkpoint.components, download=False, variant=checkpoint.variant)
 
 
 def value_of(words: Sequence[str], flag: str) -> str | None:

@@ -12,7 +12,7 @@ from typing import Annotated, Any, Literal, TypeAlias
 
 import pydantic
 
-from jaxpa.config import Weights
+from jaxpa.config import VariantName, Weights
 from jaxpa.errors import JaxpaError, check_choice, real, whole
 from jaxpa.media.images import Picture
 from jaxpa.presets import PRESETS, Concat, Level, Parts, Path, Preset, Start
@@ -69,6 +69,8 @@ class Checkpoint:
     """`mini`, a diffusers or converted folder, a .safetensors file of the original release, or a hub id."""
     components: str | None = None
     """A folder or hub id that has the rest, where --model is a single file."""
+    variant: VariantName | None = None
+    """Which of FLUX.1's sister models it is, where neither its files nor their names say so."""
     dtype: Literal["auto", "float32", "bfloat16"] = "auto"
     """Type of the weights; auto: float32 on CPU, bfloat16 on GPU and TPU."""
     weights: Weights | None = None

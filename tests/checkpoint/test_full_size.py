@@ -3,12 +3,14 @@
 import json
 import math
 import time
+from dataclasses import asdict, replace
 from typing import Any
 
 import pytest
 from small_checkpoint import make_tokenizers
 
 from jaxpa.backbones.flux import FLUX
+from jaxpa.backbones.variants import VARIANTS
 from jaxpa.checkpoint.keys import COMPONENTS, canonical, leaves
 from jaxpa.checkpoint.parts import infer_autoencoder
 from jaxpa.checkpoint.report import format_info, info
@@ -27,7 +29,7 @@ VAE = {
 }
 
 
-def reference(name: str, guidance: bool = True) -> Any:
+def reference(name: str, guidance: bool = True, **sizes: int) -> Any:
     """The class that FLUX.1's folders name, at full size, without memory."""
     import torch
     from diffusers import AutoencoderKL, FluxTransformer2DModel
@@ -35,7 +37,7 @@ def reference(name: str, guidance: bool = True) -> Any:
 
     with torch.device("meta"):
         if name == "transformer":
-            return FluxTransformer2DModel(guidance_embeds=guidance)
+            return FluxTransformer2DModel(guidance_embeds=guidance, **sizes)
         if name == "vae":
             return AutoencoderKL(**VAE)
         if name == "text_encoder":
@@ -78,6 +80,36 @@ def test_original_transformer_names(torch):
     assert {k: tuple(v.shape) for k, v in converted.items()} == shapes("transformer", config, "diffusers")
     assert FLUX.infer(names, None) == config
     assert FLUX.infer(shapes("transformer", flux_schnell().transformer, "bfl"), None).guidance_embeds is False
+
+
+SISTERS = {  # a single file's name -> how its network differs from dev's, and which variant it is
+    "flux1-krea-dev": ({}, "text"),
+    "flux1-lite-8b": ({"num_layers": 8}, "text"),
+    "flux-mini": ({"num_layers": 5, "num_single_layers": 10}, "text"),
+    "flux1-kontext-dev": ({}, "kontext"),
+    "flux1-fill-dev": ({"in_channels": 384, "out_channels": 64}, "fill"),
+    "flux1-canny-dev": ({"in_channels": 128, "out_channels": 64}, "canny"),
+    "flux1-depth-dev": ({"in_channels": 128, "out_channels": 64}, "depth"),
+}
+
+
+@pytest.mark.parametrize("name", SISTERS)
+@pytest.mark.usefixtures("torch")
+def test_sister_models(name, tmp_path):
+    """The reference's tensors at full size, and the same network from a single file's header."""
+    sizes, variant = SISTERS[name]
+    config = replace(flux_dev().transformer, **sizes)
+    assert shapes("transformer", config, "diffusers") == torch_shapes(
+        "transformer", reference("transformer", **sizes).state_dict()
+    )
+    file = tmp_path / f"{name}.safetensors"
+    sparse(file, shapes("transformer", config, "bfl"))
+    content = info(file)
+    assert content["loads"], format_info(content)
+    assert content["components"]["transformer"]["config"] == asdict(config)
+    assert content["variant"] == variant
+    said = VARIANTS[variant].title + ", "
+    assert (said in format_info(content)) == (variant != "text")
 
 
 def test_original_autoencoder_names(torch, goldens):
