@@ -79,14 +79,22 @@ class Linear(nnx.Module):
     def to_heads(self, x: jax.Array, heads: int) -> jax.Array:
         """x (B, S, In) -> (B, H, S, Out / H)."""
 
-        def heads_last(x: jax.Array) -> jax.Array:  # cuBLAS adds a bias to rows only
-            return self(x).reshape(*x.shape[:2], heads, -1).swapaxes(1, 2)
+        kernel = self.kernel.get_value()
 
-        def heads_first(x: jax.Array) -> jax.Array:  # a TPU's product comes out in any order
-            y = contract("bsi,iho->bhso", x, self.kernel.get_value(), (x.shape[-1], heads, -1))
+        def heads_last(x: jax.Array, kernel: Any) -> jax.Array:  # cuBLAS adds a bias to rows only
+            y = contract("...i,io->...o", x, kernel, (x.shape[-1], -1))
+            y = y if self.bias is None else y + self.bias[...]
+            return y.reshape(*x.shape[:2], heads, -1).swapaxes(1, 2)
+
+        def heads_first(x: jax.Array, kernel: Any) -> jax.Array:  # a TPU's product comes out in any order
+            y = contract("bsi,iho->bhso", x, kernel, (x.shape[-1], heads, -1))
             return y if self.bias is None else y + self.bias[...].reshape(heads, 1, -1)
 
-        return jax.lax.platform_dependent(x, tpu=heads_first, default=heads_last)
+        def alone(x: jax.Array, kernel: Any) -> jax.Array:
+            # XLA makes one product of those of a short sequence, and for it a copy of their kernels, at every step.
+            return heads_last(*jax.lax.optimization_barrier((x, kernel)))
+
+        return jax.lax.platform_dependent(x, kernel, tpu=heads_first, cuda=alone, default=heads_last)
 
     def from_heads(self, x: jax.Array) -> jax.Array:
         """x (B, H, S, In / H) -> (B, S, Out)."""

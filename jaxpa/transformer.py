@@ -17,7 +17,7 @@ from flax import nnx
 from jax.typing import DTypeLike
 
 from jaxpa import checks
-from jaxpa.blocks import DoubleBlock, Shared, SingleBlock, chunks, modulate
+from jaxpa.blocks import DoubleBlock, Shared, SingleBlock, by_heads, chunks, modulate
 from jaxpa.config import TransformerConfig
 from jaxpa.layers import Linear, MLPEmbedder, Numbered, stack, timestep_embedding
 from jaxpa.partition import over_data
@@ -211,7 +211,7 @@ def scan_blocks(blocks: Any, carry: Any, mod: Any, shared: Shared, hooks: Hooks,
     body = jax.checkpoint(body) if hooks.remat else body
     of_all = (mod, shared.weight, parameters)
     if not isinstance(blocks, Numbered):
-        depth = len(jax.tree.leaves(blocks)[0])
+        depth, blocks = len(jax.tree.leaves(blocks)[0]), by_heads(blocks, 2 * shared.rotary.cos.shape[-1])
         return jax.lax.scan(body, carry, (first + jnp.arange(depth), blocks, *of_all))
     body, seen = jax.jit(body), []  # traced once for all blocks
     for i, block in enumerate(blocks):

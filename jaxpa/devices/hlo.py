@@ -270,12 +270,19 @@ def _moved(one: Instruction, operands: list[tuple[Array, ...]], body: Computatio
     if body is not None:
         parameters = sorted((c for c in body.values() if c.op == "parameter"), key=_number)
         for i, parameter in enumerate(parameters[: len(read)]):
-            users = [c for c in body.values() if parameter.name in c.operands]
-            if users and all(c.op in SLICES and c.operands[0] == parameter.name for c in users):
-                read[i] = sum(c.arrays[0].bytes for c in users)
+            users = list(_users(body, parameter))
+            if users and all(c.op in SLICES and c.operands[0] == name for c, name in users):
+                read[i] = sum(c.arrays[0].bytes for c, _ in users)
         if (last := list(body.values())[-1]).op == "dynamic-update-slice":
             return 2.0 * body[last.operands[1]].arrays[0].bytes  # in place
     return float(written + sum(read))
+
+
+def _users(body: Computation, one: Instruction) -> Iterator[tuple[Instruction, str]]:
+    """Who reads a value, and under which name: through bitcasts, which are other names of the same bytes."""
+    for user in body.values():
+        if one.name in user.operands:
+            yield from _users(body, user) if user.op == "bitcast" else [(user, one.name)]
 
 
 def _number(parameter: Instruction) -> int:

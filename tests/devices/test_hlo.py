@@ -18,7 +18,8 @@ HloModule jit_f, is_scheduled=true
   %p0 = bf16[3,64,32]{2,1,0} parameter(0)
   %p1 = s32[] parameter(1)
   %c0 = s32[] constant(0)
-  %cut = bf16[1,64,32]{2,1,0} dynamic-slice(%p0, %p1, %c0, %c0), dynamic_slice_sizes={1,64,32}
+  %same = bf16[3,64,32]{2,1,0} bitcast(%p0)
+  %cut = bf16[1,64,32]{2,1,0} dynamic-slice(%same, %p1, %c0, %c0), dynamic_slice_sizes={1,64,32}
   ROOT %b = bf16[64,32]{1,0} bitcast(%cut)
 }
 

@@ -59,6 +59,29 @@ def test_float32_is_taken_in_blocks(platform):
     assert logits(text) == []
 
 
+def test_kernels_of_queries_keys_and_values_stay_apart_on_nvidia():
+    """XLA would merge the products of the text, and copy their kernels into one for it."""
+    kernel = f"tensor<{CONFIG.width}x{CONFIG.width}xbf16>"
+    apart = {p: sum("optimization_barrier" in line and kernel in line for line in lowered(PLAIN, p).splitlines())
+             for p in ("cuda", "tpu", "rocm")}  # fmt: skip
+    assert apart == {"cuda": 2 * 3 + 3, "tpu": 0, "rocm": 0}  # of the two streams, and of a single block: traced once
+
+
+def test_a_tpus_products_read_their_slices_of_a_stack():
+    """Nothing, not even a reshape, is between a block's slice of its kernels and the product: it would be a copy."""
+    text = lowered(PLAIN, "tpu")
+    d, heads, width = CONFIG.width, CONFIG.num_attention_heads, CONFIG.attention_head_dim
+    for kernel in (f"{d}x{heads}x{width}", f"{heads}x{width}x{d}"):  # of q, k, v, and behind attention
+        assert re.search(rf"dynamic_slice.*-> tensor<1x{kernel}xbf16>", text)
+    assert not re.search(rf"dynamic_slice.*-> tensor<1x{d}x{d}xbf16>", text)
+
+
+def test_hidden_channels_are_computed_once():
+    """Without a barrier behind the activation a TPU computes a large MLP's first layer for every tile of its second."""
+    barriers = [line for line in lowered(PLAIN, "tpu").splitlines() if "optimization_barrier" in line]
+    assert sum(f"x{CONFIG.mlp_width}xbf16>" in line for line in barriers) == 3  # two streams, and a single block
+
+
 def test_amd_is_not_taken_for_nvidia():
     text = lowered(CONTEXT, "rocm")
     assert "__cudnn$fmha" not in text
