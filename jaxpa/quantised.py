@@ -43,12 +43,17 @@ def quantise(w: np.ndarray, kind: Weights) -> Quantised:
     scale = np.empty((*w.shape[:-2], w.shape[-1]), np.float32)
     for block in np.ndindex(w.shape[:-2]):
         wide = w[block].astype(np.float32)
-        step = np.maximum(wide.max(0), -wide.min(0)) / np.float32(LARGEST[kind])
-        step[step == 0] = 1
-        wide = wide / step
+        scale[block] = steps(wide, kind)
+        wide = wide / scale[block]
         values[block] = np.rint(wide) if kind == "int8" else wide
-        scale[block] = step
     return Quantised(values, scale)
+
+
+def steps(w: np.ndarray, kind: Weights) -> np.ndarray:
+    """The scale of each output of weights (In, Out) float32: the largest weight becomes the largest value."""
+    step = np.maximum(w.max(0), -w.min(0)) / np.float32(LARGEST[kind])
+    step[step == 0] = 1
+    return step
 
 
 def wide(kernel: Quantised) -> jax.Array:

@@ -37,7 +37,7 @@ FLOOR = {name: floor for floor, names in enumerate(FLOORS) for name in names.spl
 ROOMS = {  # modules in the order in which they build on each other
     "backbones": "tables shapes backbone variants flux registry",
     "encoders": "autoencoder t5 clip vocabulary text",
-    "checkpoint": "documents files hub keys parts fit source residence stages load report",
+    "checkpoint": "documents files hub keys parts fit source residence stages load convert report",
     "media": "masks figures images places subjects edits",
     "request": "spec groups request record prepare",
     "attention": "maps observe",

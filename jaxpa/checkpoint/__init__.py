@@ -9,6 +9,7 @@ hub     checkpoints of the Hugging Face hub
 source  a name, a path or a hub id -> the components
 residence  how a platform wants a transformer to lie in its memory
 stages  networks that take turns in memory
-load    components -> networks; `convert`
+load    components -> networks
+convert  any checkpoint -> a folder in the networks' own layout
 report  what `jaxpa info` says
 """

@@ -26,7 +26,10 @@ DTYPES = {
     "F16": np.dtype(np.float16),
     "BF16": np.dtype(jnp.bfloat16),
 }
-NAMES = {dtype: name for name, dtype in DTYPES.items()}
+# Types of eight bits: numbers only beside the scales that belong to them, so that their reader must ask for them.
+EIGHT_BITS = {"I8": np.dtype(np.int8), "F8_E4M3": np.dtype(jnp.float8_e4m3fn)}
+EVERY = DTYPES | EIGHT_BITS
+NAMES = {dtype: name for name, dtype in EVERY.items()}
 PICKLES = (".bin", ".pt", ".pth", ".ckpt", ".pkl", ".pickle", ".msgpack", ".h5")
 MAX_HEADER = 16 << 20  # bytes; that of FLUX.1's transformer takes 0.1 MB. The format allows 100 MB
 MAX_TENSORS = 100_000  # that an index lists
@@ -46,16 +49,19 @@ class Tensor:
     def read(self) -> np.ndarray:
         """The tensor as a read-only view of the mapped file; the mapping lasts as long as the view."""
         if not self.size:
-            return np.empty(self.shape, DTYPES[self.dtype])
+            return np.empty(self.shape, EVERY[self.dtype])
         raw = np.memmap(self.file, np.uint8, mode="r", offset=self.start, shape=(self.size,))
-        return np.frombuffer(raw, DTYPES[self.dtype]).reshape(self.shape)
+        return np.frombuffer(raw, EVERY[self.dtype]).reshape(self.shape)
 
 
 def finite(array: np.ndarray) -> bool:
     """Whether all numbers are finite: by their exponent bits, a piece at a time, so that nothing large is made."""
     if array.dtype.itemsize == 8:
         return bool(np.isfinite(array).all())
+    if array.dtype == np.int8:
+        return True
     bits, exponent = {
+        EVERY["F8_E4M3"]: (np.uint8, 0x7F),  # no infinities; one bit pattern is no number
         DTYPES["F32"]: (np.uint32, 0x7F800000),
         DTYPES["F16"]: (np.uint16, 0x7C00),
         DTYPES["BF16"]: (np.uint16, 0x7F80),
@@ -163,7 +169,7 @@ def _counts(value: Any) -> bool:
 
 
 def _fault(tensor: Tensor) -> str | None:
-    dtype = DTYPES.get(tensor.dtype)
+    dtype = EVERY.get(tensor.dtype)
     if dtype is None:
         return None  # a buffer that nobody reads may have any type: judged by whoever wants it
     if math.prod(tensor.shape) * dtype.itemsize != tensor.size:

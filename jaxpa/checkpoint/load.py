@@ -1,18 +1,13 @@
-"""Safetensors -> modules, tensor by tensor, and modules' own layout -> safetensors (`convert`).
+"""Safetensors -> modules, tensor by tensor.
 
 A parameter is assembled in one host buffer (several blocks, several tensors, transposed), put onto the device, and
 cast there if it widens: beyond the model itself, one parameter is held at a time. A converted checkpoint has the
-parameters ready: they are used where the file is mapped. `info` is in `jaxpa.checkpoint.report`.
+parameters ready: they are used where the file is mapped.
 """
 
 import dataclasses
-import json
-import math
-import os
-import shutil
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
-from functools import partial
 from pathlib import Path
 from typing import Any, ClassVar
 
@@ -24,19 +19,18 @@ from jax.typing import DTypeLike
 
 from jaxpa.backbones.registry import backbone_of
 from jaxpa.checkpoint import hub
-from jaxpa.checkpoint.files import DTYPES, finite, write
-from jaxpa.checkpoint.keys import Leaf, abstract, component, leaves
-from jaxpa.checkpoint.parts import PARTS, Part
+from jaxpa.checkpoint.files import EVERY, finite
+from jaxpa.checkpoint.keys import Leaf, abstract, component
+from jaxpa.checkpoint.parts import PARTS, Part, scale_of
 from jaxpa.checkpoint.residence import assemble, settle
-from jaxpa.checkpoint.source import MARKER, Source, find_mini, locate, resolve
+from jaxpa.checkpoint.source import Source, find_mini, locate, resolve
 from jaxpa.checkpoint.stages import Staged
-from jaxpa.config import FluxConfig, Settings, VariantName, Weights
+from jaxpa.config import FluxConfig, Settings, Weights
 from jaxpa.errors import CheckpointError
 from jaxpa.quantised import Quantised, of_scale, quantise
 
 __all__ = [
     "Parts",
-    "convert",
     "default_dtype",
     "find_mini",
     "load_component",
@@ -48,8 +42,6 @@ __all__ = [
 
 # One for all, or a function of component, parameter path ("double_blocks.img.qkv.kernel") and shape.
 Shardings = Sharding | Callable[[str, str, tuple[int, ...]], Sharding]
-
-FORMAT = {"format": "jaxpa", "version": "1"}
 
 
 @dataclass
@@ -88,8 +80,8 @@ def load_component(
     if len(source.parts) != 1:
         raise CheckpointError(f"{path} holds {', '.join(source.parts) or 'nothing'}; name one component's folder")
     (part,) = source.parts.values()
-    _demand(source, part.faults)
-    return _load(part, dtype, sharding, weights)
+    demand(source, part.faults)
+    return _load(part, dtype, sharding, source.rounded(weights))
 
 
 def load_parts(
@@ -109,7 +101,8 @@ def load_parts(
     """
     found = source if isinstance(source, Source) else resolve(source, components)
     wanted = [name for name in PARTS if name in tuple(parts)]
-    _demand(found, found.faults(wanted), found.absent(wanted))
+    demand(found, found.faults(wanted), found.absent(wanted))
+    weights = found.rounded(weights)
     networks = {name: _load(found.parts[name], dtype, sharding, weights) for name in wanted}
     return Parts(found.config, settings_of(found), weights, tokenizers=found.tokenizers, **networks)
 
@@ -121,7 +114,8 @@ def load_stages(
 
     Only numbers that are not finite are found later, when their network is read.
     """
-    _demand(found, found.faults(PARTS), found.absent(PARTS))
+    demand(found, found.faults(PARTS), found.absent(PARTS))
+    weights = found.rounded(weights)
     kind = default_dtype() if dtype is None else np.dtype(dtype)
     load = lambda name: _load(found.parts[name], kind, sharding, weights)  # noqa: E731
     return Staged(found.config, settings_of(found), weights, found.tokenizers, kind, load)
@@ -137,7 +131,7 @@ def settings_of(source: Source) -> Settings:
     return dataclasses.replace(usual, **source.settings | {"variant": variant.name})
 
 
-def _demand(source: Source, faults: list[str], absent: list[str] | None = None) -> None:
+def demand(source: Source, faults: list[str], absent: list[str] | None = None) -> None:
     """Raise if there are faults; say where absent parts can come from."""
     if not faults:
         return
@@ -165,14 +159,16 @@ def _load(part: Part, dtype: DTypeLike | None, sharding: Shardings | None, weigh
     backbone = backbone_of(part.config) if part.name == "transformer" else None
     for leaf in part.leaves:
         rounded = weights if described.rounds(leaf.path) else None
-        kind = _host_dtype(part, leaf, dtype) if rounded is None else _stored_dtype(part, leaf)
+        kind = _host_dtype(part, leaf, dtype) if rounded is None else stored_dtype(part, leaf)
         host = _assemble(part, leaf, kind, problems)
         where = sharding(part.name, leaf.path, leaf.shape) if callable(sharding) else sharding
         if not problems:
-            if rounded is None:
-                array = jax.block_until_ready(_place(host, where).astype(dtype))
-            else:
+            if part.in_eight_bits(leaf):
+                array = _place_quantised(Quantised(host, _scale(part, leaf, problems)), where)
+            elif rounded is not None:
                 array = _place_quantised(quantise(host, rounded), where)
+            else:
+                array = jax.block_until_ready(_place(host, where).astype(dtype))
             arrays.append(settle(leaf.path, array, platform, backbone) if backbone else array)
     if problems:
         raise CheckpointError(f"{part.path} does not load: numbers that are not finite", problems)
@@ -199,27 +195,27 @@ def _host_dtype(part: Part, leaf: Leaf, dtype: np.dtype) -> np.dtype:
     """
     if jax.default_backend() == "cpu":
         return dtype
-    stored = _stored_dtype(part, leaf)
+    stored = stored_dtype(part, leaf)
     return stored if stored.itemsize < dtype.itemsize else dtype
 
 
-def _stored_dtype(part: Part, leaf: Leaf) -> np.dtype:
-    types = {DTYPES[part.tensors[name].dtype] for name in leaf.sources}
+def stored_dtype(part: Part, leaf: Leaf) -> np.dtype:
+    types = {EVERY[part.tensors[name].dtype] for name in leaf.sources}
     return types.pop() if len(types) == 1 else np.dtype(np.float32)
 
 
 def _assemble(part: Part, leaf: Leaf, dtype: np.dtype, problems: list[str]) -> np.ndarray:
     """A parameter on the host: the mapped file itself where it lies there as it is wanted, else one buffer."""
     if not leaf.stacked and not leaf.transpose:
-        stored = leaf.take(_read(part, leaf, 0, problems))
+        stored = leaf.take(read(part, leaf, 0, problems))
         return stored if stored.dtype == dtype else stored.astype(dtype)
     out = np.empty(leaf.shape, dtype)
     for index in range(len(leaf.sources)):
-        _copy(out[index] if leaf.stacked else out, leaf.take(_read(part, leaf, index, problems)))
+        copy(out[index] if leaf.stacked else out, leaf.take(read(part, leaf, index, problems)))
     return out
 
 
-def _read(part: Part, leaf: Leaf, index: int, problems: list[str]) -> np.ndarray:
+def read(part: Part, leaf: Leaf, index: int, problems: list[str]) -> np.ndarray:
     """A source as it is stored. Notes it if a number is not finite, once for all the parameters that are its parts."""
     tensor = part.tensors[leaf.sources[index]]
     array = tensor.read()
@@ -228,103 +224,19 @@ def _read(part: Part, leaf: Leaf, index: int, problems: list[str]) -> np.ndarray
     return array
 
 
-def _copy(out: np.ndarray, x: np.ndarray) -> None:
+def _scale(part: Part, leaf: Leaf, problems: list[str]) -> np.ndarray:
+    """The scales of a parameter that is stored in eight bits."""
+    tensor = part.tensors[scale_of(leaf)]
+    array = tensor.read().astype(np.float32)
+    if not finite(array):
+        problems.append(f"{tensor.file}: tensor '{tensor.key}' has numbers that are not finite")
+    return array
+
+
+def copy(out: np.ndarray, x: np.ndarray) -> None:
     """out[...] = x. A transposed matrix goes in bands that stay in cache (5 times faster)."""
     if out.dtype == x.dtype and x.dtype.itemsize == 2:  # bytes are bytes; numpy is slower on bfloat16
         out, x = out.view(np.uint16), x.view(np.uint16)
     band = 32 if x.ndim == 2 else max(out.shape[-1], 1)
     for i in range(0, out.shape[-1], band):
         out[..., i : i + band] = x[..., i : i + band]
-
-
-Progress = Callable[[str, int, int], None]
-
-
-def convert(
-    source: str | Path,
-    folder: str | Path,
-    components: str | Path | None = None,
-    dtype: DTypeLike | None = None,
-    progress: Progress | None = None,
-    variant: VariantName | None = None,
-) -> Path:
-    """Write a checkpoint in the layout that the networks use, with its configs and tokenizers; returns the folder.
-
-    dtype: of all tensors (None: as stored). progress: hears (component, bytes written, bytes in all). variant: see
-    `resolve`; the folder remembers it. The folder appears when it is complete. Raises CheckpointError where the source
-    does not load or the folder is not free.
-    """
-    folder = Path(folder).expanduser()
-    if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
-        raise CheckpointError(f"{folder} exists and is not empty: name a new folder")
-    if not folder.absolute().parent.is_dir():
-        raise CheckpointError(f"{folder.parent} does not exist: create it first")
-    found = resolve(source, components, variant=variant)
-    _demand(found, found.faults(), found.absent())
-    unfinished = folder.absolute().parent / f".{folder.name}.{os.getpid()}.partial"
-    try:
-        unfinished.mkdir()
-        for name in PARTS:
-            _convert_part(found.parts[name], unfinished / name, None if dtype is None else np.dtype(dtype), progress)
-        _copy_rest(found, unfinished)
-        if folder.exists():
-            folder.rmdir()
-        unfinished.rename(folder)
-    except OSError as error:
-        raise CheckpointError(f"{folder}: {error.strerror or error}; nothing was written") from error
-    finally:
-        shutil.rmtree(unfinished, ignore_errors=True)
-    return folder
-
-
-def _convert_part(part: Part, folder: Path, dtype: np.dtype | None, progress: Progress | None) -> None:
-    problems: list[str] = []
-    stored: dict[str, list[tuple[Leaf, Leaf]]] = {}  # our file's tensors, and the parameters that each holds
-    for leaf, own in zip(part.leaves, leaves(part.name, part.config, "jaxpa"), strict=True):  # type: ignore[arg-type]
-        stored.setdefault(own.sources[0], []).append((leaf, own))
-
-    def pieces(held: list[tuple[Leaf, Leaf]], target: np.dtype) -> Iterator[np.ndarray]:
-        """A tensor block by block, where the source has it in blocks."""
-        leaf, own = held[0]
-        out = np.empty(own.whole_shape[1:] if leaf.stacked else own.whole_shape, target)
-        for index in range(len(leaf.sources)):
-            for leaf, own in held:
-                _copy(own.view(out), leaf.take(_read(part, leaf, index, problems)))
-            yield out
-
-    entries, done = [], 0
-    for name, held in stored.items():
-        target = dtype or _stored_dtype(part, held[0][0])
-        entries.append((name, target, held[0][1].whole_shape, partial(pieces, held, target)))
-    total = sum(math.prod(shape) * target.itemsize for _, target, shape, _ in entries)
-
-    def wrote(count: int) -> None:
-        nonlocal done
-        done += count
-        if progress is not None:
-            progress(part.name, done, total)
-
-    folder.mkdir()
-    write(folder / "model.safetensors", entries, FORMAT, wrote)
-    if problems:
-        raise CheckpointError(f"{part.path} does not load: numbers that are not finite", problems)
-    _write_json(folder / "config.json", part.json or _described(part.name, part.config))
-
-
-def _described(name: str, config: Any) -> dict[str, Any]:
-    """A config.json for what came without one."""
-    return {"_class_name": component(name, config).class_names[0], **dataclasses.asdict(config)}
-
-
-def _copy_rest(source: Source, folder: Path) -> None:
-    """Tokenizers, the schedule, and the marker with the settings."""
-    for name, path in source.tokenizers.items():
-        shutil.copytree(path, folder / name)
-    (folder / "scheduler").mkdir()
-    _write_json(folder / "scheduler" / "scheduler_config.json", dataclasses.asdict(source.config.scheduler))
-    kind = {} if source.variant.name == "text" else {"variant": source.variant.name}
-    _write_json(folder / MARKER, {"format": "jaxpa", "version": 1, **source.settings, **kind})
-
-
-def _write_json(path: Path, content: dict[str, Any]) -> None:
-    path.write_text(json.dumps(content, indent=2) + "\n", encoding="utf-8")

@@ -15,9 +15,9 @@ from typing import Any
 from jaxpa.backbones.registry import BACKBONES
 from jaxpa.backbones.shapes import Shape, axes, count_blocks
 from jaxpa.checkpoint.documents import read_json
-from jaxpa.checkpoint.files import DTYPES, Files, Tensor, read_folder
-from jaxpa.checkpoint.keys import COMPONENTS, Component, Config, Layout, Leaf, canonical, leaves
-from jaxpa.config import AutoencoderConfig
+from jaxpa.checkpoint.files import DTYPES, EIGHT_BITS, Files, Tensor, read_folder
+from jaxpa.checkpoint.keys import COMPONENTS, Component, Config, Layout, Leaf, canonical, component, leaves
+from jaxpa.config import AutoencoderConfig, Weights
 
 PARTS = tuple(COMPONENTS)
 
@@ -25,6 +25,14 @@ Infer = Callable[[dict[str, Shape], dict[str, Any] | None], Config]
 
 # What only the autoencoder has in the original single files; a prefix may stand in front, a block's number follows.
 AUTOENCODER = re.compile(r"^(.*?)(?:encoder\.down|decoder\.up)\.\d+\.")
+
+
+STORED_AS: dict[str, Weights] = {"I8": "int8", "F8_E4M3": "fp8"}
+
+
+def scale_of(leaf: Leaf) -> str:
+    """The tensor that holds the scales of a parameter of eight bits: float32, one for each output."""
+    return f"{leaf.path}.scale"
 
 
 @dataclass(frozen=True)
@@ -48,7 +56,21 @@ class Part:
     @cached_property
     def expected(self) -> dict[str, tuple[tuple[int, ...], ...]]:
         """Every tensor that the configuration asks for, with the shapes that will do."""
-        return {key: shapes for leaf in self.leaves for key, shapes in leaf.expected().items()}
+        found = {key: shapes for leaf in self.leaves for key, shapes in leaf.expected().items()}
+        rounded = (leaf for leaf in self.leaves if self.in_eight_bits(leaf))
+        return found | {scale_of(leaf): ((*leaf.shape[:-2], leaf.shape[-1]),) for leaf in rounded}
+
+    def in_eight_bits(self, leaf: Leaf) -> bool:
+        """Whether a parameter is stored as a `Quantised`, in a folder that `convert` wrote."""
+        if self.config is None or self.layout != "jaxpa" or not component(self.name, self.config).rounds(leaf.path):
+            return False
+        return leaf.sources[0] in self.tensors and self.tensors[leaf.sources[0]].dtype in EIGHT_BITS
+
+    @property
+    def weights(self) -> Weights | None:
+        """Of how many bits its blocks are stored; None: of as many as the rest."""
+        found = next((leaf for leaf in self.leaves if self.in_eight_bits(leaf)), None)
+        return None if found is None else STORED_AS[self.tensors[found.sources[0]].dtype]
 
     @property
     def parameters(self) -> int:
@@ -80,10 +102,12 @@ class Part:
     @property
     def damage(self) -> list[str]:
         """Faults of the files and of the configuration: lines that name them."""
+        rounded = {leaf.sources[0] for leaf in self.leaves if self.in_eight_bits(leaf)}
+        rounded -= {leaf.sources[0] for leaf in self.leaves if not self.in_eight_bits(leaf)}
         types = [
             f"{t.file}: tensor '{t.key}' has the type {t.dtype}, which is not supported ({', '.join(DTYPES)} are)"
             for key, t in self.tensors.items()
-            if t.dtype not in DTYPES and key in self.expected
+            if t.dtype not in DTYPES and key in self.expected and key not in rounded
         ]
         return [*self.problems, *self.files.problems, *types]
 

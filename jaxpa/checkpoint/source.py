@@ -26,6 +26,7 @@ from jaxpa.config import (
     Settings,
     TransformerConfig,
     VariantName,
+    Weights,
     flux_dev,
     flux_schnell,
     shown,
@@ -86,6 +87,18 @@ class Source:
         """Which of FLUX.1's sister models it is."""
         name = self.name if hub.hub_id(self.name) else self.path.absolute().name
         return recognise(self.config.transformer, self.settings.get("variant"), self.pipeline, name)
+
+    def rounded(self, weights: Weights | None) -> Weights | None:
+        """The bits of the blocks' weights, if a user asks for these: those that they are stored in count.
+
+        Raises CheckpointError where it is another kind of eight bits.
+        """
+        stored = next((part.weights for part in self.parts.values() if part.weights), None)
+        if weights and stored and weights != stored:
+            raise CheckpointError(
+                f"{self.name} holds weights in {stored}: leave --weights away, or take the checkpoint it was made from"
+            )
+        return stored or weights
 
     @property
     def config(self) -> FluxConfig:

@@ -8,7 +8,7 @@ from typing import Literal
 from tyro.conf import Positional
 
 from jaxpa.cli import console
-from jaxpa.config import VariantName
+from jaxpa.config import VariantName, Weights
 
 
 @dataclass
@@ -26,11 +26,15 @@ class ConvertCommand:
     variant: VariantName | None = None
     """Which of FLUX.1's sister models it is, where its files do not say."""
 
-    def run(self) -> int:
-        from jaxpa.checkpoint.load import convert
+    weights: Weights | None = None
+    """Round the blocks of the transformer and of T5 to eight bits, each output with a scale: half the size of bfloat16.
+    Such a folder loads as it is stored."""
 
-        dtype = None if self.dtype == "stored" else self.dtype
-        folder = convert(self.source, self.folder, self.components, dtype, console.Progress(), self.variant)
+    def run(self) -> int:
+        from jaxpa.checkpoint.convert import convert
+
+        dtype, progress = None if self.dtype == "stored" else self.dtype, console.Progress()
+        folder = convert(self.source, self.folder, self.components, dtype, progress, self.variant, self.weights)
         print(f"jaxpa: wrote {folder}; use it with --model {folder}", file=sys.stderr)
         return 0
 

@@ -122,6 +122,7 @@ def all_stay(source: Source, dtype: Any, weights: Weights | None, over: int) -> 
     """Whether all networks of a checkpoint stay in memory, if nobody says; see `held_as`. Of a faulty one: yes."""
     if source.faults():  # is refused where it is loaded
         return True
+    weights = source.rounded(weights)
     itemsize = np.dtype(default_dtype() if dtype is None else dtype).itemsize
     return held_as(Spec(source.config, settings_of(source)), itemsize, weights, over=over).resident
 
@@ -149,7 +150,7 @@ def plan(
     batch_size is the number of images that are sampled together, and memory_bytes what they take (`devices.memory`);
     this includes the finished pictures if they share the device's memory. Raises JaxpaError.
     """
-    run = run_of(request, Spec(source.config, settings_of(source)), canvas)
+    run, weights = run_of(request, Spec(source.config, settings_of(source)), canvas), source.rounded(weights)
     config, n, m, images = source.config, run.tokens, run.text, run.images
     above = [int(steps_above(jnp.asarray(run.times), gate)) for gate in run.gates]
     r, asked = run.references, evaluations(request.sampling.solver, 1)

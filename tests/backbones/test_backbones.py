@@ -21,8 +21,9 @@ from jaxpa.backbones.backbone import Backbone
 from jaxpa.backbones.registry import BACKBONES, backbone_of
 from jaxpa.backbones.shapes import axes, count_blocks
 from jaxpa.backbones.tables import Layer, Row, Stored, Work, row
+from jaxpa.checkpoint.convert import convert
 from jaxpa.checkpoint.keys import abstract, leaves
-from jaxpa.checkpoint.load import convert, load_component, load_parts
+from jaxpa.checkpoint.load import load_component, load_parts
 from jaxpa.checkpoint.report import info
 from jaxpa.checkpoint.residence import arrange
 from jaxpa.checkpoint.source import resolve

@@ -8,7 +8,8 @@ import pytest
 from small_checkpoint import CONFIG, make
 
 from jaxpa.backbones.variants import KONTEXT_SIZES, VARIANTS, recognise
-from jaxpa.checkpoint.load import convert, settings_of
+from jaxpa.checkpoint.convert import convert
+from jaxpa.checkpoint.load import settings_of
 from jaxpa.checkpoint.source import resolve
 from jaxpa.config import Settings, TransformerConfig, VariantName
 from jaxpa.errors import CheckpointError

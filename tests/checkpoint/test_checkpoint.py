@@ -12,9 +12,10 @@ from safetensors.numpy import load_file, save_file
 from small_checkpoint import CONFIG, FILES, make, rewrite, same, shard
 
 from jaxpa.checkpoint import load as checkpoint
+from jaxpa.checkpoint.convert import convert
 from jaxpa.checkpoint.files import read_header
 from jaxpa.checkpoint.keys import COMPONENTS, leaves
-from jaxpa.checkpoint.load import convert, load_component, load_parts
+from jaxpa.checkpoint.load import load_component, load_parts
 from jaxpa.checkpoint.report import info
 from jaxpa.config import ScheduleConfig, TransformerConfig
 from jaxpa.errors import CheckpointError

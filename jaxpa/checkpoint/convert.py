@@ -1,0 +1,154 @@
+"""Any checkpoint -> a folder in the layout that the networks use, its blocks' weights in eight bits if wanted.
+
+Tensors are written one by one, block by block: little of the checkpoint is in memory at once. A matrix of eight bits
+lies where it would lie otherwise; its scales are a tensor of their own, named after the parameter (`parts.scale_of`).
+"""
+
+import dataclasses
+import json
+import math
+import os
+import shutil
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from jax.typing import DTypeLike
+
+from jaxpa.checkpoint.files import write
+from jaxpa.checkpoint.keys import Leaf, component, leaves
+from jaxpa.checkpoint.load import copy, demand, read, stored_dtype
+from jaxpa.checkpoint.parts import PARTS, Part, scale_of
+from jaxpa.checkpoint.source import MARKER, Source, resolve
+from jaxpa.config import VariantName, Weights
+from jaxpa.errors import CheckpointError
+from jaxpa.quantised import DTYPES, quantise, steps
+
+FORMAT = {"format": "jaxpa", "version": "1"}
+Progress = Callable[[str, int, int], None]
+
+
+def convert(
+    source: str | Path,
+    folder: str | Path,
+    components: str | Path | None = None,
+    dtype: DTypeLike | None = None,
+    progress: Progress | None = None,
+    variant: VariantName | None = None,
+    weights: Weights | None = None,
+) -> Path:
+    """Write a checkpoint in the layout that the networks use, with its configs and tokenizers; returns the folder.
+
+    dtype: of all tensors (None: as stored); weights: of the blocks of the transformer and of T5 ("int8", "fp8"; None:
+    as the rest). progress: hears (component, bytes written, bytes in all). variant: see `resolve`; the folder remembers
+    it. The folder appears when it is complete. Raises CheckpointError where the source does not load, has eight bits
+    already, or the folder is not free.
+    """
+    folder = Path(folder).expanduser()
+    if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
+        raise CheckpointError(f"{folder} exists and is not empty: name a new folder")
+    if not folder.absolute().parent.is_dir():
+        raise CheckpointError(f"{folder.parent} does not exist: create it first")
+    found = resolve(source, components, variant=variant)
+    demand(found, found.faults(), found.absent())
+    if stored := found.rounded(None):
+        raise CheckpointError(f"{found.name} holds weights in {stored} already: convert what it was made from")
+    kept = None if dtype is None else np.dtype(dtype)
+    unfinished = folder.absolute().parent / f".{folder.name}.{os.getpid()}.partial"
+    try:
+        unfinished.mkdir()
+        for name in PARTS:
+            _Writer(found.parts[name], kept, weights).write(unfinished / name, progress)
+        _copy_rest(found, unfinished)
+        if folder.exists():
+            folder.rmdir()
+        unfinished.rename(folder)
+    except OSError as error:
+        raise CheckpointError(f"{folder}: {error.strerror or error}; nothing was written") from error
+    finally:
+        shutil.rmtree(unfinished, ignore_errors=True)
+    return folder
+
+
+Entry = tuple[str, np.dtype, tuple[int, ...], Callable[[], Iterator[np.ndarray]]]  # see `files.write`
+Held = list[tuple[Leaf, Leaf]]  # the parameters that one of our tensors holds: as the source has them, as we do
+
+
+@dataclass(frozen=True)
+class _Writer:
+    """One component's file. dtype and weights: see `convert`; problems: numbers that are not finite."""
+
+    part: Part
+    dtype: np.dtype | None
+    weights: Weights | None
+    problems: list[str] = field(default_factory=list)
+
+    def write(self, folder: Path, progress: Progress | None) -> None:
+        """The folder of the component, which must not be there yet."""
+        part, entries, done = self.part, list(self.entries()), 0
+        total = sum(math.prod(shape) * target.itemsize for _, target, shape, _ in entries)
+
+        def wrote(count: int) -> None:
+            nonlocal done
+            done += count
+            if progress is not None:
+                progress(part.name, done, total)
+
+        folder.mkdir()
+        write(folder / "model.safetensors", entries, FORMAT, wrote)
+        if self.problems:
+            found = list(dict.fromkeys(self.problems))  # scales read their weights again
+            raise CheckpointError(f"{part.path} does not load: numbers that are not finite", found)
+        _write_json(folder / "config.json", part.json or _described(part.name, part.config))
+
+    def entries(self) -> Iterator[Entry]:
+        stored: dict[str, Held] = {}
+        for leaf, own in zip(self.part.leaves, leaves(self.part.name, self.part.config, "jaxpa"), strict=True):  # type: ignore[arg-type]
+            stored.setdefault(own.sources[0], []).append((leaf, own))
+        rounds = component(self.part.name, self.part.config).rounds  # type: ignore[arg-type]
+        for name, held in stored.items():
+            kind = self.weights if all(rounds(own.path) for _, own in held) else None
+            target = DTYPES[kind] if kind else self.dtype or stored_dtype(self.part, held[0][0])
+            yield name, target, held[0][1].whole_shape, partial(self.pieces, held, target, kind)
+            for pair in held if kind else ():
+                shape = (*pair[1].shape[:-2], pair[1].shape[-1])
+                yield scale_of(pair[1]), np.dtype(np.float32), shape, partial(self.scales, pair[0], kind)
+
+    def pieces(self, held: Held, target: np.dtype, kind: Weights | None) -> Iterator[np.ndarray]:
+        """A tensor block by block, where the source has it in blocks."""
+        leaf, own = held[0]
+        out = np.empty(own.whole_shape[1:] if leaf.stacked else own.whole_shape, target)
+        for index in range(len(leaf.sources)):
+            for leaf, own in held:
+                block = leaf.take(read(self.part, leaf, index, self.problems))
+                copy(own.view(out), quantise(block, kind).values if kind else block)
+            yield out
+
+    def scales(self, leaf: Leaf, kind: Weights) -> Iterator[np.ndarray]:
+        """The scales of a parameter, in the same pieces."""
+        for index in range(len(leaf.sources)):
+            block = leaf.take(read(self.part, leaf, index, self.problems))
+            matrices = block.reshape(-1, *block.shape[-2:])
+            yield np.stack([steps(matrix.astype(np.float32), kind) for matrix in matrices])
+
+
+def _described(name: str, config: Any) -> dict[str, Any]:
+    """A config.json for what came without one."""
+    return {"_class_name": component(name, config).class_names[0], **dataclasses.asdict(config)}
+
+
+def _copy_rest(source: Source, folder: Path) -> None:
+    """Tokenizers, the schedule, and the marker with the settings."""
+    for name, path in source.tokenizers.items():
+        shutil.copytree(path, folder / name)
+    (folder / "scheduler").mkdir()
+    _write_json(folder / "scheduler" / "scheduler_config.json", dataclasses.asdict(source.config.scheduler))
+    kind = {} if source.variant.name == "text" else {"variant": source.variant.name}
+    _write_json(folder / MARKER, {"format": "jaxpa", "version": 1, **source.settings, **kind})
+
+
+def _write_json(path: Path, content: dict[str, Any]) -> None:
+    path.write_text(json.dumps(content, indent=2) + "\n", encoding="utf-8")
