@@ -7,10 +7,11 @@ nothing. `jaxpa.pipeline` is about pictures: it draws and pastes them.
 """
 
 import os
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager, nullcontext
-from dataclasses import dataclass
-from typing import Any
+from dataclasses import dataclass, replace
+from functools import partial
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -18,7 +19,7 @@ import numpy as np
 from jax.sharding import Mesh
 from PIL import Image
 
-from jaxpa import sampling
+from jaxpa import inversion, sampling
 from jaxpa.backbones.registry import backbone_of
 from jaxpa.checkpoint.load import Parts
 from jaxpa.checkpoint.stages import Staged
@@ -29,17 +30,48 @@ from jaxpa.encoders import text
 from jaxpa.encoders.text import TextEmbedding, Tokenizers
 from jaxpa.errors import JaxpaError
 from jaxpa.media import images
+from jaxpa.media.edits import Followed, MaskedPicture
 from jaxpa.media.images import Picture
+from jaxpa.media.subjects import References
+from jaxpa.presets import Preset
+from jaxpa.request.prepare import Pictures
 from jaxpa.request.request import Request
 from jaxpa.request.spec import Spec
-from jaxpa.sampling import Conditions, Guided, Velocity
-from jaxpa.tokens import grid_positions, patchify, unpatchify
+from jaxpa.runs import OnStep, followed_back, inverted
+from jaxpa.sampling import Accompanied, Conditions, Guided, Velocity
+from jaxpa.solvers import Name
+from jaxpa.tokens import grid_positions, patchify, pixel_channels, unpatchify
 
 _encode = jax.jit(lambda vae, x: patchify(vae.encode_latents(x)).astype(jnp.float32))
 _decode = jax.jit(lambda vae, x, h, w: vae.decode_latents(unpatchify(x, h, w)), static_argnums=(2, 3))
 _row = jax.jit(lambda x, k: jax.lax.dynamic_slice_in_dim(x, k, 1))
 _noise = jax.jit(sampling.initial_noise, static_argnums=1)
 _positions = jax.jit(grid_positions, static_argnums=(0, 1))
+_picture = jax.jit(partial(grid_positions, index=1), static_argnums=(0, 1))
+_closed_form, _line = jax.jit(inversion.closed_form), jax.jit(inversion.straight_line)
+_pixels = jax.jit(pixel_channels, static_argnums=1)
+
+REFERENCE_SEED = 1 << 31  # the first reference's noise; images usually count from 0
+
+
+class Beside(NamedTuple):
+    """What the network reads of a picture beside the sampled tokens.
+
+    channels (1, N, C'): further channels of each of them; tokens (1, K, C) and positions (K, 3): of the same sequence.
+    """
+
+    channels: jax.Array | None = None
+    tokens: jax.Array | None = None
+    positions: jax.Array | None = None
+
+    def given(self, conditions: Any, rows: int, spread: Callable[[jax.Array], jax.Array]) -> Conditions:
+        """The conditions of so many rows, with this; spread: puts arrays (B, ...) where their rows belong."""
+        if self.channels is not None:
+            channels = jnp.broadcast_to(self.channels, (rows, *self.channels.shape[1:]))
+            return replace(conditions, channels=spread(channels))
+        assert self.tokens is not None
+        assert self.positions is not None
+        return Accompanied(conditions, self.tokens, self.positions)
 
 
 @dataclass(frozen=True)
@@ -166,6 +198,20 @@ class Model:
         # One by one: the program for one picture serves any number, and so does its memory.
         return jnp.concatenate([_encode(self.parts.vae, array[k : k + 1]) for k in range(len(array))])
 
+    def beside(self, pictures: Pictures | None) -> Beside | None:
+        """What this network reads of a request's pictures, itself; None: nothing."""
+        reads = self.spec.variant.reads
+        if isinstance(pictures, MaskedPicture) and reads == "fill":
+            mask = _pixels(pictures.change[None], self.parts.config.vae.downscale)
+            return Beside(jnp.concatenate([self.encode_image(pictures.kept[None]), mask], -1))
+        if isinstance(pictures, Followed):
+            tokens = self.encode_image(pictures.picture[None])
+            if reads == "control":
+                return Beside(tokens)
+            return Beside(tokens=tokens, positions=_picture(*self.grid(*pictures.picture.shape[:2])))
+        control = getattr(pictures, "control", None)
+        return None if control is None else Beside(self.encode_image(control[None]))
+
     def decode(self, tokens: jax.Array, height: int | None = None, width: int | None = None) -> list[Image.Image]:
         """Tokens (B, N, C) -> B pictures, decoded one by one."""
         grid = self.grid(height, width)
@@ -190,21 +236,30 @@ class Model:
     def conditions(
         self, text: TextEmbedding, grid: tuple[int, int], guidance: float, negative: TextEmbedding | None,
         references: int = 0, inside: float | None = None, scale: jax.Array | None = None,
+        beside: Beside | None = None,
     ) -> Conditions:  # fmt: skip
         """The conditions of [references; images], R + G rows of `text`; references are not guided classifier-free.
 
         negative: G rows; None: no classifier-free guidance. inside: the guidance that the references embed (None: the
-        images'). scale: (G, N, 1), a classifier-free guidance of each token's own.
+        images'). scale: (G, N, 1), a classifier-free guidance of each token's own. beside: what is read of a picture;
+        a network that draws nothing without one raises JaxpaError.
         """
-        positions, conditions = _positions(*grid), backbone_of(self.parts.config.transformer).conditions
+        if beside is None:
+            self.spec.check_text_alone()
+        positions, plain_conditions = _positions(*grid), backbone_of(self.parts.config.transformer).conditions
+
+        def conditions(text: TextEmbedding, rows: np.ndarray | None) -> Conditions:
+            made = plain_conditions(text, rows, positions)
+            return made if beside is None else beside.given(made, len(text), self.spread)
+
         if self.embeds_guidance:
             rows = np.full(len(text), guidance, np.float32)
             rows[:references] = guidance if inside is None else inside
             text, rows = self.spread((text, rows))
-            return conditions(text, rows, positions)
+            return conditions(text, rows)
         if negative is None:
-            return conditions(self.spread(text), None, positions)
-        plain = conditions(self.spread(TextEmbedding.concatenate([text, negative])), None, positions)
+            return conditions(self.spread(text), None)
+        plain = conditions(self.spread(TextEmbedding.concatenate([text, negative])), None)
         return Guided(plain, jnp.float32(guidance) if scale is None else scale, references)
 
     def guided(self, *arguments: Any, **keywords: Any) -> Velocity:
@@ -218,3 +273,30 @@ class Model:
                 raise JaxpaError("this checkpoint embeds its guidance: a negative prompt would have no effect")
             return None
         return self.encode_text([prompt or ""] * count) if guidance > 1 else None
+
+    def trajectory(
+        self,
+        references: References,
+        preset: Preset,
+        times: np.ndarray,
+        on_step: OnStep | None = None,
+        solver: Name = "euler",
+    ) -> jax.Array:
+        """The references at every flow time of a schedule: (S + 1, R, N, C). Their noise has seeds of their own.
+
+        solver: of the model's own flow (path "ode"); RF inversion is defined by its Euler steps.
+        """
+        x0 = self.encode_image(references.images)
+        noise = self.noise(np.arange(len(x0), dtype=np.uint32) + REFERENCE_SEED, references.grid)
+        if preset.path == "line":
+            return _line(x0, noise, times)
+        official = inversion.official_forward_times(times)
+        if preset.path == "rf" and preset.gamma == 1.0:
+            return _line(x0, _closed_form(x0, noise, official), times)
+        # Guidance bends the flow, and what it bends cannot be walked back.
+        velocity = self.guided(self.encode_text(references.captions), references.grid, 1.0, None)
+        if preset.path == "rf":
+            return _line(x0, inverted(velocity, x0, noise, official, preset.gamma, on_step)[-1], times)
+        if solver != "euler":
+            return followed_back(velocity, x0, times, on_step, solver)[::-1]
+        return inverted(velocity, x0, noise, inversion.forward_times(times), 0.0, on_step, preset.sweeps)[::-1]

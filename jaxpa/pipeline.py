@@ -7,6 +7,7 @@ pipe.personalize("a red car on a beach", [jaxpa.Subject("car.png", mask="mask.pn
 
 import dataclasses
 from collections.abc import Iterator, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -28,13 +29,13 @@ from jaxpa.devices.sharding import automatic, rules
 from jaxpa.encoders.text import TextEmbedding, Tokenizers
 from jaxpa.errors import JaxpaError
 from jaxpa.media import images
-from jaxpa.media.edits import MaskedPicture, prepare_edit
+from jaxpa.media.edits import Followed, MaskedPicture, prepare_edit
 from jaxpa.media.images import Picture
 from jaxpa.media.subjects import LoadedSubject, References, Subject, has_mask, load_subject
-from jaxpa.model import Model
+from jaxpa.model import Beside, Model
 from jaxpa.personalize import Phase, Preset, Task
 from jaxpa.request.groups import Method, Sampling
-from jaxpa.request.prepare import prepare, standing_for
+from jaxpa.request.prepare import Pictures, prepare, standing_for
 from jaxpa.request.request import Request
 from jaxpa.routing import (
     context_routing,
@@ -47,13 +48,10 @@ from jaxpa.routing import (
     start_noise,
     token_guidance,
 )
-from jaxpa.runs import OnStep, followed_back, inverted, personalized, sampled
-from jaxpa.sampling import Conditions, Guided
+from jaxpa.runs import OnStep, personalized, sampled
+from jaxpa.sampling import at_positions
 from jaxpa.schedule import Steps, tau_time
-from jaxpa.solvers import Name
 from jaxpa.tokens import Placement, Routing
-
-_closed_form, _line = jax.jit(inversion.closed_form), jax.jit(inversion.straight_line)
 
 
 class Pipeline(Model):
@@ -65,7 +63,7 @@ class Pipeline(Model):
     """
 
     def make(
-        self, request: Request, prepared: References | MaskedPicture | None = None, on_step: OnStep | None = None
+        self, request: Request, prepared: Pictures | None = None, on_step: OnStep | None = None
     ) -> list[Image.Image]:
         """The pictures of a request: every combination of tau (slowest), seed and place (fastest).
 
@@ -75,18 +73,19 @@ class Pipeline(Model):
         with self.on_devices():
             return self._made(request, self.prepare(request) if prepared is None else prepared, on_step)
 
-    def _made(
-        self, request: Request, prepared: References | MaskedPicture | None, on_step: OnStep | None
-    ) -> list[Image.Image]:
+    def _made(self, request: Request, prepared: Pictures | None, on_step: OnStep | None) -> list[Image.Image]:
         if isinstance(prepared, MaskedPicture):
-            made = self._personalized(request, prepared.references(self.cell), on_step)
+            if request.riding(self.spec):
+                made = self._personalized(request, prepared.references(self.cell), on_step)
+            else:
+                made = self._generated(request, prepared, on_step)
             feather = 0.0 if request.editing is None else request.editing.feather
             return [prepared.paste(each, feather) for each in made]
-        if prepared is not None:
+        if isinstance(prepared, References):
             return self._personalized(request, prepared, on_step)
-        return self._generated(request, on_step)
+        return self._generated(request, prepared, on_step)
 
-    def prepare(self, request: Request) -> References | MaskedPicture | None:
+    def prepare(self, request: Request) -> Pictures | None:
         """A request's pictures, masks and places on the canvas; a mask is found by its word. None: it has none."""
         if request.editing is None and request.subjects:
             request = dataclasses.replace(request, subjects=tuple(self.with_mask(each) for each in request.subjects))
@@ -98,16 +97,39 @@ class Pipeline(Model):
         """Pictures of a prompt, or of one prompt each. Image k has the seed `seed + k`, or seed[k].
 
         prompt: text, or what `encode_text` made of it. An image depends on its own seed alone, whatever the batch.
+        control: a picture whose shapes it follows, for FLUX.1-Canny and -Depth.
         """
         return self.make(Request.of(prompt, **keywords), on_step=on_step)
 
-    def _generated(self, request: Request, on_step: OnStep | None) -> list[Image.Image]:
+    def edit(
+        self, image: Picture, prompt: str | Sequence[str] | TextEmbedding, *, on_step: OnStep | None = None,
+        **keywords: Any,
+    ) -> list[Image.Image]:  # fmt: skip
+        """Change a picture as the prompt says (FLUX.1-Kontext). Of its own size, or nearly, unless height or width say.
+
+        Keywords: those of `request.Sampling`.
+        """
+        return self.make(Request.of(prompt, picture=image, **keywords), on_step=on_step)
+
+    def _generated(
+        self, request: Request, pictures: MaskedPicture | Followed | None, on_step: OnStep | None
+    ) -> list[Image.Image]:
         said = request.sampling
+        tokens = self.sample_generated(request, pictures, on_step)
+        return self.decode(tokens, *((said.height, said.width) if pictures is None else pictures.canvas))
+
+    def sample_generated(
+        self, request: Request, pictures: MaskedPicture | Followed | None = None, on_step: OnStep | None = None
+    ) -> jax.Array:
+        """The tokens behind pictures without references: (B, N, C). pictures: what the network itself reads."""
+        said = request.sampling
+        canvas = (said.height, said.width) if pictures is None else pictures.canvas
         embedded = None if request.embedding is None else self.read_embedding(request.embedding)
         count = len(request.prompts) if embedded is None else len(embedded)
-        guidance, grid = self.spec.guidance(said.guidance), self.grid(said.height, said.width)
+        guidance, grid = self.spec.guidance(said.guidance), self.grid(*canvas)
         times, made = self.times(said.steps, grid), []
         self.encode_ahead(request)
+        beside = self.beside(pictures)
         which = np.arange(len(said.seeds(count))) % count  # prompts take turns
         for rows, kept in self._batches(request, which, grid):
             seeds, turn = np.asarray(said.seeds(count), np.uint32)[rows], which[rows]
@@ -115,10 +137,11 @@ class Pipeline(Model):
             negative = self.negative(said.negative_prompt, guidance, len(rows))
             # The velocity, which holds the network, is kept by nobody.
             tokens = sampled(
-                self.guided(text, grid, guidance, negative), self.noise(seeds, grid), times, on_step, said.solver
-            )
+                self.guided(text, grid, guidance, negative, beside=beside), self.noise(seeds, grid), times, on_step,
+                said.solver,
+            )  # fmt: skip
             made.append(tokens[:kept])
-        return [picture for tokens in made for picture in self.decode(tokens, said.height, said.width)]
+        return jnp.concatenate(made) if len(made) > 1 else made[0]
 
     def _batches(self, request: Request, images: np.ndarray, grid: tuple[int, int]) -> Iterator[tuple[np.ndarray, int]]:
         """Which images (or seeds, where each has several places) are sampled together, and how many of them count.
@@ -185,17 +208,19 @@ class Pipeline(Model):
         seeds = np.asarray(request.sampling.seeds(), np.uint32)
         times = self.times(request.sampling.steps, grid)
         trajectory = self.trajectory(references, preset, times, on_step, request.sampling.solver)
-        made = []
+        beside, made = self.beside(references), []
         for rows, kept in self._batches(request, seeds, grid):
-            tokens = self._sample_seeds(request, references, trajectory, seeds[rows], on_step)
+            tokens = self._sample_seeds(request, references, (trajectory, beside), seeds[rows], on_step)
             shape = len(taus), len(rows), -1, *tokens.shape[1:]  # (T, S, P, N, C)
             made.append(tokens.reshape(shape)[:, :kept])
         return jnp.concatenate(made, 1).reshape(-1, *trajectory.shape[2:])
 
     def _sample_seeds(
-        self, request: Request, references: References, trajectory: jax.Array, seeds: np.ndarray, on_step: OnStep | None
-    ) -> jax.Array:
-        """`sample_personalized` for some of the seeds, on the references' trajectory."""
+        self, request: Request, references: References, encoded: tuple[jax.Array, Beside | None], seeds: np.ndarray,
+        on_step: OnStep | None,
+    ) -> jax.Array:  # fmt: skip
+        """`sample_personalized` for some of the seeds; encoded: the references' trajectory, and what is read beside."""
+        trajectory, conditions = encoded[0], partial(self.conditions, beside=encoded[1])
         preset, taus = request.switches(self.spec), request.taus(self.spec)
         steps, negative_prompt = request.sampling.steps, request.sampling.negative_prompt
         grid, guidance = references.grid, self.spec.guidance(request.sampling.guidance)
@@ -217,11 +242,11 @@ class Pipeline(Model):
         r = len(captions)
         text, riding = (rows, r) if preset.level == "layer" else (prompts, 0)
         before = Phase(
-            self.conditions(text, grid, guidance, negative, riding, inside, scale),
+            conditions(text, grid, guidance, negative, riding, inside, scale),
             self.replacement(preset, references, placement),
         )
         size = context_size(int(references.masks.sum()), references.masks.size) if preset.concat else 0
-        alone = self.conditions(prompts, grid, guidance, negative)
+        alone = conditions(prompts, grid, guidance, negative)
         if preset.concat is None:
             after = Phase(alone)
         elif preset.concat == "joined":
@@ -230,7 +255,7 @@ class Pipeline(Model):
             after = Phase(at_positions(alone, joined.positions), Routing(length=length), joined.tokens)
         else:
             routing = context_routing(references.masks, placement, g, grid, preset.concat, size)
-            after = Phase(self.conditions(rows, grid, guidance, negative, r), routing)
+            after = Phase(conditions(rows, grid, guidance, negative, r), routing)
         eta, model = jnp.asarray(inversion.control(len(times) - 1, preset.eta)), self.parts.transformer
         task = Task(trajectory, eta, jnp.asarray(times), jnp.float32(0), before, after, model, preset.level, solver)
         tasks = [dataclasses.replace(task, tau=jnp.float32(tau)) for tau in gates]
@@ -286,33 +311,6 @@ class Pipeline(Model):
             tokens = sampled(self.guided(text, references.grid, 1.0, None), noise, times, on_step, sampling.solver)
             return self.decode(tokens, edit.height, edit.width)[0], noise
 
-    def trajectory(
-        self,
-        references: References,
-        preset: Preset,
-        times: np.ndarray,
-        on_step: OnStep | None = None,
-        solver: Name = "euler",
-    ) -> jax.Array:
-        """The references at every flow time of a schedule: (S + 1, R, N, C). Their noise has seeds of their own.
-
-        solver: of the model's own flow (path "ode"); RF inversion is defined by its Euler steps.
-        """
-        x0 = self.encode_image(references.images)
-        noise = self.noise(np.arange(len(x0), dtype=np.uint32) + REFERENCE_SEED, references.grid)
-        if preset.path == "line":
-            return _line(x0, noise, times)
-        official = inversion.official_forward_times(times)
-        if preset.path == "rf" and preset.gamma == 1.0:
-            return _line(x0, _closed_form(x0, noise, official), times)
-        # Guidance bends the flow, and what it bends cannot be walked back.
-        velocity = self.guided(self.encode_text(references.captions), references.grid, 1.0, None)
-        if preset.path == "rf":
-            return _line(x0, inverted(velocity, x0, noise, official, preset.gamma, on_step)[-1], times)
-        if solver != "euler":
-            return followed_back(velocity, x0, times, on_step, solver)[::-1]
-        return inverted(velocity, x0, noise, inversion.forward_times(times), 0.0, on_step, preset.sweeps)[::-1]
-
     # Looking inside ------------------------------------------------------------------------------------------
 
     def attention(
@@ -352,16 +350,6 @@ def _places(keywords: dict[str, Any]) -> dict[str, Any]:
     """`at`, as Python says it, is the layout of a request."""
     at = keywords.pop("at", None)
     return keywords if at is None else {**keywords, "places": at}
-
-
-REFERENCE_SEED = 1 << 31  # the first reference's noise; images usually count from 0
-
-
-def at_positions(conditions: Any, positions: jax.Array) -> Conditions:
-    """The conditions with other rotary positions (N, 3) of the image tokens."""
-    if isinstance(conditions, Guided):
-        return dataclasses.replace(conditions, conditions=at_positions(conditions.conditions, positions))
-    return dataclasses.replace(conditions, positions=positions)
 
 
 def gate_time(tau: float | Steps, times: np.ndarray) -> float:

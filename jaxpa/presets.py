@@ -105,3 +105,8 @@ PRESETS = {
     # A small grid needs more: the true flow of the reference, and its noise under the subject.
     "mini": Preset(tau=0.5, path="ode", start="moved", guidance_inside=1.0, coverage=0.1, margin=1),
 }
+
+
+def asks_network(preset: Preset) -> bool:
+    """Whether the reference's way to noise asks the network."""
+    return preset.path == "ode" or (preset.path == "rf" and preset.gamma < 1)

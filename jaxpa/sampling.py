@@ -97,6 +97,64 @@ class ClassifierFree:
         return replace(self, velocity=at(self.velocity, i))
 
 
+@jax.tree_util.register_dataclass
+@dataclass(frozen=True, eq=False)
+class Accompanied:
+    """Conditions of image tokens that share their sequence with a picture's; see `InSequence`.
+
+    conditions: those of the image tokens, with their `positions` (N, 3) or (B, N, 3). tokens (1 | B, K, C) and
+    positions (K, 3): the picture's.
+    """
+
+    conditions: Any
+    tokens: jax.Array
+    positions: jax.Array
+
+    def bind(self, model: Any) -> "InSequence":
+        """The velocity of a model."""
+        own = self.conditions.positions
+        positions = jnp.broadcast_to(self.positions, (*own.shape[:-2], *self.positions.shape))
+        together = replace(self.conditions, positions=jnp.concatenate([positions, own], -2))
+        return InSequence(together.bind(model), self.tokens)
+
+
+@jax.tree_util.register_dataclass
+@dataclass(frozen=True, eq=False)
+class InSequence:
+    """A velocity of image tokens that read a picture's in the same sequence, as FLUX.1-Kontext does.
+
+    The picture stands in front, so that what a routing says of a row's end holds; what the model says of it is dropped.
+    tokens: (1 | B, K, C).
+    """
+
+    velocity: Any
+    tokens: jax.Array
+
+    def __call__(
+        self, x: jax.Array, t: jax.Array, routing: Routing | None = None, observe: Callable[..., Any] | None = None
+    ) -> Any:
+        """x (B, N, C), t (B,) -> velocity (B, N, C); with `observe`, what it sees has all K + N image tokens."""
+        (b, n), k = x.shape[:2], self.tokens.shape[1]
+        tokens = jnp.broadcast_to(self.tokens, (b, *self.tokens.shape[1:])).astype(x.dtype)
+        watched = {} if observe is None else {"observe": observe}
+        moved = None if routing is None else routing.behind(k, n)
+        out = self.velocity(jnp.concatenate([tokens, x], 1), t, moved, **watched)
+        return out[:, k:] if observe is None else (out[0][:, k:], out[1])
+
+    def prepare(self, times: jax.Array) -> "InSequence":
+        return replace(self, velocity=prepare(self.velocity, times))
+
+    def at(self, i: jax.Array | int) -> "InSequence":
+        return replace(self, velocity=at(self.velocity, i))
+
+
+def at_positions(conditions: Any, positions: jax.Array) -> Any:
+    """The conditions with other rotary positions (N, 3) of the image tokens."""
+    if isinstance(conditions, Guided | Accompanied):
+        return replace(conditions, conditions=at_positions(conditions.conditions, positions))
+    return replace(conditions, positions=positions)
+
+
 def euler_step(x: jax.Array, v: jax.Array, t: jax.Array, t_next: jax.Array) -> jax.Array:
     """x at the next flow time: x + (t_next - t) v."""
     return x + (t_next - t) * v

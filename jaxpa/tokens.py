@@ -43,6 +43,18 @@ def unpatchify(tokens: jax.Array, h: int, w: int) -> jax.Array:
     return cells.transpose(0, 1, 4, 2, 5, 3).reshape(b, h * PATCH, w * PATCH, c)
 
 
+def pixel_channels(mask: jax.Array, side: int) -> jax.Array:
+    """A pixel mask as channels of the tokens that cover it: (B, H, W) -> (B, N, 4 side²), as FLUX.1-Fill reads it.
+
+    side: pixels along a side of a latent cell. Raises ValueError for a mask that does not divide into tokens.
+    """
+    b, rows, cols = mask.shape
+    if rows % (PATCH * side) or cols % (PATCH * side):
+        raise ValueError(f"a mask of {rows} x {cols} pixels does not divide into tokens of {PATCH * side} pixels")
+    cells = mask.reshape(b, rows // side, side, cols // side, side).transpose(0, 1, 3, 2, 4)
+    return patchify(cells.reshape(b, rows // side, cols // side, side**2))
+
+
 def grid_positions(h: int, w: int, index: float = 0) -> jax.Array:
     """The (index, row, column) of every token of an h x w grid, row-major: (h * w, 3) float32.
 
@@ -296,6 +308,20 @@ class Routing:
             rows(self.positions),
             rows(self.length),
         )
+
+    def behind(self, k: int, n: int) -> "Routing":
+        """The routing where each row of n tokens has k more in front of it, which keep their own features."""
+
+        def moved(x: jax.Array | None) -> jax.Array | None:
+            return None if x is None else x // n * (k + n) + k + x % n
+
+        source, weight = moved(self.source), self.weight
+        if source is not None:
+            source = jnp.concatenate([identity_source(len(source), k + n)[:, :k], source], 1)
+        if weight is not None and weight.shape[2] > 1:
+            weight = jnp.pad(weight, ((0, 0), (0, 0), (k, 0), (0, 0)))
+        length = None if self.length is None else k + self.length
+        return Routing(source, weight, moved(self.context), self.positions, length)
 
 
 def identity_source(batch: int, n: int) -> jax.Array:

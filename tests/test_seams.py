@@ -14,7 +14,7 @@ from jaxpa.checkpoint.keys import abstract
 from jaxpa.checkpoint.residence import arrange
 from jaxpa.config import TransformerConfig
 from jaxpa.layers import Linear, Numbered
-from jaxpa.sampling import Guided, at, prepare
+from jaxpa.sampling import Accompanied, Guided, at, prepare
 from jaxpa.tokens import Routing, grid_positions, identity_source
 from jaxpa.transformer import Flux, FluxConditions, FluxVelocity
 
@@ -269,6 +269,42 @@ def test_the_index_axis_of_positions_turns(flux):
     """Kontext's reference sits at (1, row, column)."""
     other = replace(CONDITIONS, positions=grid_positions(H, W, index=1))
     assert np.abs(ask(other.bind(flux), X, T) - ask(velocity(flux), X, T)).max() > 1e-3
+
+
+def test_a_picture_in_the_sequence_with_every_kind_of_routing(flux):
+    """Kontext: indices, weights, context and lengths mean the image tokens, wherever the picture stands.
+
+    The truth is the network itself, with the picture behind instead of in front and the routing written out by hand.
+    """
+    k, rng = 5, np.random.default_rng(1)
+    picture, there = normal(7, 1, k, 8), jnp.pad(jnp.arange(1.0, k + 1)[:, None], ((0, 0), (0, 2)), constant_values=1.0)
+    source, weight = rng.integers(0, B * N, (B, N)), rng.random((BLOCKS, B, N, 3), np.float32)
+    context, places = rng.integers(0, B * N, (B, 4)), rng.random((B, 4, 3), np.float32)
+    conditions = Accompanied(CONDITIONS, picture, there)
+    got = ask(
+        conditions.bind(flux), X, T, Routing(jnp.asarray(source), jnp.asarray(weight), jnp.asarray(context), places)
+    )
+
+    def moved(index):
+        return jnp.asarray(index // N * (N + k) + index % N)
+
+    own = jnp.asarray([[row * (N + k) + N + i for i in range(k)] for row in range(B)])
+    routing = Routing(
+        jnp.concatenate([moved(source), own], 1),
+        jnp.pad(weight, ((0, 0), (0, 0), (0, k), (0, 0))),
+        moved(context),
+        places,
+    )
+    whole = jnp.concatenate([X, jnp.broadcast_to(picture, (B, k, 8))], 1)
+    behind = replace(CONDITIONS, positions=jnp.concatenate([CONDITIONS.positions, there]))
+    want = ask(behind.bind(flux), whole, T, routing)[:, :N]
+    np.testing.assert_allclose(got, want, atol=1e-4)  # of values up to 10, summed in another order
+    plain = ask(conditions.bind(flux), X, T)
+    assert np.abs(got - plain).max() > 1e-2
+    np.testing.assert_allclose(plain, ask(behind.bind(flux), whole, T)[:, :N], atol=1e-4)
+    cut = ask(conditions.bind(flux), X, T, Routing(length=jnp.full(B, N - 2)))  # of the image tokens, the last two
+    alone = Accompanied(replace(CONDITIONS, positions=CONDITIONS.positions[: N - 2]), picture, there)
+    np.testing.assert_allclose(cut[:, : N - 2], ask(alone.bind(flux), X[:, : N - 2], T), atol=1e-4)
 
 
 def test_what_depends_on_time_alone_is_computed_before(flux):

@@ -8,7 +8,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from jaxpa import rope
-from jaxpa.tokens import Routing, gather, grid_positions, identity_source, pair, patchify, unpatchify
+from jaxpa.tokens import Routing, gather, grid_positions, identity_source, pair, patchify, pixel_channels, unpatchify
 
 few = settings(max_examples=25, deadline=None)
 seeds = st.integers(0, 2**32 - 1)
@@ -36,6 +36,18 @@ def test_patchify_is_a_loop_over_cells(shape):
     tokens = patchify(jnp.asarray(x))
     np.testing.assert_array_equal(tokens, want)
     np.testing.assert_array_equal(unpatchify(tokens, h, w), x)
+
+
+def test_pixel_channels_are_a_loop_over_pixels():
+    """Channels run over (pixel row, pixel column) inside a latent cell, then over the cells of a token."""
+    mask, side = normal(0, 2, 12, 18), 3
+    want = np.empty((2, 6, 4 * side**2), np.float32)
+    for row, col, y, x, dy, dx in np.ndindex(2, 3, side, side, 2, 2):
+        channel = (y * side + x) * 4 + dy * 2 + dx
+        want[:, row * 3 + col, channel] = mask[:, (2 * row + dy) * side + y, (2 * col + dx) * side + x]
+    np.testing.assert_array_equal(pixel_channels(jnp.asarray(mask), side), want)
+    with pytest.raises(ValueError, match="does not divide into tokens of 6 pixels"):
+        pixel_channels(jnp.zeros((1, 12, 15)), side)
 
 
 @pytest.mark.parametrize("shape", [(1, 3, 4, 1), (1, 4, 5, 1)])

@@ -16,7 +16,7 @@ from jaxpa.cli.command import Making
 from jaxpa.cli.invert import InvertCommand
 from jaxpa.cli.mask import MaskCommand
 from jaxpa.cli.parse import parse_command
-from jaxpa.cli.pictures import GenerateCommand, InpaintCommand, OutpaintCommand, PersonalizeCommand
+from jaxpa.cli.pictures import EditCommand, GenerateCommand, InpaintCommand, OutpaintCommand, PersonalizeCommand
 from jaxpa.errors import JaxpaError, did_you_mean
 
 JOBS = {
@@ -24,6 +24,7 @@ JOBS = {
     "personalize": PersonalizeCommand,
     "inpaint": InpaintCommand,
     "outpaint": OutpaintCommand,
+    "edit": EditCommand,
     "invert": InvertCommand,
     "mask": MaskCommand,
 }

@@ -11,7 +11,7 @@ from tyro.conf import OmitArgPrefixes, arg
 from jaxpa.cli import console, files
 from jaxpa.cli.files import Outputs
 from jaxpa.errors import JaxpaError
-from jaxpa.media.edits import MaskedPicture
+from jaxpa.media.edits import Followed, MaskedPicture
 from jaxpa.request.groups import Checkpoint, Sampling, show_tau
 from jaxpa.request.request import Request
 from jaxpa.request.spec import Spec
@@ -21,8 +21,8 @@ if TYPE_CHECKING:  # the networks are imported when a command runs
 
     from jaxpa.checkpoint.source import Source
     from jaxpa.devices.timing import Clock
-    from jaxpa.media.subjects import References
     from jaxpa.pipeline import Pipeline
+    from jaxpa.request.prepare import Pictures
 
 
 @dataclass(kw_only=True)
@@ -124,7 +124,7 @@ class Prepared(NamedTuple):
     """A request that was checked: its pictures as arrays (None: a mask is still to be found), results and files."""
 
     request: Request
-    pictures: "References | MaskedPicture | None"
+    pictures: "Pictures | None"
     made: list[dict[str, Any]]
     outputs: Outputs
 
@@ -168,7 +168,7 @@ class Picturing(Making):
         else:
             require_memory(costs)
         made = combinations(request, spec)
-        figure = self.figure and request.references > 0
+        figure = self.figure and (request.references > 0 or request.verb == "edit")
         outputs = self.settle(files.labels(made), figure, files.inputs_of(request))
         return Prepared(request, pictures, made, outputs)
 
@@ -205,17 +205,17 @@ class Picturing(Making):
             "weights": self.checkpoint.weights,
             **{name: costs[name] for name in ("steps", "width", "height")},
             "guidance": pipe.spec.guidance(self.sampling.guidance),
-            "switches": asdict(request.switches(pipe.spec)) if request.references else None,
+            "drawn_by": costs["drawn_by"],
+            "switches": asdict(request.switches(pipe.spec)) if request.riding(pipe.spec) else None,
             "request": as_record(request),
         }
         for file, image, own in zip(outputs.files, images, made, strict=True):
             save_image(image, file, common | own)
         remember(console.compilation_cache(), signature(source, request, costs))
-        return report_of(
-            outputs,
-            {**common, "images": made, "sample_forwards": costs["sample_forwards"], "tflop": costs["tflop"]},
-            clock,
-        )
+        content = {**common, "images": made, "sample_forwards": costs["sample_forwards"], "tflop": costs["tflop"]}
+        report = report_of(outputs, content, clock)
+        edited = request.editing is not None
+        return report._replace(line=report.line + f"; {request.verb} by {costs['drawn_by']}" * edited)
 
 
 def report_of(outputs: Outputs, content: dict[str, Any], clock: "Clock | None" = None) -> Made:
@@ -253,16 +253,21 @@ def sheet_of(pictures: Any, images: "list[Image.Image]", labels: list[str], cell
 
     if isinstance(pictures, References):
         return figure(pictures, images, labels)
-    picture, references = to_image(pictures.picture), pictures.references(cell)
+    picture = to_image(pictures.picture)
+    if isinstance(pictures, Followed):
+        return sheet([[("input", picture), *(("result", image) for image in images)]])
+    references = pictures.references(cell)
     kept = ("kept tokens", overlay(picture, references.masks[0], *references.grid))
     return sheet([[("input", picture), kept, *(("result", image) for image in images)]])
 
 
-def canvas_of(pictures: "References | MaskedPicture | None", spec: Spec) -> tuple[int, int] | None:
+def canvas_of(pictures: "Pictures | None", spec: Spec) -> tuple[int, int] | None:
     """The canvas (height, width) of pictures that are prepared; None: what the request says."""
     if pictures is None:
         return None
-    h, w = pictures.references(spec.cell).grid if isinstance(pictures, MaskedPicture) else pictures.grid
+    if isinstance(pictures, MaskedPicture | Followed):
+        return pictures.canvas
+    h, w = pictures.grid
     return h * spec.cell, w * spec.cell
 
 
@@ -271,7 +276,7 @@ def combinations(request: Request, spec: Spec) -> list[dict[str, Any]]:
     seeds = request.sampling.seeds(len(request.prompts))
     taus = [show_tau(tau) for tau in request.taus(spec)]
     places = range(1, max(1, len(request.places)) + 1)
-    if request.verb == "generate":
+    if not request.riding(spec):
         return [{"seed": seed} for seed in seeds]
     if request.verb == "personalize":
         return [{"tau": tau, "seed": seed, "place": k} for tau, seed, k in itertools.product(taus, seeds, places)]

@@ -45,6 +45,7 @@ class InvertCommand(Making):
             if each.name not in self.READ and getattr(self.sampling, each.name) != each.default:
                 raise JaxpaError(f"--{each.name.replace('_', '-')} would have no effect: invert does not read it")
         spec, picture = spec_of(self.source(download=True)), read_image(self.image)
+        spec.check_text_alone("invert")
         canvas = spec.canvas(picture.size, self.sampling.height, self.sampling.width)
         return Walk(picture, canvas, self.settle([""], self.figure, [self.image]))
 

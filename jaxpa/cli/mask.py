@@ -80,6 +80,8 @@ class MaskCommand(Making):
             Search(self.word, self.caption, self.cut)
             whole("steps", 1 if self.steps is None else self.steps, 1, MAX_STEPS)
         picture, spec = read_image(self.image), spec_of(self.source(download=self.word is not None))
+        if self.word is not None:
+            spec.check_text_alone("a mask by a word")
         height, width = spec.canvas(picture.size)
         coverage = PRESETS[spec.settings.preset].coverage if self.coverage is None else self.coverage
         if not 0 < real("--coverage", coverage) <= 1:

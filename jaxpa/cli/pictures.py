@@ -1,4 +1,4 @@
-"""The commands that answer a request with pictures: generate, personalize, inpaint, outpaint."""
+"""The commands that answer a request with pictures: generate, personalize, inpaint, outpaint, edit."""
 
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -8,7 +8,7 @@ from tyro.conf import OmitArgPrefixes, UseAppendAction
 from jaxpa.cli.command import Picturing
 from jaxpa.cli.flags import Pad
 from jaxpa.media.subjects import Place, Subject
-from jaxpa.request.groups import Editing, Method
+from jaxpa.request.groups import Editing, Following, Method
 from jaxpa.request.request import Request
 
 
@@ -16,8 +16,29 @@ from jaxpa.request.request import Request
 class GenerateCommand(Picturing):
     """Make pictures of a prompt."""
 
+    control: Path | None = None
+    """The picture whose shapes the new one follows (FLUX.1-Canny: white edges on black; FLUX.1-Depth: near is
+    white)."""
+
     def request(self) -> Request:
-        return Request(**self.words())
+        return Request(**self.words(), following=following(self.control))
+
+
+def following(control: Path | None) -> Following | None:
+    return None if control is None else Following(control=control)
+
+
+@dataclass(kw_only=True)
+class EditCommand(Picturing):
+    """Change a picture as the prompt says (FLUX.1-Kontext): "make the car red", "the same cat in the snow"."""
+
+    image: Path
+    """The picture."""
+    figure: bool = True  # type: ignore[misc]
+    """Also write OUT-figure.png: the picture and the results."""
+
+    def request(self) -> Request:
+        return Request(**self.words(), following=Following(picture=self.image))
 
 
 @dataclass(kw_only=True)
@@ -33,6 +54,8 @@ class PersonalizeCommand(Picturing):
     """A picture of the whole scene; subjects lie over it."""
     place: UseAppendAction[tuple[Place, ...]] = ()
     """Layout: a picture with the last subject here (fractions of the canvas), and one for each further --place."""
+    control: Path | None = None
+    """A picture whose shapes the new one follows, as in `generate`."""
     method: OmitArgPrefixes[Method] = field(default_factory=Method)
     figure: bool = True  # type: ignore[misc]
     """Also write OUT-figure.png: the inputs, their token masks, the results."""
@@ -40,18 +63,21 @@ class PersonalizeCommand(Picturing):
     def request(self) -> Request:
         scene = None if self.scene is None else Subject(self.scene)
         return Request(
-            **self.words(), subjects=self.subject, scene=scene, places=self.place, method=self.method
-        ).with_references()
+            **self.words(), subjects=self.subject, scene=scene, places=self.place, method=self.method,
+            following=following(self.control),
+        ).with_references()  # fmt: skip
 
 
 @dataclass(kw_only=True)
-class EditCommand(Picturing):
-    """What changes a picture and keeps the rest."""
+class KeepingCommand(Picturing):
+    """What changes a part of a picture and keeps the rest."""
 
     image: Path
     """The picture."""
     caption: str = ""
     """What the picture shows; the inversion follows it."""
+    control: Path | None = None
+    """A picture whose shapes the new one follows, as in `generate`."""
     feather: float = 0.0
     """Pixels of the picture over which old and new are blended; 0: the kept pixels come back exactly."""
     method: OmitArgPrefixes[Method] = field(default_factory=Method)
@@ -62,11 +88,11 @@ class EditCommand(Picturing):
         raise NotImplementedError
 
     def request(self) -> Request:
-        return Request(**self.words(), method=self.method, editing=self.editing())
+        return Request(**self.words(), method=self.method, editing=self.editing(), following=following(self.control))
 
 
 @dataclass(kw_only=True)
-class InpaintCommand(EditCommand):
+class InpaintCommand(KeepingCommand):
     """Draw the masked part of a picture anew."""
 
     mask: Path
@@ -79,7 +105,7 @@ class InpaintCommand(EditCommand):
 
 
 @dataclass(kw_only=True)
-class OutpaintCommand(EditCommand):
+class OutpaintCommand(KeepingCommand):
     """Continue a picture beyond its sides."""
 
     pad: Pad

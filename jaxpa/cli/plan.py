@@ -1,15 +1,16 @@
 """The command that says what a run would cost, here or on a device that is not here."""
 
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 from tyro.conf import OmitArgPrefixes
 
+from jaxpa.backbones.variants import Reads
 from jaxpa.cli import console
 from jaxpa.cli.command import Command
 from jaxpa.errors import whole
 from jaxpa.media.subjects import MAX_REFERENCES, Subject
-from jaxpa.request.groups import Method, Sampling
+from jaxpa.request.groups import Editing, Following, Method, Sampling
 from jaxpa.request.request import Request
 
 if TYPE_CHECKING:
@@ -32,16 +33,24 @@ class Compiling:
 class PlanCommand(Command):
     """Say what a run would cost, before anything loads: memory, sample-forwards, FLOPs, cached programs."""
 
-    references: int = 1
-    """Subjects, and a scene; 0: plain generation."""
+    references: int | None = None
+    """Subjects, and a scene; 0: plain generation. Default: 1, or the picture that a sister model of FLUX.1 reads."""
     sampling: OmitArgPrefixes[Sampling] = field(default_factory=Sampling)
     method: OmitArgPrefixes[Method] = field(default_factory=Method)
     compiling: OmitArgPrefixes[Compiling] = field(default_factory=Compiling)
 
-    def request(self) -> Request:
-        count = whole("references", self.references, 0, MAX_REFERENCES)
-        subjects = (Subject("a reference"),) * count
-        return Request(sampling=self.sampling, method=self.method, subjects=subjects)
+    def request(self, reads: Reads = "nothing") -> Request:
+        """What is asked of a checkpoint that reads such a picture."""
+        said: dict[str, Any] = {"sampling": self.sampling, "method": self.method}
+        if reads == "control":
+            said["following"] = Following(control="a control picture")
+        if self.references is None and reads == "fill":
+            return Request(**said, editing=Editing(image="a picture", mask="a mask"))
+        if self.references is None and reads == "sequence":
+            return Request(**said, following=Following(picture="a picture"))
+        usual = 0 if reads == "control" else 1
+        count = usual if self.references is None else whole("references", self.references, 0, MAX_REFERENCES)
+        return Request(**said, subjects=(Subject("a reference"),) * count)
 
     def source(self, download: bool = False) -> "Source":
         from jaxpa.checkpoint.source import described
@@ -54,8 +63,10 @@ class PlanCommand(Command):
         from jaxpa.devices.elsewhere import elsewhere, format_elsewhere
         from jaxpa.devices.plan import format_plan, plan, signature, was_compiled
 
-        source, request = self.source(), self.request()
-        request.check(spec_of(source))
+        source = self.source()
+        spec = spec_of(source)
+        request = self.request(spec.variant.reads)
+        request.check(spec)
         away = self.compiling.device
         content = plan(source, request, self.dtype or (away and "bfloat16"), weights=self.checkpoint.weights,
                        resident=self.checkpoint.keep_resident)  # fmt: skip

@@ -44,7 +44,7 @@ class Load:
     """What is on the device at once.
 
     tokens N (grid h x w), text M, context K; rows of the transformer's batch; pictures: how many a call of the
-    autoencoder takes (0: none); itemsize, weights, resident: see `Held`.
+    autoencoder takes (0: none); itemsize, weights, resident: see `Held`; beside: tokens of a picture in each sequence.
     """
 
     config: FluxConfig
@@ -56,6 +56,7 @@ class Load:
     itemsize: int = 4
     weights: Weights | None = None
     resident: bool = True
+    beside: int = 0
 
     @property
     def tokens(self) -> int:
@@ -77,7 +78,7 @@ def logits_bytes(platform: str, rows: int, heads: int, queries: int, keys: int, 
 
 def transformer_bytes(load: Load, platform: str) -> int:
     """Bytes that a step of sampling takes beside the weights."""
-    c, length = load.config.transformer, load.tokens + load.text
+    c, length = load.config.transformer, load.tokens + load.beside + load.text
     logits = logits_bytes(
         platform, load.rows, c.num_attention_heads, length, length + load.context, c.attention_head_dim, load.itemsize
     )
@@ -131,7 +132,7 @@ def text_bytes(load: Load, platform: str) -> int:
 def result_bytes(load: Load, images: int) -> int:
     """Bytes of finished pictures and their tokens, which wait in the host's memory until they are written."""
     side = load.config.vae.downscale * 2
-    return images * load.tokens * (3 * side**2 + 4 * load.config.transformer.in_channels)
+    return images * load.tokens * (3 * side**2 + 4 * load.config.transformer.velocity_channels)
 
 
 def machine_bytes() -> int | None:

@@ -26,7 +26,7 @@ from jaxpa.devices.memory import (
     result_bytes,
     stage_bytes,
 )
-from jaxpa.presets import Preset
+from jaxpa.presets import Preset, asks_network
 from jaxpa.request.request import Request
 from jaxpa.request.spec import Spec
 from jaxpa.schedule import steps_above, tau_time
@@ -38,7 +38,8 @@ class Run(NamedTuple):
 
     grid: (h, w) in tokens; text: tokens; times: (S + 1,); gates: a flow time for each tau; images: how many at each
     tau; inversion: its forwards for each reference; context: tokens that are attended to after tau; guided: whether an
-    image takes two forwards a step; preset: None without references.
+    image takes two forwards a step; preset: None without references; beside: tokens of a picture in every sequence;
+    pictures: that the network itself reads.
     """
 
     spec: Spec
@@ -52,6 +53,8 @@ class Run(NamedTuple):
     context: int
     guided: bool
     preset: Preset | None
+    beside: int = 0
+    pictures: int = 0
 
     @property
     def tokens(self) -> int:
@@ -69,7 +72,7 @@ class Run(NamedTuple):
         """What the device holds while `images` are sampled together. Pictures are encoded one by one."""
         late = self.context > 0
         rows = self.references * (self.level == "layer" or late) + images * (1 + self.guided)
-        return Load(self.spec.config, self.grid, self.text, rows, self.context, 1, *held)
+        return Load(self.spec.config, self.grid, self.text, rows, self.context, 1, *held, beside=self.beside)
 
 
 def run_of(request: Request, spec: Spec, canvas: tuple[int, int] | None = None) -> Run:
@@ -79,16 +82,25 @@ def run_of(request: Request, spec: Spec, canvas: tuple[int, int] | None = None) 
     times, n = spec.times(said.steps, grid), grid[0] * grid[1]
     images = len(said.seeds(len(request.prompts))) * max(1, len(request.places))
     guided, text = spec.guided(said.guidance), spec.settings.max_length
-    if not request.references:
-        return Run(spec, grid, text, times, [1.0], images, 0, 0, 0, guided, None)
+    read, beside = _read(request, spec, grid)
+    if not request.riding(spec):
+        return Run(spec, grid, text, times, [1.0], images, 0, 0, 0, guided, None, beside, read)
     preset = request.switches(spec)
     gates = [tau_time(tau, times) for tau in request.taus(spec)]
-    asks = preset.path == "ode" or (preset.path == "rf" and preset.gamma < 1)
-    inversion, context = len(times) - 1 if asks else 0, request.references * n * bool(preset.concat)
+    inversion, context = len(times) - 1 if asks_network(preset) else 0, request.references * n * bool(preset.concat)
     if preset.path == "ode":  # RF inversion is defined by its Euler steps
         euler = said.solver == "euler"
         inversion = inversion * (1 + preset.sweeps) if euler else evaluations(said.solver, inversion)
-    return Run(spec, grid, text, times, gates, images, request.references, inversion, context, guided, preset)
+    r = request.references
+    return Run(spec, grid, text, times, gates, images, r, inversion, context, guided, preset, beside, read)
+
+
+def _read(request: Request, spec: Spec, grid: tuple[int, int]) -> tuple[int, int]:
+    """How many pictures the network itself reads, and their tokens in every sequence."""
+    if request.verb == "edit":  # the picture is as large as the canvas, or of the checkpoint's own size
+        h, w = grid if request.sampling.height is request.sampling.width is None else spec.grid()
+        return 1, h * w
+    return int(request.following is not None or request.references > request.riding(spec)), 0
 
 
 def images_together(request: Request, run: Run, held: Held, platform: str) -> int:
@@ -163,7 +175,8 @@ def plan(
         cost.sample_forwards(0, run.steps - a, r, images, run.level, late, guided=run.guided) for a in above
     )
     inverted = r * run.inversion
-    forward = cost.transformer_flops(config.transformer, n, m)
+    beside = run.beside
+    forward = cost.transformer_flops(config.transformer, n + beside, m)
     kind = np.dtype(default_dtype() if dtype is None else dtype)
     held = held_as(run.spec, kind.itemsize, weights, resident)
     sizes = cost.weight_bytes(config, kind.itemsize, weights)
@@ -174,11 +187,11 @@ def plan(
     results = result_bytes(load, images * len(above)) if device.platform == "cpu" else 0
     text = cost.t5_flops(config.text_encoder_2, m) + cost.clip_flops(config.text_encoder)
     height, width = (side * run.spec.cell for side in run.grid)
-    pictures = r * cost.autoencoder_flops(config.vae, height, width, "encode")
+    pictures = (r + run.pictures) * cost.autoencoder_flops(config.vae, height, width, "encode")
     pictures += len(above) * images * cost.autoencoder_flops(config.vae, height, width, "decode")
     early_rows, late_rows = asked * early_rows, asked * late_rows
     flops = (early_rows + inverted) * forward
-    flops += late_rows * cost.transformer_flops(config.transformer, late_tokens, m, late_context)
+    flops += late_rows * cost.transformer_flops(config.transformer, late_tokens + beside, m, late_context)
     return {
         "model": source.name,
         "dtype": kind.name,
@@ -186,7 +199,10 @@ def plan(
         "device": device.device_kind,
         "height": height,
         "width": width,
+        "variant": run.spec.variant.name,
+        "drawn_by": "token replacement" if r else run.spec.variant.title,
         "image_tokens": n,
+        "picture_tokens": beside,
         "text_tokens": m,
         "steps": run.steps,
         "references": r,
@@ -216,7 +232,8 @@ def format_plan(content: dict[str, Any]) -> str:
     rows = {
         "model": f"{c['model']}, {c['dtype']}{', blocks ' + c['weights'] if c['weights'] else ''} on {c['device']}",
         "input": f"{c['references']} references, {c['images']} images of {c['width']} x {c['height']}: "
-        f"{c['image_tokens']} image + {c['text_tokens']} text tokens",
+        f"{c['image_tokens']} image + {c['text_tokens']} text tokens"
+        + (f" + {c['picture_tokens']} of the picture that is changed" if c["picture_tokens"] else ""),
         "steps": f"{c['steps']}{tau}{inversion}",
         "forwards": f"{c['sample_forwards']} sample-forwards of {c['tflop_per_forward']:.4g} TFLOP",
         "work": f"{c['tflop']:.4g} TFLOP in all, text and pictures included",
@@ -235,10 +252,12 @@ COMPILED_IN = ("level", "path", "start", "concat", "parts", "blocks", "sweeps") 
 
 def signature(source: Source, request: Request, content: dict[str, Any]) -> str:
     """A name for a run's compiled programs: a hash of their shapes, switches, device and version of JAX."""
-    preset = request.switches(Spec(source.config, settings_of(source))) if request.references else None
+    spec = Spec(source.config, settings_of(source))
+    preset = request.switches(spec) if request.riding(spec) else None
     switches = {} if preset is None else {k: getattr(preset, k) for k in COMPILED_IN}
     switches["solver"] = request.sampling.solver
-    shapes = {k: content[k] for k in ("dtype", "weights", "device", "height", "width", "steps", "references", "images")}
+    named = ("dtype", "weights", "device", "height", "width", "steps", "references", "images", "drawn_by")
+    shapes = {k: content[k] for k in (*named, "picture_tokens")}
     text = json.dumps([asdict(source.config), switches, shapes, jax.__version__], sort_keys=True)
     return hashlib.sha256(text.encode()).hexdigest()[:24]
 

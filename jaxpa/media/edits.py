@@ -13,12 +13,24 @@ from jaxpa.tokens import Placement
 
 
 @dataclass(frozen=True)
+class Followed:
+    """A picture that the network itself reads, (H, W, 3) in [-1, 1], and the canvas (height, width) of the new one."""
+
+    picture: np.ndarray
+    canvas: tuple[int, int]
+
+
+@dataclass(frozen=True)
 class MaskedPicture:
-    """A picture on its canvas, (H, W, 3) in [-1, 1], and the part of it that may change, (H, W) in {0, 1}."""
+    """A picture on its canvas, (H, W, 3) in [-1, 1], and the part of it that may change, (H, W) in {0, 1}.
+
+    control: a picture (H, W, 3) whose shapes the new part follows, or None.
+    """
 
     picture: np.ndarray
     change: np.ndarray
     caption: str = ""
+    control: np.ndarray | None = None
 
     @property
     def height(self) -> int:
@@ -28,13 +40,22 @@ class MaskedPicture:
     def width(self) -> int:
         return self.picture.shape[1]
 
+    @property
+    def canvas(self) -> tuple[int, int]:
+        return self.height, self.width
+
+    @property
+    def kept(self) -> np.ndarray:
+        """The picture without the part that may change, which is grey: (H, W, 3)."""
+        return self.picture * (1 - self.change[..., None])
+
     def references(self, cell: int) -> References:
         """The picture as a reference that stays in place, of those tokens (cell x cell pixels) that are kept whole."""
         h, w = self.height // cell, self.width // cell
         n = h * w
         kept = masks.token_mask(1 - self.change, h, w, KEPT)
         where = Placement(np.arange(n)[None, None], np.ones((1, 1, n), bool))  # type: ignore[arg-type]
-        return References(self.picture[None], kept[None], where, (self.caption,), (h, w))
+        return References(self.picture[None], kept[None], where, (self.caption,), (h, w), control=self.control)
 
     def paste(self, made: Image.Image, feather: float = 0.0) -> Image.Image:
         """A new picture of the canvas' size with the kept pixels in it, exactly, or blended over `feather` pixels."""

@@ -104,7 +104,7 @@ class References:
     images (R, H, W, 3) float32 in [-1, 1]; masks (R, N) bool, the subjects' tokens; where (G | 1, R, N), the whole
     canvas' way from reference to image, of which `placement` is the masked part; captions, R of them; grid, the canvas
     in tokens (h, w); scene, whether the first reference is one; shares (R, N) float32, how much of each token is the
-    subject's (None: all of those of the mask).
+    subject's (None: all of those of the mask); control (H, W, 3), a picture whose shapes the new one follows, or None.
 
     JaxpaError: shapes that do not go together.
     """
@@ -116,6 +116,7 @@ class References:
     grid: tuple[int, int]
     scene: bool = False
     shares: np.ndarray | None = None
+    control: np.ndarray | None = None
 
     def __post_init__(self) -> None:
         (r, (h, w)), n = (len(self.images), self.grid), self.grid[0] * self.grid[1]
@@ -127,6 +128,8 @@ class References:
             raise JaxpaError(f"masks have the shape {np.shape(self.masks)}: {asked} {(r, n)}")
         if self.shares is not None and np.shape(self.shares) != (r, n):
             raise JaxpaError(f"shares have the shape {np.shape(self.shares)}: {asked} {(r, n)}")
+        if self.control is not None and np.shape(self.control) != shape[1:]:
+            raise JaxpaError(f"control has the shape {np.shape(self.control)}: {asked} {shape[1:]}")
         for name, array in self.where._asdict().items():
             if np.ndim(array) != 3 or np.shape(array)[1:] != (r, n):
                 raise JaxpaError(f"where.{name} has the shape {np.shape(array)}: {asked} (G, {r}, {n})")

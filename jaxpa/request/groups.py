@@ -250,3 +250,17 @@ class Editing:
             object.__setattr__(self, name, real(name, getattr(self, name), 0))
         if self.grow and self.mask is None:
             raise JaxpaError("grow would have no effect: there is no mask to grow. Leave it out")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Following:
+    """A picture that the network itself reads, where the checkpoint is one that does."""
+
+    picture: Picture | None = None
+    """The picture that the prompt says how to change (`edit`, FLUX.1-Kontext)."""
+    control: Picture | None = None
+    """The picture whose shapes the new one follows: edges (FLUX.1-Canny) or depth (FLUX.1-Depth)."""
+
+    def __post_init__(self) -> None:
+        if (self.picture is None) == (self.control is None):
+            raise JaxpaError("a request follows either a picture to change or a control picture: give one of them")

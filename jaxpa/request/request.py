@@ -6,6 +6,7 @@
       method     Method           preset, tau and the switches over it                pictures with references
       subjects, scene, places     the references, and where they go                   personalize
       editing    Editing          a picture of which a part is kept                   inpaint, outpaint
+      following  Following        a picture that the network itself reads             edit; control pictures
 
     Checkpoint                    which networks it is asked of; a request itself does not depend on them
 
@@ -17,7 +18,7 @@ setting steps in; and `UNSET` in `Method`, where None is a choice that switches 
 `record` turns requests into JSON and back.
 
 What comes next has its place here: low-rank adapters in `Checkpoint`; a schedule of one's own in `Sampling`; a picture
-to start from or to follow beside `editing`.
+to start from beside `editing`.
 """
 
 import os
@@ -31,12 +32,12 @@ from jaxpa.encoders.text import TextEmbedding
 from jaxpa.errors import JaxpaError, did_you_mean
 from jaxpa.media.places import Place, to_place
 from jaxpa.media.subjects import Subject
-from jaxpa.presets import Preset
-from jaxpa.request.groups import Editing, Method, Sampling
+from jaxpa.presets import Preset, asks_network
+from jaxpa.request.groups import Editing, Following, Method, Sampling
 from jaxpa.request.spec import Spec
 from jaxpa.schedule import Steps
 
-GROUPS: dict[str, type] = {"sampling": Sampling, "method": Method, "editing": Editing}
+GROUPS: dict[str, type] = {"sampling": Sampling, "method": Method, "editing": Editing, "following": Following}
 EDITS = {"shuffle": 0.0, "outline": 0, "margin": 0}  # Section 3.4: what is kept is not varied
 
 
@@ -57,6 +58,7 @@ class Request:
     places: tuple[Place | None, ...] = ()
     """Layout: a picture with the last subject at each of these places (None: where the subject itself says)."""
     editing: Editing | None = None
+    following: Following | None = None
 
     def __post_init__(self) -> None:
         if not isinstance(self.prompt, str):
@@ -77,7 +79,9 @@ class Request:
             raise JaxpaError(f"a subject must be a jaxpa.Subject, not {bad[0]!r}")
         if self.editing is not None and (self.subjects or self.scene):
             raise JaxpaError("a request either edits a picture or brings subjects: make two")
-        if self.verb != "generate" and not isinstance(self.prompt, str):
+        if self.verb == "edit" and self.references:
+            raise JaxpaError("a request either changes a picture as the prompt says, or keeps parts of one: make two")
+        if self.verb not in ("generate", "edit") and not isinstance(self.prompt, str):
             raise JaxpaError(f"{self.verb} takes one prompt, not a list")
         if any(isinstance(place, Box) for place in self.places) and len(self.places) > 1:
             raise JaxpaError("several places share one reference: give centres X,Y; a box goes to the subject's --at")
@@ -106,8 +110,10 @@ class Request:
         return cls(prompt=prompt, **made, **words)
 
     @property
-    def verb(self) -> Literal["generate", "personalize", "inpaint", "outpaint"]:
+    def verb(self) -> Literal["generate", "personalize", "inpaint", "outpaint", "edit"]:
         """What the request asks for."""
+        if self.following is not None and self.following.picture is not None:
+            return "edit"
         if self.editing is not None:
             return "outpaint" if self.editing.mask is None else "inpaint"
         return "personalize" if self.subjects or self.scene is not None else "generate"
@@ -124,8 +130,12 @@ class Request:
 
     @property
     def references(self) -> int:
-        """How many references ride along."""
+        """How many pictures are references, or kept in part."""
         return len(self.subjects) + (self.scene is not None) + (self.editing is not None)
+
+    def riding(self, spec: Spec) -> int:
+        """How many references ride along: none where the network itself reads the picture that is kept in part."""
+        return 0 if spec.variant.reads == "fill" else self.references
 
     def switches(self, spec: Spec) -> Preset:
         """The method's switches on this checkpoint, as the run takes them; an edit varies nothing unless told."""
@@ -136,6 +146,8 @@ class Request:
 
     def taus(self, spec: Spec) -> tuple[float | Steps, ...]:
         """Every tau that is asked for; what the preset takes for such a request, if none is."""
+        if self.references and not self.riding(spec):
+            return ()
         preset = self.switches(spec)
         usual = {"inpaint": preset.inpaint_tau, "outpaint": preset.outpaint_tau}
         return self.method.tau or (usual.get(self.verb, preset.tau),)
@@ -145,11 +157,12 @@ class Request:
 
         Warns of words that it has never seen.
         """
-        if self.editing is None or self.sampling.height or self.sampling.width:
+        self._check_variant(spec)
+        if (self.editing is None and self.following is None) or self.sampling.height or self.sampling.width:
             spec.grid(self.sampling.height, self.sampling.width)
         if self.sampling.negative_prompt and spec.embeds_guidance:
             raise JaxpaError("this checkpoint embeds its guidance: a negative prompt would have no effect")
-        if self.references:
+        if self.riding(spec):
             blocks = self.method.check(spec.settings.preset).blocks
             if blocks is not None and blocks[1] >= spec.blocks:
                 raise JaxpaError(f"blocks must lie in 0 to {spec.blocks - 1} here, not {blocks[0]}-{blocks[1]}")
@@ -160,3 +173,33 @@ class Request:
         captions = [each.caption for each in (*self.subjects, self.scene, self.editing) if each is not None]
         if unknown := spec.unknown_words(" ".join((*self.prompts, *captions))):
             warnings.warn(f"this checkpoint has never seen {', '.join(unknown)}", stacklevel=2)
+
+    def _check_variant(self, spec: Spec) -> None:
+        """Raise JaxpaError where this is not what the checkpoint does, or where it lacks the picture that it reads."""
+        title, reads = spec.variant.title, spec.variant.reads
+        if self.verb == "edit" and reads != "sequence":
+            raise JaxpaError(
+                f"edit asks for FLUX.1-Kontext, and this is {title}; where files and names do not say that it is "
+                "Kontext, --variant kontext does"
+            )
+        if reads == "fill":
+            if self.editing is None:
+                raise JaxpaError(f"{self.verb} has nothing to fill, and {title} fills in: use inpaint or outpaint")
+            said = [each.name for each in fields(Method) if getattr(self.method, each.name) != each.default]
+            if said := [*said, *["caption"] * bool(self.editing.caption)]:
+                raise JaxpaError(
+                    f"{said[0]} would have no effect: {title} reads what is kept itself, and nothing is replaced. "
+                    "Leave it out"
+                )
+        control = self.following is not None and self.following.control is not None
+        if control and reads != "control":
+            raise JaxpaError(f"a control picture would have no effect: {title} reads none (FLUX.1-Canny and -Depth do)")
+        if reads == "control":
+            if not control:
+                raise JaxpaError(f"{title} follows a control picture: give one with --control")
+            preset = self.switches(spec)
+            if self.references and (preset.level != "token" or preset.concat or asks_network(preset)):
+                raise JaxpaError(
+                    "references have no control picture of their own, so the network cannot be asked about them: say "
+                    "--level token --path line --concat none"
+                )

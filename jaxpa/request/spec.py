@@ -8,6 +8,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from jaxpa.backbones.variants import VARIANTS, Variant
 from jaxpa.config import FluxConfig, Settings
 from jaxpa.errors import JaxpaError, did_you_mean, whole
 from jaxpa.media.masks import canvas_size
@@ -29,6 +30,11 @@ class Spec:
     def cell(self) -> int:
         """Pixels along a side of a token."""
         return PATCH * self.config.vae.downscale
+
+    @property
+    def variant(self) -> Variant:
+        """Which of FLUX.1's sister models it is."""
+        return VARIANTS[self.settings.variant]
 
     @property
     def blocks(self) -> int:
@@ -68,6 +74,22 @@ class Spec:
             height, width = canvas_size(size, self.settings.size, self.cell)
         h, w = self.grid(height, width)
         return h * self.cell, w * self.cell
+
+    def read_size(self, size: tuple[int, int]) -> tuple[int, int]:
+        """The size (height, width) at which the network reads a picture of `size` (W, H) in its own sequence.
+
+        Of the sizes of its training, at the checkpoint's scale, the one of the nearest aspect.
+        """
+        if not self.variant.sizes:
+            return self.canvas(size)
+        w, h = min(self.variant.sizes, key=lambda each: (abs(size[0] / size[1] - each[0] / each[1]), each))
+        height, width = (max(1, round(side * self.settings.size / 1024 / self.cell)) * self.cell for side in (h, w))
+        return height, width
+
+    def check_text_alone(self, what: str = "this call") -> None:
+        """Raise JaxpaError where the network draws nothing without a picture."""
+        if self.variant.reads_channels:
+            raise JaxpaError(f"{self.variant.title} draws nothing from text alone, as {what} would have it")
 
     def times(self, steps: int | None, grid: tuple[int, int]) -> np.ndarray:
         """The flow times of a schedule, (S + 1,). Raises JaxpaError for a number of steps that is out of range."""

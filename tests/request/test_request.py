@@ -13,7 +13,7 @@ from jaxpa.config import FluxConfig, Settings
 from jaxpa.errors import JaxpaError
 from jaxpa.media.subjects import Subject
 from jaxpa.presets import PRESETS, Preset
-from jaxpa.request.groups import UNSET, Editing, Method, Sampling, Unset, parse_tau, show_tau
+from jaxpa.request.groups import UNSET, Editing, Following, Method, Sampling, Unset, parse_tau, show_tau
 from jaxpa.request.record import from_json, schema, to_json
 from jaxpa.request.request import Request
 from jaxpa.request.spec import Spec
@@ -49,6 +49,8 @@ REQUESTS = (
     Request.of("a car", image="a.png", mask="m.png", grow=2, feather=3.5, caption="a mug"),
     Request.of("a car", image="a.png", pad=(1, 2, 3, 4), preset=PRESETS["paper"]),
     Request(embedding="text.safetensors"),
+    Request.of("make it red", picture="a.png"),
+    Request.of("a car", control="edges.png", image="a.png", mask="m.png"),
 )  # fmt: skip
 
 
@@ -71,7 +73,7 @@ def test_the_schema_names_every_field():
     found = schema()
     assert found["additionalProperties"] is False
     assert set(found["properties"]) == {each.name for each in dataclasses.fields(Request)}
-    for group in (Sampling, Method, Editing, Subject):
+    for group in (Sampling, Method, Editing, Following, Subject):
         assert set(found["$defs"][group.__name__]["properties"]) == {each.name for each in dataclasses.fields(group)}
     json.dumps(found)
 
@@ -108,6 +110,7 @@ BAD = {
     "coverage": {"coverage": 2}, "margin": {"margin": -1}, "place": {"places": [(0.5,)]}, "a keyword": {"stepps": 4},
     "a prompt": {"prompt": []}, "a number as prompt": {"prompt": 3}, "a subject": {"subjects": ["car.png"]},
     "surrogates": {"prompt": "\udc80"}, "two kinds": {"subjects": [Subject("a")], "image": "a", "mask": "b"},
+    "both": {"picture": "a.png", "control": "b.png"}, "an edit and a mask": {"picture": "a", "image": "a", "mask": "b"},
     "an edit of nothing": {"image": "a.png"}, "places of nothing": {"places": [(0.5, 0.5)]},
 }  # fmt: skip
 

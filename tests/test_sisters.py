@@ -1,0 +1,292 @@
+"""FLUX.1's sister models against diffusers' own pipelines, from the prompt, the pictures and the noise to the latents.
+
+Small random networks in mini's folder; the settings are those that come with the model.
+"""
+
+import dataclasses
+import json
+from functools import cache
+from typing import Any
+
+import jax
+import numpy as np
+import pytest
+from PIL import Image
+from sister_reference import error, load_reference, make_sister
+
+import jaxpa
+from jaxpa.checkpoint.source import resolve
+from jaxpa.config import FluxConfig, Settings
+from jaxpa.devices.cost import transformer_flops
+from jaxpa.devices.plan import format_plan
+from jaxpa.devices.timing import Clock
+from jaxpa.errors import JaxpaError
+from jaxpa.request.request import Request
+from jaxpa.request.spec import Spec
+
+PROMPT, STEPS, SIZE = "a striped red cat on a beach", 4, (80, 96)  # height, width
+# Shares of the largest value. Guidance g is embedded by the sinusoids of 1000 g, in whose largest the two libraries'
+# frequencies, apart by their last bit, make an angle of g * 6e-5.
+LATENTS, AT_30 = 2e-5, 2e-4
+
+
+@pytest.fixture(autouse=True, scope="module")
+def quick_compiles():
+    jax.config.update("jax_disable_most_optimizations", True)  # programs that run once
+    yield
+    jax.config.update("jax_disable_most_optimizations", False)
+
+
+@pytest.fixture(scope="module")
+def folders(torch, tmp_path_factory):
+    """A folder for each kind, made once when it is asked for."""
+    root, made = tmp_path_factory.mktemp("sisters"), {}
+
+    def folder(reads: str):
+        if reads not in made:
+            made[reads] = make_sister(root / reads, reads)
+        return made[reads]
+
+    return folder
+
+
+@pytest.fixture(scope="module")
+def pipes(folders):
+    """A pipeline for each kind, loaded once."""
+    loaded: dict[str, jaxpa.Pipeline] = {}
+
+    def pipe(reads: str) -> jaxpa.Pipeline:
+        if reads not in loaded:
+            loaded[reads] = jaxpa.load(folders(reads))
+        return loaded[reads]
+
+    return pipe
+
+
+@pytest.fixture
+def theirs(folders, pipes, torch, monkeypatch):
+    """Latents by diffusers' pipeline of a kind, from our noise of a seed."""
+    from diffusers.models.autoencoders.vae import DiagonalGaussianDistribution
+
+    references = cache(lambda reads: load_reference(folders(reads), reads))
+
+    # Some of its pipelines draw the autoencoder's posterior; the mode is what both sides can agree on.
+    monkeypatch.setattr(DiagonalGaussianDistribution, "sample", lambda self, generator=None: self.mode())
+
+    def sample(reads: str, seed: int, size=SIZE, **words: Any) -> np.ndarray:
+        pipe = pipes(reads)
+        noise = pipe.noise(np.array([seed]), pipe.grid(*size))
+        with torch.no_grad():
+            return references(reads)(
+                prompt=PROMPT, num_inference_steps=STEPS, height=size[0], width=size[1], max_sequence_length=32,
+                latents=torch.tensor(np.array(noise)), output_type="latent",
+                **{"guidance_scale": pipe.settings.guidance, **words},
+            ).images.numpy()  # fmt: skip
+
+    return sample
+
+
+def picture(seed: int, size=SIZE) -> Image.Image:
+    """Blurred noise, which an autoencoder can take for a picture."""
+    small = np.random.default_rng(seed).integers(0, 256, (size[0] // 8, size[1] // 8, 3), np.uint8)
+    return Image.fromarray(small).resize(size[::-1], Image.Resampling.BICUBIC)
+
+
+def hole(top: int = 20) -> Image.Image:
+    """Some pixels off the token grid."""
+    mask = np.zeros(SIZE, np.uint8)
+    mask[top:61, 30:70] = 255
+    return Image.fromarray(mask)
+
+
+def ours(pipe: jaxpa.Pipeline, request: Request) -> np.ndarray:
+    request.check(pipe.spec)
+    pictures: Any = pipe.prepare(request)
+    return np.asarray(pipe.sample_generated(request, pictures))
+
+
+# Fill ---------------------------------------------------------------------------------------------------------
+
+
+def test_fill_equals_the_references(pipes, theirs):
+    pipe = pipes("fill")
+    assert (pipe.settings.variant, pipe.settings.guidance, pipe.settings.steps) == ("fill", 30.0, 50)
+    words = {"image": picture(1), "mask": hole(), "steps": STEPS, "seed": 3, "height": SIZE[0], "width": SIZE[1]}
+    want = theirs("fill", 3, image=picture(1), mask_image=hole())
+    assert error(ours(pipe, Request.of(PROMPT, **words)), want) < AT_30
+    low = theirs("fill", 3, image=picture(1), mask_image=hole(), guidance_scale=1.0)
+    assert error(ours(pipe, Request.of(PROMPT, guidance=1.0, **words)), low) < LATENTS
+    assert error(low, want) > 1e-2
+
+
+def test_fill_keeps_its_pixels_and_compiles_once(pipes):
+    """Another picture, mask, prompt and seed of the same sizes run the same programs."""
+    pipe, words = pipes("fill"), {"steps": STEPS, "height": SIZE[0], "width": SIZE[1]}
+    (first,) = pipe.inpaint(picture(1), hole(), PROMPT, **words)
+    with Clock() as clock:
+        (image,) = pipe.inpaint(picture(2), hole(35), "a blue mug in a room", seed=5, **words)
+    assert clock.programs == 0
+    inside = np.asarray(hole(35)) > 0
+    np.testing.assert_array_equal(np.asarray(image)[~inside], np.asarray(picture(2))[~inside])
+    assert np.abs(np.asarray(image, float) - np.asarray(picture(2), float))[inside].mean() > 5
+    assert image.size == first.size == (96, 80)
+    (wider,) = pipe.outpaint(picture(1), PROMPT, pad=(0, 16, 0, 0), steps=STEPS, height=80, width=112)
+    np.testing.assert_array_equal(np.asarray(wider)[:, :96], np.asarray(picture(1)))
+
+
+def test_what_fill_refuses(pipes):
+    pipe, kept = pipes("fill"), {"image": picture(1), "mask": hole()}
+    for words, said in (
+        ({}, "generate has nothing to fill.*inpaint or outpaint"),
+        ({"subjects": [jaxpa.Subject(picture(1), hole())]}, "personalize has nothing to fill"),
+        ({**kept, "tau": 0.5}, "tau would have no effect"), ({**kept, "caption": "a mug"}, "caption would have no"),
+        ({"control": picture(1), **kept}, "a control picture would have no effect"),
+    ):  # fmt: skip
+        with pytest.raises(JaxpaError, match=said):
+            pipe.make(Request.of(PROMPT, **words))
+    for call in (
+        lambda: pipe.find_mask(picture(1), "cat"), lambda: pipe.reconstruct(picture(1)),
+        lambda: pipe.attention("a cat"), lambda: pipe.velocity(pipe.encode_text(PROMPT)),
+    ):  # fmt: skip
+        with pytest.raises(JaxpaError, match=r"FLUX\.1-Fill draws nothing from text alone"):
+            call()
+
+
+# Kontext ------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("canvas", [SIZE, (64, 104)])
+def test_kontext_equals_the_references(pipes, theirs, canvas):
+    """The picture is read at its own size, whatever the canvas."""
+    pipe, read = pipes("kontext"), (88, 104)
+    assert (pipe.settings.variant, pipe.settings.guidance) == ("kontext", 2.5)
+    assert pipe.spec.read_size((104, 88)) == read  # 1104 x 944 at this checkpoint's scale
+    want = theirs("kontext", 4, canvas, image=picture(1, read), _auto_resize=False, max_area=canvas[0] * canvas[1])
+    request = Request.of(PROMPT, picture=picture(1, read), steps=STEPS, seed=4, height=canvas[0], width=canvas[1])
+    assert error(ours(pipe, request), want) < LATENTS
+    assert error(ours(pipe, dataclasses.replace(request, following=None)), want) > 1e-2
+    # Without a picture it is a text model, here as there.
+    alone = theirs("kontext", 4, canvas, max_area=canvas[0] * canvas[1])
+    assert error(ours(pipe, dataclasses.replace(request, following=None)), alone) < LATENTS
+
+
+@pytest.mark.usefixtures("torch")
+def test_kontext_reads_the_sizes_of_its_training():
+    """Every aspect finds the size that the reference's own rule gives."""
+    from diffusers.pipelines.flux.pipeline_flux_kontext import PREFERRED_KONTEXT_RESOLUTIONS
+
+    spec = Spec(FluxConfig(), Settings(variant="kontext"))
+    for size in ((640, 480), (480, 640), (1000, 1000), (3000, 900), (1920, 1080), (700, 1600), (1024, 1100)):
+        aspect = size[0] / size[1]
+        _, w, h = min((abs(aspect - w / h), w, h) for w, h in PREFERRED_KONTEXT_RESOLUTIONS)
+        assert spec.read_size(size) == (h, w)
+
+
+def test_edit_keeps_its_size_and_compiles_once(pipes):
+    pipe = pipes("kontext")
+    (first, second) = pipe.edit(picture(1, (90, 100)), PROMPT, steps=STEPS, num_images=2)
+    assert first.size == second.size == (104, 88)  # of its sizes, the one of the nearest aspect
+    with Clock() as clock:
+        pipe.edit(picture(2, (45, 50)), "a blue mug in a room", steps=STEPS, seed=7, num_images=2, guidance=2.0)
+    assert clock.programs == 0
+
+
+def test_the_method_works_on_kontext(pipes, pictures):
+    """Without a picture of its own to read it is FLUX.1-dev: replacement, inversion and masks from attention."""
+    pipe, car = pipes("kontext"), jaxpa.Subject(pictures / "car.png", pictures / "car-mask.png", caption="a car")
+    (image,) = pipe.personalize("a car in a room", [car], steps=2)
+    assert image.size == (96, 96)
+    assert pipe.find_mask(pictures / "car.png", "car", steps=2).soft.shape == (12, 12)
+
+
+# Control pictures ---------------------------------------------------------------------------------------------
+
+
+def test_control_equals_the_references(pipes, theirs):
+    pipe = pipes("control")
+    assert (pipe.settings.variant, pipe.settings.guidance) == ("control", 3.5)
+    want = theirs("control", 5, control_image=picture(1))
+    words = {"steps": STEPS, "seed": 5, "height": SIZE[0], "width": SIZE[1]}
+    assert error(ours(pipe, Request.of(PROMPT, control=picture(1), **words)), want) < LATENTS
+    assert error(ours(pipe, Request.of(PROMPT, control=picture(2), **words)), want) > 1e-2
+
+
+def test_a_control_picture_gives_the_canvas_and_compiles_once(pipes):
+    pipe = pipes("control")
+    (image,) = pipe.generate(PROMPT, control=picture(1, (160, 192)), steps=STEPS)
+    assert image.size == (104, 88)  # its aspect, the checkpoint's area
+    with Clock() as clock:
+        pipe.generate("a blue mug", control=picture(2, (160, 192)), steps=STEPS, seed=7)
+    assert clock.programs == 0
+
+
+def test_replacement_follows_a_control_picture(pipes, pictures):
+    """Where no network is asked about a reference; its tokens come, and the control picture counts."""
+    pipe, car = pipes("control"), jaxpa.Subject(pictures / "car.png", pictures / "car-mask.png")
+    told = {"level": "token", "path": "line", "start": "independent", "concat": None, "steps": 2}
+    one, other = (pipe.personalize("a car", [car], control=picture(k, (96, 96)), **told)[0] for k in (1, 2))
+    assert np.abs(np.asarray(one, float) - np.asarray(other, float)).mean() > 1
+    changed = np.pad(np.full((96, 40), 255, np.uint8), ((0, 0), (0, 56)))
+    (edited,) = pipe.inpaint(picture(3, (96, 96)), changed, PROMPT, control=picture(1, (96, 96)), **told)
+    np.testing.assert_array_equal(np.asarray(edited)[:, 40:], np.asarray(picture(3, (96, 96)))[:, 40:])
+    with pytest.raises(JaxpaError, match="--level token --path line --concat none"):
+        pipe.personalize("a car", [car], control=picture(1))
+    with pytest.raises(JaxpaError, match="follows a control picture: give one with --control"):
+        pipe.generate(PROMPT)
+
+
+def test_what_the_text_model_refuses(pipes):
+    pipe = jaxpa.load("mini")
+    with pytest.raises(JaxpaError, match=r"edit asks for FLUX.1-Kontext, and this is FLUX.1;.*--variant kontext"):
+        pipe.edit(picture(1), PROMPT)
+    with pytest.raises(JaxpaError, match=r"a control picture would have no effect: FLUX\.1 reads none"):
+        pipe.generate(PROMPT, control=picture(1))
+
+
+# On the command line -------------------------------------------------------------------------------------------
+
+
+def test_commands(run, folders, tmp_path):
+    picture(1).save(tmp_path / "in.png")
+    hole().save(tmp_path / "mask.png")
+    given, out = ["--image", tmp_path / "in.png", "--prompt", "a cat", "--steps", 1], tmp_path / "out.png"
+    status, line, err = run("inpaint", "--model", folders("fill"), *given, "--mask", tmp_path / "mask.png",
+                            "--out", out, "--json")  # fmt: skip
+    assert status == 0, err
+    said = json.loads(line)
+    assert (said["drawn_by"], said["guidance"], said["switches"]) == ("FLUX.1-Fill", 30.0, None)
+    assert said["sample_forwards"] == 1
+    assert said["files"] == [str(out)]
+    status, line, err = run("edit", "--model", folders("kontext"), *given, "--out", out)
+    assert status == 0, err
+    assert "out-figure.png" in {path.name for path in tmp_path.iterdir()}
+    status, line, err = run("generate", "--model", folders("control"), "--control", tmp_path / "in.png", "--prompt",
+                            "a cat", "--steps", 2, "--out", tmp_path / "in.png")  # fmt: skip
+    assert (status, "is an input of this command" in err) == (2, True)
+    for verb, reads, said in (("invert", "fill", "as invert would have it"), ("edit", "control", "--variant kontext")):
+        status, _, err = run(verb, "--model", folders(reads), *given, "--out", out)
+        assert (status, err.count("\n"), said in err) == (2, 1, True), err
+
+
+def test_plans(run, folders):
+    """Kontext's picture doubles the image tokens; each plan is of what its model does, with its own settings."""
+
+    def planned(reads: str, *words: Any) -> dict[str, Any]:
+        status, line, err = run("plan", "--json", "--model", folders(reads), *words)
+        assert status == 0, err
+        return json.loads(line)
+
+    alone, kontext, fill, control = (planned(*words) for words in (
+        ("text", "--references", 0), ("kontext",), ("fill",), ("control",)))  # fmt: skip
+    config = resolve(folders("kontext")).config.transformer
+    assert (kontext["image_tokens"], kontext["picture_tokens"]) == (144, 144)
+    assert kontext["tflop_per_forward"] == transformer_flops(config, 288, 32) / 1e12
+    assert alone["tflop_per_forward"] == transformer_flops(config, 144, 32) / 1e12
+    assert [each["steps"] for each in (alone, kontext, fill, control)] == [28, 30, 50, 28]
+    assert [each["sample_forwards"] for each in (alone, kontext, fill, control)] == [28, 30, 50, 28]
+    assert [each["drawn_by"] for each in (fill, planned("kontext", "--references", 1))] == [
+        "FLUX.1-Fill", "token replacement"
+    ]  # fmt: skip
+    text = format_plan(kontext)
+    assert "144 image + 32 text tokens + 144 of the picture" in text
+    assert kontext["stage_bytes"]["sample"] > alone["stage_bytes"]["sample"]
