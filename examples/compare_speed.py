@@ -1,28 +1,56 @@
-"""A forward of the MM-DiT here and in diffusers, on the same weights, in one run: `python examples/compare_speed.py`.
+"""The MM-DiT here and in diffusers, on the same weights, in one run: `python examples/compare_speed.py [NAME ...]`.
 
-Both run in float32 on the CPU, in turns, so that other work on the machine slows both. The script prints the processor,
-both medians, and their ratio. It needs the extra `test` (torch, diffusers).
+Both run in float32 on the CPU, in turns, so that other work on the machine slows both. For each size the script prints
+both medians, their ratio, and the ratio that could be had at most: diffusers' time over the time that the matrix
+products alone take at this machine's own rate. `picture` is a prompt's way to its pixels, with mini. It needs the extra
+`test` (torch, diffusers).
 """
 
+import argparse
 import os
 import platform
 import re
 import statistics
+import tempfile
 import time
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any, NamedTuple
 
 import jax
 import numpy as np
 import torch
 from diffusers.models.transformers.transformer_flux import FluxTransformer2DModel
+from diffusers.pipelines.flux.pipeline_flux import FluxPipeline
 
-from jaxpa.checkpoint.load import load_component
-from jaxpa.checkpoint.source import find_mini
+import jaxpa
+from jaxpa.checkpoint.load import find_mini, load_component
+from jaxpa.devices.bench import matmul_ceiling
+from jaxpa.devices.cost import transformer_flops
 from jaxpa.tokens import grid_positions
 
-TEXT = 32  # tokens
-ROUNDS = 15
+PROMPT = "a striped red cat on a beach"
+
+
+class Size(NamedTuple):
+    """side x side image tokens and text tokens in a batch, through a network: mini, or a random one of this width."""
+
+    batch: int
+    side: int
+    text: int
+    width: int | None = None
+    blocks: tuple[int, int] = (0, 0)
+    rounds: int = 10
+
+
+SIZES = {
+    "mini": Size(1, 12, 32),
+    "mini-batch": Size(8, 12, 32),
+    "mini-large": Size(1, 32, 32),
+    "256": Size(1, 16, 32, 256, (4, 8)),
+    "1024": Size(1, 32, 128, 1024, (2, 4), 2),
+    "3072": Size(1, 32, 512, 3072, (1, 2), 1),
+}
 
 
 def seconds(run: Callable[[], object]) -> float:
@@ -31,41 +59,103 @@ def seconds(run: Callable[[], object]) -> float:
     return time.perf_counter() - start
 
 
-def _theirs(folder: Path) -> FluxTransformer2DModel:
-    return FluxTransformer2DModel.from_pretrained(folder, low_cpu_mem_usage=False).float().eval()
+def in_turns(here: Callable[[], object], peer: Callable[[], object], rounds: int) -> tuple[float, float]:
+    """Median seconds of each, in three turns of `rounds` calls.
+
+    The threads of a library go on looking for work, up to 0.2 s after a call: before each turn the script waits for
+    them, and makes a call that is not measured.
+    """
+    times: dict[Callable[[], object], list[float]] = {here: [], peer: []}
+    for _ in range(3):
+        for run, its in times.items():
+            time.sleep(0.5)
+            run()
+            its += [seconds(run) for _ in range(rounds)]
+    return statistics.median(times[here]), statistics.median(times[peer])
 
 
-def compare(side: int, batch: int) -> None:
-    """side x side image tokens."""
-    folder = find_mini() / "transformer"
-    ours, theirs = load_component(folder, np.float32), _theirs(folder)
-    rng, config, n = np.random.default_rng(0), ours.config, side * side
+def random_network(folder: Path, size: Size) -> None:
+    """Write a network of random weights, as diffusers initialises and stores them."""
+    assert size.width is not None
+    head = min(128, size.width // 4)
+    theirs = FluxTransformer2DModel(
+        num_layers=size.blocks[0],
+        num_single_layers=size.blocks[1],
+        attention_head_dim=head,
+        num_attention_heads=size.width // head,
+        joint_attention_dim=min(4096, 4 * size.width),
+        axes_dims_rope=(head // 8, head * 7 // 16, head * 7 // 16),
+        guidance_embeds=True,
+    )
+    theirs.save_pretrained(folder)
+
+
+def compare(name: str, size: Size, rate: float) -> None:
+    """A forward; rate: of this machine's matrix products, in FLOP/s."""
+    with tempfile.TemporaryDirectory() as temporary:
+        folder = find_mini() / "transformer" if size.width is None else Path(temporary)
+        if size.width is not None:
+            random_network(folder, size)
+        ours = load_component(folder, np.float32)
+        theirs = FluxTransformer2DModel.from_pretrained(folder, low_cpu_mem_usage=False).float().eval()
+    here, peer = forwards(ours, theirs, size)
+    difference = np.abs(here() - peer()).max()
+    mine, other = in_turns(here, peer, size.rounds)
+    flops = size.batch * transformer_flops(ours.config, size.side**2, size.text)
+    shape = f"{size.batch} x ({size.side**2} image + {size.text} text tokens), width {ours.config.width}"
+    print(f"{name}: {shape}: {1e3 * mine:.1f} ms here, {1e3 * other:.1f} ms diffusers, ratio {other / mine:.2f}")
+    at_most = other * rate / flops
+    print(f"  at most {at_most:.2f}: {flops / 1e9:.2f} GFLOP of products; the outputs differ by {difference:.1e}")
+
+
+def forwards(ours: Any, theirs: FluxTransformer2DModel, size: Size) -> tuple[Callable[[], np.ndarray], ...]:
+    """The same forward on the same input, here and there."""
+    rng, config, (batch, n) = np.random.default_rng(0), ours.config, (size.batch, size.side**2)
     x = rng.standard_normal((batch, n, config.in_channels), np.float32)
-    txt = rng.standard_normal((batch, TEXT, config.joint_attention_dim), np.float32)
+    txt = rng.standard_normal((batch, size.text, config.joint_attention_dim), np.float32)
     vec = rng.standard_normal((batch, config.pooled_projection_dim), np.float32)
     t = np.full(batch, 0.5, np.float32)
-    guidance = t if config.guidance_embeds else None
-    positions = np.asarray(grid_positions(side, side))
-    forward = jax.jit(lambda model, *arguments: model(*arguments))
-    arguments = {
-        "hidden_states": x, "encoder_hidden_states": txt, "pooled_projections": vec, "timestep": t,
-        "img_ids": positions, "txt_ids": np.zeros((TEXT, 3)), "guidance": guidance,
-    }  # fmt: skip
-    tensors = {name: None if v is None else torch.from_numpy(v).float() for name, v in arguments.items()}
+    positions = np.asarray(grid_positions(size.side, size.side))
+    names = ("hidden_states", "encoder_hidden_states", "pooled_projections", "timestep", "guidance", "img_ids")
+    arguments = (x, txt, vec, t, t if config.guidance_embeds else None, positions)
+    tensors = {
+        name: None if value is None else torch.from_numpy(np.array(value)).float()
+        for name, value in zip((*names, "txt_ids"), (*arguments, np.zeros((size.text, 3))), strict=True)
+    }
+    leaves, tree = jax.tree.flatten((ours, *map(jax.numpy.asarray, arguments)))  # as the sampling loops call it
+
+    @jax.jit
+    def program(leaves: list[jax.Array]) -> jax.Array:
+        model, *arguments = jax.tree.unflatten(tree, leaves)
+        return model(*arguments)
 
     def peer() -> np.ndarray:
         with torch.no_grad():
             return theirs(**tensors, return_dict=False)[0].numpy()
 
-    def here() -> np.ndarray:
-        return np.asarray(forward(ours, x, txt, vec, t, guidance, positions))
+    return lambda: np.asarray(program(leaves)), peer
 
-    difference = np.abs(here() - peer()).max()
-    times = [(seconds(here), seconds(peer)) for _ in range(ROUNDS)]
-    mine, other = (1e3 * statistics.median(column) for column in zip(*times, strict=True))
-    shape = f"{batch} x ({n} image + {TEXT} text tokens)"
-    print(f"{shape}: {mine:.1f} ms here, {other:.1f} ms diffusers, ratio {other / mine:.2f}")
-    print(f"  the outputs differ by {difference:.1e}")
+
+def compare_picture(rounds: int = 2) -> None:
+    """From a prompt to pixels, with mini and its own settings but for guidance, which the two steer differently."""
+    here = jaxpa.load()
+    peer = FluxPipeline.from_pretrained(find_mini(), dtype=torch.float32, low_cpu_mem_usage=False)
+    peer.set_progress_bar_config(disable=True)
+    size, steps, tokens = here.settings.size, here.settings.steps, here.settings.max_length
+    same = {
+        "height": size,
+        "width": size,
+        "num_inference_steps": steps,
+        "guidance_scale": 1.0,
+        "max_sequence_length": tokens,
+    }
+    mine, other = in_turns(
+        lambda: here.generate(PROMPT, steps=steps, guidance=1.0),
+        lambda: peer(PROMPT, **same),
+        rounds,
+    )
+    print(f"picture: {size} x {size} pixels, {steps} steps: {mine:.2f} s here, {other:.2f} s diffusers, ", end="")
+    print(f"ratio {other / mine:.2f}")
 
 
 def processor() -> str:
@@ -77,8 +167,21 @@ def processor() -> str:
     return f"{name[1] if name else platform.processor() or platform.machine()}, {os.cpu_count()} cores"
 
 
-if __name__ == "__main__":
-    print(processor())
+def main() -> None:
+    parser = argparse.ArgumentParser(description="Time the MM-DiT here and in diffusers.")
+    parser.add_argument("names", nargs="*", metavar="NAME", help=f"some of {', '.join(SIZES)}, picture (default: all)")
+    names = parser.parse_args().names or [*SIZES, "picture"]
+    if unknown := set(names) - {*SIZES, "picture"}:
+        parser.error(f"unknown: {', '.join(sorted(unknown))}; choose from {', '.join(SIZES)}, picture")
+    rate = 1e12 * matmul_ceiling()
+    print(f"{processor()}: {rate / 1e9:.0f} GFLOP/s in float32 products")
     print(f"jax {jax.__version__}, torch {torch.__version__} with {torch.get_num_threads()} threads")
-    for side, batch in ((12, 1), (12, 8), (32, 1)):
-        compare(side, batch)
+    for name in names:
+        if name == "picture":
+            compare_picture()
+        else:
+            compare(name, SIZES[name], rate)
+
+
+if __name__ == "__main__":
+    main()
