@@ -38,7 +38,7 @@ ROOMS = {  # modules in the order in which they build on each other
     "backbones": "tables shapes backbone variants flux registry",
     "encoders": "autoencoder t5 clip vocabulary text",
     "checkpoint": "documents files hub keys parts fit source residence stages load convert report",
-    "media": "masks figures images places subjects edits",
+    "media": "masks figures images places subjects edits edges",
     "request": "spec groups request record prepare",
     "attention": "maps observe",
     "devices": "cost memory sharding timing plan targets hlo programs compiled elsewhere bench",

@@ -5,6 +5,7 @@ Small random networks in mini's folder; the settings are those that come with th
 
 import dataclasses
 import json
+import sys
 from functools import cache
 from typing import Any
 
@@ -218,6 +219,27 @@ def test_a_control_picture_gives_the_canvas_and_compiles_once(pipes):
     with Clock() as clock:
         pipe.generate("a blue mug", control=picture(2, (160, 192)), steps=STEPS, seed=7)
     assert clock.programs == 0
+
+
+def test_edges(pipes, monkeypatch):
+    """By the thresholds on Sobel's sums: a step of 60 grey levels is an edge, one of 10 is none."""
+    pixels = np.full((*SIZE, 3), 100, np.uint8)
+    pixels[16:64, 16:80] = 160
+    pixels[24:56, 24:40] = 170
+    request = Request.of(PROMPT, control=Image.fromarray(pixels), edges=True, height=SIZE[0], width=SIZE[1])
+    found: Any = pipes("control").prepare(request)
+    white = found.picture[..., 0] == 1
+    assert set(np.unique(found.picture)) == {-1, 1}
+    rows, columns = np.nonzero(white)
+    assert set(rows) | set(columns) <= set(range(15, 81))
+    near = np.min(np.abs((rows - 15.5, rows - 63.5, columns - 15.5, columns - 79.5)), axis=0)
+    assert near.max() <= 1
+    assert len(rows) > 200  # of an outline of 220 pixels
+    monkeypatch.setitem(sys.modules, "cv2", None)
+    with pytest.raises(JaxpaError, match=r"pip install 'jaxpa\[edges\]'"):
+        pipes("control").prepare(request)
+    with pytest.raises(JaxpaError, match=r"FLUX\.1-Depth follows depth, not edges"):
+        request.check(dataclasses.replace(pipes("control").spec, settings=Settings(variant="depth")))
 
 
 def test_replacement_follows_a_control_picture(pipes, pictures):

@@ -7,6 +7,7 @@ from tyro.conf import OmitArgPrefixes, UseAppendAction
 
 from jaxpa.cli.command import Picturing
 from jaxpa.cli.flags import Pad
+from jaxpa.errors import JaxpaError
 from jaxpa.media.subjects import Place, Subject
 from jaxpa.request.groups import Editing, Following, Method
 from jaxpa.request.request import Request
@@ -19,13 +20,18 @@ class GenerateCommand(Picturing):
     control: Path | None = None
     """The picture whose shapes the new one follows (FLUX.1-Canny: white edges on black; FLUX.1-Depth: near is
     white)."""
+    edges: bool = False
+    """The --control picture is an ordinary one: its edges are found first."""
 
     def request(self) -> Request:
-        return Request(**self.words(), following=following(self.control))
+        return Request(**self.words(), following=following(self.control, self.edges))
 
 
-def following(control: Path | None) -> Following | None:
-    return None if control is None else Following(control=control)
+def following(control: Path | None, edges: bool) -> Following | None:
+    """What the flags of a control picture ask for."""
+    if control is None and edges:
+        raise JaxpaError("--edges would have no effect: there is no --control picture to find them in")
+    return None if control is None else Following(control=control, edges=edges)
 
 
 @dataclass(kw_only=True)
@@ -56,6 +62,8 @@ class PersonalizeCommand(Picturing):
     """Layout: a picture with the last subject here (fractions of the canvas), and one for each further --place."""
     control: Path | None = None
     """A picture whose shapes the new one follows, as in `generate`."""
+    edges: bool = False
+    """The --control picture is an ordinary one: its edges are found first."""
     method: OmitArgPrefixes[Method] = field(default_factory=Method)
     figure: bool = True  # type: ignore[misc]
     """Also write OUT-figure.png: the inputs, their token masks, the results."""
@@ -64,7 +72,7 @@ class PersonalizeCommand(Picturing):
         scene = None if self.scene is None else Subject(self.scene)
         return Request(
             **self.words(), subjects=self.subject, scene=scene, places=self.place, method=self.method,
-            following=following(self.control),
+            following=following(self.control, self.edges),
         ).with_references()  # fmt: skip
 
 
@@ -78,6 +86,8 @@ class KeepingCommand(Picturing):
     """What the picture shows; the inversion follows it."""
     control: Path | None = None
     """A picture whose shapes the new one follows, as in `generate`."""
+    edges: bool = False
+    """The --control picture is an ordinary one: its edges are found first."""
     feather: float = 0.0
     """Pixels of the picture over which old and new are blended; 0: the kept pixels come back exactly."""
     method: OmitArgPrefixes[Method] = field(default_factory=Method)
@@ -88,7 +98,9 @@ class KeepingCommand(Picturing):
         raise NotImplementedError
 
     def request(self) -> Request:
-        return Request(**self.words(), method=self.method, editing=self.editing(), following=following(self.control))
+        return Request(
+            **self.words(), method=self.method, editing=self.editing(), following=following(self.control, self.edges)
+        )
 
 
 @dataclass(kw_only=True)

@@ -6,4 +6,5 @@ images    reading, writing and resizing pictures
 places    where a subject goes on the canvas
 subjects  references: their pictures, masks and places
 edits     pictures of which a part is kept
+edges     edges of a control picture
 """

@@ -260,7 +260,11 @@ class Following:
     """The picture that the prompt says how to change (`edit`, FLUX.1-Kontext)."""
     control: Picture | None = None
     """The picture whose shapes the new one follows: edges (FLUX.1-Canny) or depth (FLUX.1-Depth)."""
+    edges: bool = False
+    """The control picture is an ordinary one, whose edges are found first."""
 
     def __post_init__(self) -> None:
         if (self.picture is None) == (self.control is None):
             raise JaxpaError("a request follows either a picture to change or a control picture: give one of them")
+        if self.edges and self.control is None:
+            raise JaxpaError("edges would have no effect: there is no control picture to find them in")

@@ -6,6 +6,7 @@ from typing import Any
 import numpy as np
 
 from jaxpa.media import images, masks
+from jaxpa.media.edges import canny
 from jaxpa.media.edits import Followed, MaskedPicture, pad_picture, prepare_edit
 from jaxpa.media.subjects import References, Subject, read_references
 from jaxpa.request.groups import Following
@@ -49,7 +50,8 @@ def _control(following: Following | None, canvas: tuple[int, int]) -> np.ndarray
     if following is None or following.control is None:
         return None
     picture = images.read_image(following.control)
-    return images.to_array(picture, *canvas, masks.crop_box(picture.size, *canvas))
+    array = images.to_array(picture, *canvas, masks.crop_box(picture.size, *canvas))
+    return canny(array) if following.edges else array
 
 
 def _followed(following: Following, spec: Spec, asked: tuple[int | None, int | None]) -> Followed:

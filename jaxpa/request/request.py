@@ -195,6 +195,8 @@ class Request:
         if control and reads != "control":
             raise JaxpaError(f"a control picture would have no effect: {title} reads none (FLUX.1-Canny and -Depth do)")
         if reads == "control":
+            if self.following is not None and self.following.edges and spec.variant.name == "depth":
+                raise JaxpaError(f"{title} follows depth, not edges: leave edges out, and give a picture of the depth")
             if not control:
                 raise JaxpaError(f"{title} follows a control picture: give one with --control")
             preset = self.switches(spec)
