@@ -113,9 +113,10 @@ class _Writer:
             kind = self.weights if all(rounds(own.path) for _, own in held) else None
             target = DTYPES[kind] if kind else self.dtype or stored_dtype(self.part, held[0][0])
             yield name, target, held[0][1].whole_shape, partial(self.pieces, held, target, kind)
-            for pair in held if kind else ():
-                shape = (*pair[1].shape[:-2], pair[1].shape[-1])
-                yield scale_of(pair[1]), np.dtype(np.float32), shape, partial(self.scales, pair[0], kind)
+            if kind is not None:
+                for leaf, own in held:
+                    shape = (*own.shape[:-2], own.shape[-1])
+                    yield scale_of(own), np.dtype(np.float32), shape, partial(self.scales, leaf, kind)
 
     def pieces(self, held: Held, target: np.dtype, kind: Weights | None) -> Iterator[np.ndarray]:
         """A tensor block by block, where the source has it in blocks."""

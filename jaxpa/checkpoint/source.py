@@ -93,7 +93,7 @@ class Source:
 
         Raises CheckpointError where it is another kind of eight bits.
         """
-        stored = next((part.weights for part in self.parts.values() if part.weights), None)
+        stored: Weights | None = next((part.weights for part in self.parts.values() if part.weights), None)
         if weights and stored and weights != stored:
             raise CheckpointError(
                 f"{self.name} holds weights in {stored}: leave --weights away, or take the checkpoint it was made from"
