@@ -41,7 +41,7 @@ ROOMS = {  # modules in the order in which they build on each other
     "media": "masks figures images places subjects edits edges",
     "request": "spec groups request record prepare",
     "attention": "maps observe",
-    "devices": "cost memory sharding timing plan targets hlo programs compiled elsewhere bench",
+    "devices": "processes cost memory sharding timing plan targets hlo programs compiled elsewhere bench",
     "evaluation": "metrics scores evaluate",
     "cli": "console flags files command plan bench checkpoints pictures invert mask parse batch main",
 }

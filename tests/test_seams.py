@@ -240,7 +240,7 @@ def test_every_platforms_layout_is_the_same_network(flux, platform):
     there = arrange(flux, platform)
     np.testing.assert_array_equal(ask(velocity(there), X, T), ask(velocity(flux), X, T))
     assert isinstance(there.double_blocks, Numbered) == (platform == "gpu")
-    order = there.double_blocks[0].img.proj if platform == "gpu" else there.double_blocks.img.proj
+    order = there.double_blocks[0].img.qkv.q if platform == "gpu" else there.double_blocks.img.qkv.q
     turned = order.kernel[...].format.layout.major_to_minor
     assert turned == ((0, 1) if platform == "gpu" else (0, 2, 1))
 

@@ -178,6 +178,6 @@ FLUX = Backbone(
     # Modulation moves whole channels of every token at once, and is computed once before the loop; embedders and the
     # layers at both ends are few. They stay as they are.
     rounded=re.compile(r"\w+_blocks\.(\w+\.)?(qkv\.[qkv]|proj|mlp_in|mlp_out)\.kernel"),
-    turned=re.compile(r"\w+_blocks\..*(qkv\.[qkv]|proj)\.kernel"),  # around attention
+    turned=re.compile(r"\w+_blocks\..*qkv\.[qkv]\.kernel"),  # before attention, so that heads come out first
     conditions=_conditions,
 )

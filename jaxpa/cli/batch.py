@@ -173,9 +173,12 @@ def parse(place: str, words: Sequence[str]) -> Making:
         near = did_you_mean(words[0], JOBS)
         raise JaxpaError(f"{words[0]!r} is not a command of a batch: a line begins with {', '.join(JOBS)}{near}")
     try:
-        return parse_command(JOBS[words[0]], words[0], words[1:], f"{place}: {words[0]}")
+        command = parse_command(JOBS[words[0]], words[0], words[1:], f"{place}: {words[0]}")
     except SystemExit:
         raise JaxpaError(f"not the flags of {words[0]}: see jaxpa {words[0]} --help") from None
+    if getattr(command, "distributed", False):
+        raise JaxpaError("--distributed is for a command of its own: machines share a batch by --share I/N")
+    return command
 
 
 def finished(file: Path) -> set[tuple[str, ...]]:

@@ -48,6 +48,9 @@ class Command:
     def load(self, mesh: str | None = None) -> "Pipeline":
         return _load(self.checkpoint, mesh)
 
+    def begin(self) -> None:
+        """What comes before anything asks JAX for a device."""
+
     def run(self) -> int:
         """Do it; the exit status."""
         raise NotImplementedError
@@ -75,6 +78,9 @@ class Made(NamedTuple):
 
     content: dict[str, Any]
     line: str
+
+
+ELSEWHERE = Made({}, "")  # another process writes and reports
 
 
 @dataclass(kw_only=True)
@@ -115,8 +121,9 @@ class Making(Command):
         return files.settle(self.out, self.DEFAULT, labels, figure, inputs, self.force)
 
     def run(self) -> int:
-        content, line = self.make(self.prepare())
-        console.report(self.json, content, [line])
+        made = self.make(self.prepare())
+        if made is not ELSEWHERE:
+            console.report(self.json, made.content, [made.line])
         return 0
 
 
@@ -138,6 +145,17 @@ class Picturing(Making):
     embedding: Path | None = None
     """An encoded prompt in place of --prompt: a file that TextEmbedding.save wrote."""
     sampling: OmitArgPrefixes[Sampling] = field(default_factory=Sampling)
+    distributed: bool = False
+    """This process is one of several that run the same command: --mesh spreads it over the devices of all of them, and
+    the first writes. Found by JAX on Slurm, Open MPI, Kubernetes and Cloud TPU; else see docs/devices.md."""
+
+    def begin(self) -> None:
+        if self.distributed:
+            from jaxpa.devices.processes import join
+
+            if self.mesh is None:
+                raise JaxpaError("--distributed needs --mesh data=D,model=M: how the devices of all processes are used")
+            join()
 
     def request(self) -> Request:
         """What the flags ask for. Raises JaxpaError for what does not go together."""
@@ -176,6 +194,7 @@ class Picturing(Making):
         return files.labels(combinations(self.request(), spec_of(self.source())))
 
     def make(self, prepared: Prepared) -> Made:
+        from jaxpa.devices.processes import writes
         from jaxpa.media.images import save_image
 
         request, pictures, made, outputs = prepared
@@ -185,6 +204,8 @@ class Picturing(Making):
             with clock.stage("sample"):
                 pictures = pipe.prepare(request) if pictures is None else pictures
                 images = pipe.make(request, pictures, console.Progress())
+        if not writes():
+            return ELSEWHERE
         made_with = files.labels(made)
         if outputs.figure is not None:
             save_image(sheet_of(pictures, images, made_with, pipe.cell), outputs.figure, {"figure": made_with})

@@ -46,6 +46,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         with console.one_line_warnings():
             command = read(argv)
             if isinstance(command, Command):
+                command.begin()
                 check_platform()
             status = command.run()
             sys.stdout.flush()

@@ -10,5 +10,6 @@ compiled   such a program compiled for a device that is not here, and what its c
 hlo        what a compiled program does: loops, kernels, collectives, traffic
 elsewhere  a plan for such a device, compiled or estimated
 bench      how fast the network runs on this machine
+processes  several processes as one
 timing     compiling apart from running, stage by stage
 """

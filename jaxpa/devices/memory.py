@@ -19,13 +19,15 @@ from jaxpa.checkpoint.stages import STAGES
 from jaxpa.config import AutoencoderConfig, FluxConfig, Weights
 from jaxpa.devices import cost
 from jaxpa.errors import JaxpaError
-from jaxpa.kernels import LONG, VAST
+from jaxpa.kernels import LANES, LONG, VAST
 
 GIB = 2.0**30
 LOGITS = 8  # bytes: float32, before the softmax and after it
 ALONE = 4  # of one row and head on a CPU, where XLA's kernel overwrites them
-STREAMS = 14  # arrays of the model's width in one block: queries, keys, values; the MLP; both streams and their norms
-PICTURES = 3  # arrays of a convolution's width and resolution that are held at once, in float32
+STREAMS = (
+    14  # arrays of the model's width in one block: the stream, its norm, q, k, v, their attention, the MLP's 4 + 4
+)
+PICTURES = 3  # arrays of a convolution's width and resolution that are held at once: in, normed, out
 SHARE = 0.9  # of the machine's memory that a run may take
 TOGETHER = 0.5  # of it that images are sampled together for, if nobody says how many
 
@@ -67,6 +69,8 @@ def logits_bytes(platform: str, rows: int, heads: int, queries: int, keys: int, 
     """Bytes of the logits that one call of attention holds in memory; width: channels of a head."""
     if platform in ("gpu", "cuda") and itemsize == 2 and width <= 128:
         return 0  # a fused kernel
+    if platform == "tpu" and itemsize == 2 and width % LANES == 0 and min(queries, keys) >= LONG:
+        return 0  # another
     if platform == "cpu" and queries * keys <= VAST:
         heads = 1 if queries * keys > LONG**2 // 4 else heads  # one head after the other
         if rows * heads == 1:
@@ -94,7 +98,8 @@ def autoencoder_bytes(load: Load, platform: str) -> int:
     # Every level down has a quarter of the pixels; its first layer still has the channels of the level below.
     widths = (*c.block_out_channels, c.block_out_channels[-1])
     widest = max(max(widths[i : i + 2]) // 4**i for i in range(len(c.block_out_channels)))
-    convolutions = 4 * PICTURES * load.pictures * cells * c.downscale**2 * widest
+    size = 4 if platform == "cpu" else load.itemsize  # a CPU's convolutions are of float32
+    convolutions = size * PICTURES * load.pictures * cells * c.downscale**2 * widest
     return max(attention, convolutions)
 
 

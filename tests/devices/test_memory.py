@@ -10,8 +10,8 @@ import numpy as np
 import pytest
 
 import jaxpa
+from jaxpa import kernels, sampling
 from jaxpa import model as arrays
-from jaxpa import sampling
 from jaxpa.checkpoint.keys import abstract
 from jaxpa.config import AutoencoderConfig, FluxConfig
 from jaxpa.devices import memory
@@ -77,6 +77,26 @@ def test_fused_attention_writes_no_logits():
     assert transformer_bytes(half, "gpu") < 2**29
     assert 24 * 2**20 * 8 / 2 < transformer_bytes(full, "gpu") - 2 * transformer_bytes(half, "gpu") < 8 * 24 * 4608**2
     assert activation_bytes(half, "gpu") < 16 * 2**30
+
+
+@pytest.mark.parametrize("width", [64, 128, 512])
+@pytest.mark.parametrize("queries", [512, 4608])
+@pytest.mark.parametrize("dtype", [jnp.bfloat16, jnp.float32])
+def test_a_tpu_s_kernel_writes_no_logits(width, queries, dtype):
+    """Where `kernels` has splash attention, and only there."""
+    q, k = (jax.ShapeDtypeStruct((1, 2, tokens, width), dtype) for tokens in (queries, 4608))
+    found = memory.logits_bytes("tpu", 1, 2, queries, 4608, width, q.dtype.itemsize)
+    assert (found == 0) == kernels._splash_takes(q, k)  # type: ignore[arg-type]
+
+
+# What the devices' compilers say of FLUX.1-dev (examples/compile_devices.py and its decoder, 2026-11-25), in GiB.
+@pytest.mark.parametrize(("estimate", "side", "rows", "found"), [
+    (transformer_bytes, 1024, 1, 0.305), (transformer_bytes, 1024, 2, 0.61),
+    (autoencoder_bytes, 1024, 1, 1.25), (autoencoder_bytes, 2048, 1, 5.0),
+])  # fmt: skip
+def test_beside_an_h100_s_compiler(estimate, side, rows, found):
+    load = Load(FluxConfig(), (side // 16, side // 16), 512, rows, itemsize=2)
+    assert LOW < estimate(load, "gpu") / 2**30 / found < HIGH
 
 
 def test_a_batch_is_the_largest_that_fits(monkeypatch):
