@@ -242,6 +242,52 @@ class CLIPConfig(FromJson):
 
 
 @dataclass(frozen=True)
+class SiglipVisionConfig(FromJson):
+    """SigLIP's vision transformer (`image_encoder/config.json`). Defaults: transformers' own, which files leave out."""
+
+    hidden_size: Channels = 768
+    intermediate_size: Channels = 3072
+    num_hidden_layers: Blocks = 12
+    num_attention_heads: Annotated[int, Ge(1), Le(1024)] = 12
+    num_channels: Literal[3] = 3
+    image_size: Annotated[int, Ge(1), Le(2048)] = 224  # pixels along a side
+    patch_size: Annotated[int, Ge(1), Le(2048)] = 16
+    hidden_act: Literal["gelu_pytorch_tanh", "quick_gelu", "gelu"] = "gelu_pytorch_tanh"
+    layer_norm_eps: Epsilon = 1e-6
+
+    def __post_init__(self) -> None:
+        if self.hidden_size % self.num_attention_heads:
+            raise ValueError(
+                f"hidden_size {self.hidden_size} must be a multiple of num_attention_heads {self.num_attention_heads}"
+            )
+        if self.patch_size > self.image_size:
+            raise ValueError(f"patch_size {self.patch_size} must be at most image_size {self.image_size}")
+
+    @property
+    def tokens(self) -> int:
+        """Of a picture; pixels beyond the last whole patch are not read."""
+        return (self.image_size // self.patch_size) ** 2
+
+
+@dataclass(frozen=True)
+class CLIPVisionConfig(SiglipVisionConfig):
+    """CLIP's vision transformer with its projection. Defaults: transformers' own."""
+
+    patch_size: Annotated[int, Ge(1), Le(2048)] = 32
+    hidden_act: Literal["gelu_pytorch_tanh", "quick_gelu", "gelu"] = "quick_gelu"
+    layer_norm_eps: Epsilon = 1e-5
+    projection_dim: Channels = 512
+
+
+@dataclass(frozen=True)
+class ReduxConfig(FromJson):
+    """FLUX.1-Redux's two linear layers (`image_embedder/config.json`)."""
+
+    redux_dim: Channels = 1152  # of SigLIP's states
+    txt_in_features: Channels = 4096  # Dt
+
+
+@dataclass(frozen=True)
 class ScheduleConfig(FromJson):
     """Flow times (`scheduler/scheduler_config.json`). Defaults: FLUX.1-dev; schnell does not shift."""
 

@@ -24,13 +24,21 @@ from jaxpa.backbones.backbone import BackboneConfig
 from jaxpa.backbones.registry import BACKBONES
 from jaxpa.backbones.shapes import Shape
 from jaxpa.backbones.tables import Component, Row, Stored, row
-from jaxpa.config import AutoencoderConfig, CLIPConfig, T5Config
+from jaxpa.config import (
+    AutoencoderConfig,
+    CLIPConfig,
+    CLIPVisionConfig,
+    ReduxConfig,
+    SiglipVisionConfig,
+    T5Config,
+)
 from jaxpa.encoders.autoencoder import Autoencoder
 from jaxpa.encoders.clip import CLIPTextEncoder
 from jaxpa.encoders.t5 import T5Encoder
+from jaxpa.encoders.vision import ReduxEmbedder, VisionEncoder
 
 Layout = Literal["diffusers", "bfl", "jaxpa"]
-Config = BackboneConfig | AutoencoderConfig | CLIPConfig | T5Config
+Config = BackboneConfig | AutoencoderConfig | CLIPConfig | T5Config | SiglipVisionConfig | ReduxConfig
 
 
 def _fused(names: tuple[str, ...], diffusers: tuple[str, ...], own: str) -> dict[str, Row]:
@@ -55,9 +63,7 @@ T5: dict[str, Row] = {
 }  # fmt: skip
 
 _C = "encoder.layers.{i}."
-CLIP: dict[str, Row] = {  # behind "text_model." in most files: see `canonical`
-    "token_embedding": row("embeddings.token_embedding"),
-    "position_embedding": row("embeddings.position_embedding"),
+_CLIP_BLOCKS: dict[str, Row] = {
     "blocks.attention_norm": row(_C + "layer_norm1"),
     **_fused(tuple(f"blocks.attention.{part}" for part in "qkv"),
              tuple(f"{_C}self_attn.{part}_proj" for part in "qkv"), "blocks.attention.qkv"),
@@ -65,8 +71,23 @@ CLIP: dict[str, Row] = {  # behind "text_model." in most files: see `canonical`
     "blocks.mlp_norm": row(_C + "layer_norm2"),
     "blocks.fc1": row(_C + "mlp.fc1"),
     "blocks.fc2": row(_C + "mlp.fc2"),
-    "final_norm": row("final_layer_norm"),
 }  # fmt: skip
+CLIP: dict[str, Row] = {  # behind "text_model." in most files: see `canonical`
+    "token_embedding": row("embeddings.token_embedding"),
+    "position_embedding": row("embeddings.position_embedding"),
+    **_CLIP_BLOCKS,
+    "final_norm": row("final_layer_norm"),
+}
+VISION: dict[str, Row] = {  # SigLIP's, and what CLIP's has besides; behind "vision_model." in older files
+    "patch_embedding": row("embeddings.patch_embedding"),
+    "position_embedding": row("embeddings.position_embedding"),
+    "class_embedding": row("embeddings.class_embedding"),
+    "pre_norm": row("pre_layrnorm"),
+    **_CLIP_BLOCKS,
+    "final_norm": row("post_layernorm"),
+    "projection": row("visual_projection"),
+}
+REDUX = {"up": row("redux_up"), "down": row("redux_down")}
 
 # The autoencoder's module paths are diffusers' own; its original names follow by these substitutions, in order.
 # A number in braces counts from the last block: the decoder's block 0 is its lowest resolution here, its highest there.
@@ -94,11 +115,20 @@ COMPONENTS: dict[str, Mapping[str, Component]] = {
         "t5": Component(T5Encoder, T5Config, ("T5EncoderModel",), T5, re.compile(r"blocks\..+\.kernel"))
     },
 }
+# What stands in a folder of its own, for the pipelines that ask for it.
+FURTHER: dict[str, Mapping[str, Component]] = {
+    "image_encoder": {
+        "siglip": Component(VisionEncoder, SiglipVisionConfig, ("SiglipVisionModel",), VISION),
+        "clip": Component(VisionEncoder, CLIPVisionConfig, ("CLIPVisionModelWithProjection",), VISION),
+    },
+    "image_embedder": {"redux": Component(ReduxEmbedder, ReduxConfig, ("ReduxImageEncoder",), REDUX)},
+}
+KNOWN: dict[str, Mapping[str, Component]] = {**COMPONENTS, **FURTHER}
 
 
 def component(name: str, config: Config) -> Component:
     """The network of a folder that has this configuration."""
-    return next(kind for kind in COMPONENTS[name].values() if type(config) is kind.config)
+    return next(kind for kind in KNOWN[name].values() if type(config) is kind.config)
 
 
 @cache  # one object per configuration: loading it again meets the programs that are already compiled
@@ -237,11 +267,17 @@ def _findrow(name: str, config: Config, module: str) -> Row:
 def canonical(name: str, keys: list[str]) -> dict[str, str]:
     """Names as the tables have them -> names in the file, without what every reader skips.
 
-    CLIP comes with and without `text_model.`; T5 may store its embedding twice; old files keep index buffers.
+    CLIP comes with and without `text_model.`, vision transformers with and without `vision_model.`; SigLIP's pooling
+    head is not read; T5 may store its embedding twice; old files keep index buffers.
     """
     out = {key: key for key in keys if not key.endswith("position_ids")}
     if name == "text_encoder":
         out = {key.removeprefix("text_model."): actual for key, actual in out.items()}
+    if name == "image_encoder":
+        out = {key.removeprefix("vision_model."): actual for key, actual in out.items()}
+        out = {key: actual for key, actual in out.items() if not key.startswith("head.")}
+        if (whole := out.pop("embeddings.class_embedding", None)) is not None:
+            out["embeddings.class_embedding.weight"] = whole
     if name == "text_encoder_2" and (twin := out.pop("encoder.embed_tokens.weight", None)):
         out.setdefault("shared.weight", twin)
     return out

@@ -16,7 +16,7 @@ from jaxpa.backbones.registry import BACKBONES
 from jaxpa.backbones.shapes import Shape, axes, count_blocks
 from jaxpa.checkpoint.documents import read_json
 from jaxpa.checkpoint.files import DTYPES, EIGHT_BITS, Files, Tensor, read_folder
-from jaxpa.checkpoint.keys import COMPONENTS, Component, Config, Layout, Leaf, canonical, component, leaves
+from jaxpa.checkpoint.keys import COMPONENTS, KNOWN, Component, Config, Layout, Leaf, canonical, component, leaves
 from jaxpa.config import AutoencoderConfig, Weights
 
 PARTS = tuple(COMPONENTS)
@@ -133,12 +133,13 @@ def open_folder(folder: Path, name: str | None = None) -> Part:
     found, kind = component_of(json) or (None, None)
     if found is None or kind is None or (name is not None and found != name):
         parts = (name,) if name else PARTS
-        wanted = [c for part in parts for each in COMPONENTS[part].values() for c in each.class_names]
+        wanted = [c for part in parts for each in KNOWN[part].values() for c in each.class_names]
         fault = f"{folder / 'config.json'}: the class is {' '.join(classes) or 'not given'}, not {' or '.join(wanted)}"
         return Part(name or "unknown", folder, layout, files, json=json, problems=(fault,))
     names = canonical(found, list(files.tensors))
     tensors = {key: files.tensors[actual] for key, actual in names.items()}
-    prefix = "text_model." if any(key.startswith("text_model.") for key in files.tensors) else ""
+    fronts = ("text_model.", "vision_model.")
+    prefix = next((front for front in fronts if any(key.startswith(front) for key in files.tensors)), "")
     try:
         config, problems = kind.config.from_json(json), ()
         if files.unknown is not None:
@@ -166,7 +167,7 @@ def class_names(json: dict[str, Any]) -> list[str]:
 def component_of(json: dict[str, Any]) -> tuple[str, Component] | None:
     """Which component a config.json describes: its folder's name, and the network."""
     classes = set(class_names(json))
-    every = ((name, kind) for name, kinds in COMPONENTS.items() for kind in kinds.values())
+    every = ((name, kind) for name, kinds in KNOWN.items() for kind in kinds.values())
     return next(((name, kind) for name, kind in every if classes & set(kind.class_names)), None)
 
 

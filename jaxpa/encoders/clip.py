@@ -11,7 +11,7 @@ import jax.numpy as jnp
 from flax import nnx
 from jax.typing import DTypeLike
 
-from jaxpa.config import CLIPConfig
+from jaxpa.config import CLIPConfig, SiglipVisionConfig
 from jaxpa.kernels import MASKED, attention
 from jaxpa.layers import Linear, stack
 
@@ -22,15 +22,20 @@ class CLIPOutput(NamedTuple):
 
 
 def activation(name: str, x: jax.Array) -> jax.Array:
-    """`quick_gelu` is x sigmoid(1.702 x), `gelu` the exact function. Raises ValueError for other names."""
+    """`quick_gelu` is x sigmoid(1.702 x), `gelu` the exact function, `gelu_pytorch_tanh` its approximation.
+
+    Raises ValueError for other names.
+    """
     if name == "quick_gelu":
         return x * jax.nn.sigmoid(1.702 * x)
     if name == "gelu":
         return jax.nn.gelu(x, approximate=False)
-    raise ValueError(f"unsupported activation {name!r} (supported: quick_gelu, gelu)")
+    if name == "gelu_pytorch_tanh":
+        return jax.nn.gelu(x, approximate=True)
+    raise ValueError(f"unsupported activation {name!r} (supported: quick_gelu, gelu, gelu_pytorch_tanh)")
 
 
-def _norm(config: CLIPConfig, rngs: nnx.Rngs, dtype: DTypeLike) -> nnx.LayerNorm:
+def layer_norm(config: CLIPConfig | SiglipVisionConfig, rngs: nnx.Rngs, dtype: DTypeLike) -> nnx.LayerNorm:
     # The fast variance, mean(x^2) - mean(x)^2, loses digits. Statistics are float32 in any dtype.
     return nnx.LayerNorm(
         config.hidden_size,
@@ -42,33 +47,33 @@ def _norm(config: CLIPConfig, rngs: nnx.Rngs, dtype: DTypeLike) -> nnx.LayerNorm
 
 
 class CLIPAttention(nnx.Module):
-    """Self-attention with a bias on the logits."""
+    """Self-attention, with a bias on the logits where it is causal."""
 
-    def __init__(self, config: CLIPConfig, *, rngs: nnx.Rngs, dtype: DTypeLike = jnp.float32):
+    def __init__(self, config: CLIPConfig | SiglipVisionConfig, *, rngs: nnx.Rngs, dtype: DTypeLike = jnp.float32):
         self.heads = config.num_attention_heads
         width = config.hidden_size
         self.q, self.k, self.v, self.out = (Linear(width, width, rngs=rngs, dtype=dtype) for _ in range(4))
 
-    def __call__(self, x: jax.Array, bias: jax.Array) -> jax.Array:
-        """x (B, M, D), bias (1, 1, M, M) -> (B, M, D)."""
+    def __call__(self, x: jax.Array, bias: jax.Array | None) -> jax.Array:
+        """x (B, M, D), bias (1, 1, M, M) or None -> (B, M, D)."""
         q, k, v = (f.to_heads(x, self.heads) for f in (self.q, self.k, self.v))  # (B, H, M, Dh) each
         return self.out.from_heads(attention(q, k, v, bias=bias))  # (B, M, D)
 
 
 class CLIPBlock(nnx.Module):
-    """Attention and MLP, each behind a layer norm and inside a residual."""
+    """Attention and MLP, each behind a layer norm and inside a residual: of CLIP's text and of vision transformers."""
 
-    def __init__(self, config: CLIPConfig, *, rngs: nnx.Rngs, dtype: DTypeLike = jnp.float32):
+    def __init__(self, config: CLIPConfig | SiglipVisionConfig, *, rngs: nnx.Rngs, dtype: DTypeLike = jnp.float32):
         width, inner = config.hidden_size, config.intermediate_size
         self.hidden_act = config.hidden_act
-        self.attention_norm = _norm(config, rngs, dtype)
+        self.attention_norm = layer_norm(config, rngs, dtype)
         self.attention = CLIPAttention(config, rngs=rngs, dtype=dtype)
-        self.mlp_norm = _norm(config, rngs, dtype)
+        self.mlp_norm = layer_norm(config, rngs, dtype)
         self.fc1 = Linear(width, inner, rngs=rngs, dtype=dtype)
         self.fc2 = Linear(inner, width, rngs=rngs, dtype=dtype)
 
-    def __call__(self, x: jax.Array, bias: jax.Array) -> jax.Array:
-        """x (B, M, D), bias (1, 1, M, M) -> (B, M, D)."""
+    def __call__(self, x: jax.Array, bias: jax.Array | None) -> jax.Array:
+        """x (B, M, D), bias (1, 1, M, M) or None -> (B, M, D)."""
         x = x + self.attention(self.attention_norm(x), bias)  # (B, M, D)
         hidden = activation(self.hidden_act, self.fc1(self.mlp_norm(x)))  # (B, M, F)
         return x + self.fc2(hidden)  # (B, M, D)
@@ -84,7 +89,7 @@ class CLIPTextEncoder(nnx.Module):
         self.token_embedding = nnx.Param(normal(rngs.params(), (config.vocab_size, width), dtype))
         self.position_embedding = nnx.Param(normal(rngs.params(), (positions, width), dtype))
         self.blocks = stack(config.num_hidden_layers, lambda r: CLIPBlock(config, rngs=r, dtype=dtype), rngs)
-        self.final_norm = _norm(config, rngs, dtype)
+        self.final_norm = layer_norm(config, rngs, dtype)
 
     def __call__(self, ids: jax.Array) -> CLIPOutput:
         """Token ids (B, M) int32, M at most `max_position_embeddings` -> states (B, M, Dv) and pooled (B, Dv).
