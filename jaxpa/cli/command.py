@@ -156,6 +156,7 @@ class Picturing(Making):
             if self.mesh is None:
                 raise JaxpaError("--distributed needs --mesh data=D,model=M: how the devices of all processes are used")
             join()
+            console.keep_stdout()
 
     def request(self) -> Request:
         """What the flags ask for. Raises JaxpaError for what does not go together."""

@@ -72,6 +72,14 @@ def compilation_cache() -> Path | None:
     return folder
 
 
+def keep_stdout() -> None:
+    """From now on, what libraries write to stdout goes to stderr (Gloo greets there): stdout is for reports."""
+    sys.stdout.flush()
+    reports = os.fdopen(os.dup(sys.stdout.fileno()), "w", encoding=sys.stdout.encoding, errors=sys.stdout.errors)
+    os.dup2(sys.stderr.fileno(), sys.stdout.fileno())
+    sys.stdout = reports
+
+
 def clock() -> "Clock":
     """A clock for a command, whose programs are kept from now on."""
     from jaxpa.devices.timing import Clock

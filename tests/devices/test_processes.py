@@ -19,7 +19,8 @@ WORDS = ("generate", "--prompt", "a red star at night", "--steps", "1", "--json"
 
 
 def command(*words: object, **variables: str) -> subprocess.Popen[str]:
-    env = os.environ | {"JAX_PLATFORMS": "cpu", "XLA_FLAGS": "", "PYTHONPATH": str(ROOT)} | variables
+    quick = {"JAX_DISABLE_MOST_OPTIMIZATIONS": "1"}  # programs that run once
+    env = os.environ | {"JAX_PLATFORMS": "cpu", "XLA_FLAGS": "", "PYTHONPATH": str(ROOT)} | quick | variables
     pipe = subprocess.PIPE
     return subprocess.Popen([sys.executable, "-m", "jaxpa", *map(str, words)], env=env, stdout=pipe, stderr=pipe,
                             text=True, cwd=ROOT)  # fmt: skip
