@@ -45,10 +45,13 @@ class Kernel(Protocol):
     """What a `Linear` may hold in place of an array (In, Out): quantised weights, or weights plus a low-rank delta.
 
     A kernel is a pytree of arrays, stacked and scanned like any parameter. `contract` returns einsum(subscripts, x,
-    kernel); `shape` is (In, H, Out / H) or (H, In / H, Out) where the einsum splits one of the kernel's axes.
+    kernel); `shape` is (In, H, Out / H) or (H, In / H, Out) where the einsum splits one of the kernel's axes. `rows` is
+    the same tree with `split` for every array that lies apart where the inputs do, and `whole` for the rest.
     """
 
     def contract(self, subscripts: str, x: jax.Array, shape: tuple[int, ...]) -> jax.Array: ...
+
+    def rows(self, split: Any, whole: Any) -> "Kernel": ...
 
 
 class Linear(nnx.Module):

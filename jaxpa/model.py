@@ -11,7 +11,7 @@ from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, replace
 from functools import partial
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, Self
 
 import jax
 import jax.numpy as jnp
@@ -20,6 +20,8 @@ from jax.sharding import Mesh
 from PIL import Image
 
 from jaxpa import inversion, sampling
+from jaxpa.adapters.lay import over
+from jaxpa.adapters.spec import Lora, Loras, to_loras
 from jaxpa.backbones.registry import backbone_of
 from jaxpa.checkpoint.load import Parts
 from jaxpa.checkpoint.stages import Staged
@@ -81,6 +83,7 @@ class Model:
     parts: Parts | Staged
     tokenizers: Tokenizers
     mesh: Mesh | None = None  # the devices that the networks and the rows of a batch are spread over
+    merged: tuple[Lora, ...] = ()  # LoRAs in the weights themselves
 
     def on_devices(self) -> AbstractContextManager[Any]:
         """Where the programs run: within this, kernels that XLA cannot partition find the mesh."""
@@ -89,6 +92,19 @@ class Model:
     def spread(self, tree: Any) -> Any:
         """Arrays (B, ...) with their rows over the mesh."""
         return tree if self.mesh is None else over_rows(self.mesh, tree)
+
+    def with_loras(self, loras: Loras) -> Self:
+        """This checkpoint with other LoRAs (none: ()), kept beside its weights, which the two pipelines share.
+
+        Programs are compiled again only for LoRAs of another rank. Raises JaxpaError if there are merged ones.
+        """
+        if self.merged:
+            raise JaxpaError(
+                f"{', '.join(map(str, self.merged))} is merged into the weights: load with keep_loras=True"
+            )
+        loras, bare = to_loras(loras), self.parts.bare or self.parts
+        parts = bare.over(over(bare.config, loras, keep=True)) if loras else bare
+        return replace(self, parts=parts)
 
     @property
     def spec(self) -> Spec:
@@ -107,7 +123,7 @@ class Model:
     @property
     def held(self) -> Held:
         """How the networks are in memory, as the device's plan wants to know it."""
-        return Held(self.dtype.itemsize, self.parts.weights, self.parts.resident)
+        return Held(self.dtype.itemsize, self.parts.weights, self.parts.resident, self.parts.kept)
 
     @property
     def embeds_guidance(self) -> bool:

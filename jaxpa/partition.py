@@ -37,7 +37,8 @@ def summed(
 ) -> jax.Array:
     """function(kernels, bias, *inputs) (B, ...): sums over what "model" splits, and a bias; by one all-reduce.
 
-    kernels: a pytree, whose matrices (In, Out) are split along In; inputs (B, ...), each split along one of `axes`.
+    kernels: a pytree of arrays (In, Out) and `layers.Kernel`s, split along In; inputs (B, ...), each split along one of
+    `axes`.
     XLA's partitioner would reduce every sum for itself; here a device adds up its own shares first.
     """
     mesh = _split_over_model()
@@ -48,7 +49,10 @@ def summed(
         once = jnp.where(jax.lax.axis_index("model") == 0, bias, jnp.zeros_like(bias))
         return jax.lax.psum(function(kernels, once, *inputs), "model")
 
-    rows = jax.tree.map(lambda x: P("model") if x.ndim > 1 else P(), kernels)
+    def rows_of(kernel: Any) -> Any:
+        return kernel.rows(P("model"), P()) if hasattr(kernel, "rows") else P("model")
+
+    rows = jax.tree.map(rows_of, kernels, is_leaf=lambda x: hasattr(x, "rows"))
     columns = [P("data", *[None] * (axis - 1), "model") for axis in axes]
     whole = jax.shard_map(share, mesh=mesh, in_specs=(rows, P(), *columns), out_specs=P("data"), check_vma=False)
     return whole(kernels, bias, *inputs)

@@ -19,6 +19,8 @@ from jax.typing import DTypeLike
 from PIL import Image
 
 from jaxpa import inversion
+from jaxpa.adapters.lay import adapt
+from jaxpa.adapters.spec import Loras, to_loras
 from jaxpa.attention.observe import THRESHOLD, Attention, FoundMask, Look, Search, capture, find_mask
 from jaxpa.checkpoint.load import load_parts, load_stages
 from jaxpa.checkpoint.source import resolve
@@ -363,7 +365,7 @@ def gate_time(tau: float | Steps, times: np.ndarray) -> float:
 def load(
     source: str | Path = "mini", dtype: DTypeLike | None = None, mesh: Mesh | None = None, *,
     components: str | Path | None = None, weights: Weights | None = None, resident: bool | None = None,
-    variant: VariantName | None = None,
+    variant: VariantName | None = None, loras: Loras = (), keep_loras: bool | None = None,
 ) -> Pipeline:  # fmt: skip
     """Load a checkpoint.
 
@@ -373,14 +375,18 @@ def load(
     "model" (`jaxpa.devices.sharding.make_mesh`); weights: "int8" or "fp8" rounds the blocks of the transformer and of
     T5 to eight bits as they are read (`jaxpa.quantised`); resident: whether all networks stay in memory, or each is
     loaded for its stage and freed after: text, sampling, pictures (None: they stay if they all fit); variant: which of
-    FLUX.1's sister models it is (`jaxpa.backbones.variants`; None: as its files say).
+    FLUX.1's sister models it is (`jaxpa.backbones.variants`; None: as its files say); loras: files, or pairs of a file
+    and a scale; keep_loras: keep them beside the weights, where `with_loras` exchanges them, instead of merging them
+    into the weights (None: beside weights of eight bits).
     Raises CheckpointError with everything that is wrong.
     """
     mesh = None if mesh is None else automatic(mesh)
-    found, sharding = resolve(source, components, variant=variant), None if mesh is None else rules(mesh)
+    found = resolve(source, components, variant=variant)
+    found = adapt(found, loras := to_loras(loras), keep_loras, weights)
+    sharding = None if mesh is None else rules(mesh)
     if resident is None:
         resident = all_stay(found, dtype, weights, 1 if mesh is None else mesh.shape["model"])
     read = load_parts if resident else load_stages
     parts = read(found, dtype=dtype, sharding=sharding, weights=weights)
     clip, t5 = (parts.tokenizers[name].parent for name in ("tokenizer", "tokenizer_2"))
-    return Pipeline(parts, Tokenizers.load(clip, t5), mesh)
+    return Pipeline(parts, Tokenizers.load(clip, t5), mesh, () if parts.bare else loras)

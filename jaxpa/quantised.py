@@ -36,6 +36,10 @@ class Quantised:
         heads = subscripts.endswith("hso")  # the outputs are split into heads, which stand before the tokens
         return (y * (self.scale.reshape(shape[1], 1, -1) if heads else self.scale)).astype(x.dtype)
 
+    def rows(self, split: Any, whole: Any) -> "Quantised":
+        """`split` in place of the values, which lie apart where the inputs do, `whole` in place of the scale."""
+        return Quantised(split, whole)
+
 
 def quantise(w: np.ndarray, kind: Weights) -> Quantised:
     """Weights (..., In, Out) rounded to eight bits, on the host; a stack is taken block by block."""

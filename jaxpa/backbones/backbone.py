@@ -82,3 +82,5 @@ class Backbone(Component):
     turned: re.Pattern[str]
     # (TextEmbedding, guidance (B,) or None, positions (N, 3)) -> `sampling.Conditions`, to be bound to a module.
     conditions: Callable[[Any, Any, Any], Any]
+    # The layer that reads the image tokens, to which an adapter may add channels (a control LoRA's picture); or None.
+    channels_in: str | None = None

@@ -180,4 +180,5 @@ FLUX = Backbone(
     rounded=re.compile(r"\w+_blocks\.(\w+\.)?(qkv\.[qkv]|proj|mlp_in|mlp_out)\.kernel"),
     turned=re.compile(r"\w+_blocks\..*qkv\.[qkv]\.kernel"),  # before attention, so that heads come out first
     conditions=_conditions,
+    channels_in="img_in",
 )

@@ -213,6 +213,18 @@ class Leaf:
         part = self.view(tensor)
         return np.roll(part, part.shape[-1] // 2, axis=-1) if self.swap else part
 
+    def factors(self, down: np.ndarray, up: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        """Factors of a change of the stored tensor, up (Out, R) down (R, In) -> this parameter's, (In, R) and (R, Out).
+
+        A tensor of several parts may be changed in its first parts only: `up` then has so many of the outputs.
+        """
+        a, b = down.T, up.T
+        if self.part.of > 1:
+            size = self.block_shape[-2 if self.part.inputs else -1] // (self.part.stop - self.part.start)
+            inside = slice(self.part.start * size, self.part.stop * size)
+            a, b = (a[inside], b) if self.part.inputs else (a, b[:, inside])
+        return a, np.roll(b, b.shape[-1] // 2, axis=-1) if self.swap else b
+
     def put(self, block: np.ndarray, tensor: np.ndarray) -> None:
         """The parameter (its block) into a stored tensor: `take`, backwards."""
         self.view(tensor)[...] = np.roll(block, block.shape[-1] // 2, axis=-1) if self.swap else block

@@ -6,9 +6,10 @@ parameters ready: they are used where the file is mapped.
 """
 
 import dataclasses
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any, ClassVar
 
 import jax
@@ -23,8 +24,8 @@ from jaxpa.checkpoint.files import EVERY, finite
 from jaxpa.checkpoint.keys import Leaf, abstract, component
 from jaxpa.checkpoint.parts import PARTS, Part, scale_of
 from jaxpa.checkpoint.residence import assemble, settle
-from jaxpa.checkpoint.source import Source, find_mini, locate, resolve
-from jaxpa.checkpoint.stages import Staged
+from jaxpa.checkpoint.source import Adaptation, Edit, Source, find_mini, locate, resolve
+from jaxpa.checkpoint.stages import Staged, settings_over
 from jaxpa.config import FluxConfig, Settings, Weights
 from jaxpa.errors import CheckpointError
 from jaxpa.quantised import Quantised, of_scale, quantise
@@ -57,6 +58,16 @@ class Parts:
     text_encoder_2: Any = None  # T5Encoder
     tokenizers: dict[str, Path] = field(default_factory=dict)  # "tokenizer", "tokenizer_2" -> folder
     resident: ClassVar[bool] = True  # all networks are in memory at once: see `stages`
+    bare: "Parts | None" = None  # the networks without what is kept beside their weights,
+    kept: int = 0  # which is so many numbers
+
+    def over(self, laid: Adaptation) -> "Parts":
+        """The same networks with something else kept beside their weights, which are shared."""
+        bare = self.bare or self
+        held = {name: network for name in PARTS if (network := getattr(bare, name)) is not None}
+        held = {name: laid.attach(name, network) for name, network in held.items()}
+        settings = settings_over(bare.settings, laid)
+        return dataclasses.replace(bare, config=laid.config, settings=settings, bare=bare, kept=laid.kept, **held)
 
     @property
     def dtype(self) -> np.dtype:
@@ -101,9 +112,12 @@ def load_parts(
     """
     found = source if isinstance(source, Source) else resolve(source, components)
     wanted = [name for name in PARTS if name in tuple(parts)]
+    if (laid := found.adaptation) is not None and laid.kept:
+        bare = dataclasses.replace(found, adaptation=None)
+        return load_parts(bare, None, dtype, sharding, wanted, weights).over(laid)
     demand(found, found.faults(wanted), found.absent(wanted))
     weights = found.rounded(weights)
-    networks = {name: _load(found.parts[name], dtype, sharding, weights) for name in wanted}
+    networks = {name: _network(found, name, dtype, sharding, weights) for name in wanted}
     return Parts(found.config, settings_of(found), weights, tokenizers=found.tokenizers, **networks)
 
 
@@ -114,10 +128,12 @@ def load_stages(
 
     Only numbers that are not finite are found later, when their network is read.
     """
+    if (laid := found.adaptation) is not None and laid.kept:
+        return load_stages(dataclasses.replace(found, adaptation=None), dtype, sharding, weights).over(laid)
     demand(found, found.faults(PARTS), found.absent(PARTS))
     weights = found.rounded(weights)
     kind = default_dtype() if dtype is None else np.dtype(dtype)
-    load = lambda name: _load(found.parts[name], kind, sharding, weights)  # noqa: E731
+    load = lambda name: _network(found, name, kind, sharding, weights)  # noqa: E731
     return Staged(found.config, settings_of(found), weights, found.tokenizers, kind, load)
 
 
@@ -149,8 +165,25 @@ def demand(source: Source, faults: list[str], absent: list[str] | None = None) -
     raise CheckpointError(summary, faults)
 
 
-def _load(part: Part, dtype: DTypeLike | None, sharding: Shardings | None, weights: Weights | None) -> Any:
-    """The module of a part whose headers are faultless."""
+def _network(
+    source: Source, name: str, dtype: DTypeLike | None, sharding: Shardings | None, weights: Weights | None
+) -> Any:
+    """A component, with what is merged into it."""
+    part, laid = source.parts[name], source.adaptation
+    if laid is None:
+        return _load(part, dtype, sharding, weights)
+    return _load(part, dtype, sharding, weights, laid.edits(name), getattr(laid.config, name))
+
+
+def _load(
+    part: Part,
+    dtype: DTypeLike | None,
+    sharding: Shardings | None,
+    weights: Weights | None,
+    edits: Mapping[str, Edit] = MappingProxyType({}),
+    config: Any = None,
+) -> Any:
+    """The module of a part whose headers are faultless. config: that of the edited module (None: it is the same)."""
     assert part.config is not None
     dtype = default_dtype() if dtype is None else np.dtype(dtype)
     problems: list[str] = []
@@ -159,9 +192,12 @@ def _load(part: Part, dtype: DTypeLike | None, sharding: Shardings | None, weigh
     backbone = backbone_of(part.config) if part.name == "transformer" else None
     for leaf in part.leaves:
         rounded = weights if described.rounds(leaf.path) else None
-        kind = _host_dtype(part, leaf, dtype) if rounded is None else stored_dtype(part, leaf)
-        host = _assemble(part, leaf, kind, problems)
-        where = sharding(part.name, leaf.path, leaf.shape) if callable(sharding) else sharding
+        if (edit := edits.get(leaf.path)) is not None:
+            host = _edited(part, leaf, dtype if rounded is None else np.dtype(np.float32), edit, problems)
+        else:
+            kind = _host_dtype(part, leaf, dtype) if rounded is None else stored_dtype(part, leaf)
+            host = _assemble(part, leaf, kind, problems)
+        where = sharding(part.name, leaf.path, host.shape) if callable(sharding) else sharding
         if not problems:
             if part.in_eight_bits(leaf):
                 array = _place_quantised(Quantised(host, _scale(part, leaf, problems)), where)
@@ -172,7 +208,7 @@ def _load(part: Part, dtype: DTypeLike | None, sharding: Shardings | None, weigh
             arrays.append(settle(leaf.path, array, platform, backbone) if backbone else array)
     if problems:
         raise CheckpointError(f"{part.path} does not load: numbers that are not finite", problems)
-    structure = jax.tree_util.tree_structure(abstract(part.name, part.config, dtype))
+    structure = jax.tree_util.tree_structure(abstract(part.name, config or part.config, dtype))
     network = jax.tree_util.tree_unflatten(structure, arrays)
     return assemble(network) if backbone else network
 
@@ -212,6 +248,21 @@ def _assemble(part: Part, leaf: Leaf, dtype: np.dtype, problems: list[str]) -> n
     out = np.empty(leaf.shape, dtype)
     for index in range(len(leaf.sources)):
         copy(out[index] if leaf.stacked else out, leaf.take(read(part, leaf, index, problems)))
+    return out
+
+
+def _edited(part: Part, leaf: Leaf, dtype: np.dtype, edit: Edit, problems: list[str]) -> np.ndarray:
+    """A parameter on the host, made anew block by block: the edit computes in float32, and is rounded once."""
+    if leaf.stacked:
+        blocks = (leaf.take(read(part, leaf, index, problems)) for index in range(len(leaf.sources)))
+    else:
+        stored = leaf.take(read(part, leaf, 0, problems))
+        if len(leaf.shape) == (2 if leaf.path.endswith(".kernel") else 1):
+            return edit(0, stored).astype(dtype)
+        blocks = iter(stored)  # stacked in the file too
+    out = np.empty(leaf.shape, dtype)
+    for index, block in enumerate(blocks):
+        copy(out[index], edit(index, block))
     return out
 
 

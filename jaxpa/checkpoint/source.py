@@ -7,10 +7,12 @@ original release, or a folder of such files. What it does not hold comes from a 
 import contextlib
 import dataclasses
 import os
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, Protocol
+
+import numpy as np
 
 from jaxpa.backbones.registry import BACKBONES
 from jaxpa.backbones.variants import VARIANTS, Variant, misfit, recognise
@@ -36,6 +38,33 @@ from jaxpa.errors import CheckpointError, check_choice, did_you_mean
 MARKER = "jaxpa.json"  # a folder's own settings; in a converted folder with "format": "jaxpa"
 
 
+Edit = Callable[
+    [int, np.ndarray], np.ndarray
+]  # (number of a block, its parameter as stored) -> the edited one, float32
+
+
+class Adaptation(Protocol):
+    """What is laid over a checkpoint's networks as they are loaded: LoRAs, for instance."""
+
+    @property
+    def config(self) -> FluxConfig:
+        """The configuration that results."""
+        ...
+
+    @property
+    def kept(self) -> int:
+        """Numbers that stay beside the weights; 0: all is merged into them."""
+        ...
+
+    def edits(self, component: str) -> Mapping[str, Edit]:
+        """Parameter path -> what becomes of it before it is cast, rounded and placed."""
+        ...
+
+    def attach(self, component: str, network: Any) -> Any:
+        """The loaded network with what is kept beside its weights; its arrays are shared."""
+        ...
+
+
 @dataclass(frozen=True)
 class Source:
     """A checkpoint's parts, before anything is loaded."""
@@ -50,6 +79,7 @@ class Source:
     pipeline: str | None = None  # the class that a model_index.json names
     problems: tuple[str, ...] = ()
     described: FluxConfig | None = None  # a model without files: what there is to know of it
+    adaptation: Adaptation | None = None
 
     @property
     def layout(self) -> Layout:
@@ -107,6 +137,11 @@ class Source:
         Flow times without a scheduler's file: the resolution shifts them where guidance is embedded (dev), not else
         (schnell), as in the original release.
         """
+        return self.own_config if self.adaptation is None else self.adaptation.config
+
+    @property
+    def own_config(self) -> FluxConfig:
+        """The configurations without what is laid over the networks."""
         if self.described is not None:
             return self.described
         known = {name: part.config for name, part in self.parts.items() if part.config is not None}

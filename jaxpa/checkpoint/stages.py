@@ -8,14 +8,23 @@ A checkpoint's files are mapped, so loading a network again costs little beside 
 """
 
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
+from jaxpa.backbones.variants import recognise
+from jaxpa.checkpoint.source import Adaptation
 from jaxpa.config import FluxConfig, Settings, Weights
 
 STAGES = {"text": ("text_encoder", "text_encoder_2"), "sample": ("transformer",), "pictures": ("vae",)}
+
+
+def settings_over(settings: Settings, laid: Adaptation) -> Settings:
+    """What suits a checkpoint, once something is laid over it: it may be another of the sister models then."""
+    variant = recognise(laid.config.transformer, settings.variant)
+    return settings if variant.name == settings.variant else replace(settings, variant=variant.name, **variant.settings)
 
 
 class Staged:
@@ -41,7 +50,20 @@ class Staged:
         self.weights: Weights | None = weights
         self.tokenizers, self.dtype = tokenizers, dtype
         self.texts: dict[str, Any] = {}
+        self.bare: Staged | None = None  # the networks without what is kept beside their weights,
+        self.kept = 0  # which is so many numbers
         self._load, self._held = load, dict[str, Any]()
+
+    def over(self, laid: Adaptation) -> "Staged":
+        """The same networks with something else kept beside their weights."""
+        bare = self.bare or self
+
+        def load(name: str) -> Any:
+            return laid.attach(name, bare._network(name))
+
+        out = Staged(laid.config, settings_over(bare.settings, laid), bare.weights, bare.tokenizers, bare.dtype, load)
+        out.bare, out.kept = bare, laid.kept
+        return out
 
     def _network(self, name: str) -> Any:
         stage = next(names for names in STAGES.values() if name in names)

@@ -4,7 +4,7 @@ import json
 import shlex
 import sys
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from glob import escape
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -60,6 +60,7 @@ class BatchCommand:
     def run(self) -> int:
         index, count = parse_share(self.share)
         jobs = read_jobs(self.file, self.model)
+        share_networks(jobs)
         suffix = ".done.jsonl" if count == 1 else f".{index}of{count}.done.jsonl"
         done = set() if self.again else finished(self.file)
         own = jobs[index - 1 :: count]
@@ -82,6 +83,14 @@ class BatchCommand:
             file=sys.stderr,
         )
         return 1 if failed else 0
+
+
+def share_networks(jobs: Sequence[Job]) -> None:
+    """Where lines differ in LoRAs, keep these beside the weights, which then load once; a line may say otherwise."""
+    if len({job.command.checkpoint.lora for job in jobs}) > 1:
+        for job in jobs:
+            said = job.command.checkpoint
+            job.command.checkpoint = replace(said, keep_lora=True if said.keep_lora is None else said.keep_lora)
 
 
 def append(journal: Path, entry: dict[str, Any]) -> None:

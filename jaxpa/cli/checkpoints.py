@@ -9,6 +9,7 @@ from tyro.conf import Positional
 
 from jaxpa.cli import console
 from jaxpa.config import VariantName, Weights
+from jaxpa.errors import JaxpaError
 
 
 @dataclass
@@ -41,23 +42,31 @@ class ConvertCommand:
 
 @dataclass
 class InfoCommand:
-    """Say what a checkpoint holds, from its headers alone; the status is 1 if it would not load."""
+    """Say what a checkpoint or a LoRA holds, from its headers alone; the status is 1 if it would not load."""
 
     source: Positional[str] = "mini"
-    """A pipeline, one component's folder, a single file, or a hub id."""
+    """A pipeline, one component's folder, a single file, a hub id, or a LoRA's file."""
     components: str | None = None
     """A folder or hub id that has the rest, where SOURCE is a single file."""
     variant: VariantName | None = None
     """Which of FLUX.1's sister models it is, where its files do not say."""
+    model: str | None = None
+    """What a LoRA is meant for. Default: FLUX.1-dev or mini, whichever has more of its layers."""
     json: bool = False
     """One JSON line instead of a table."""
 
     def run(self) -> int:
+        from jaxpa.adapters.report import format_adapter, info_adapter, is_adapter
         from jaxpa.checkpoint.report import format_info, info
 
-        content = info(self.source, self.components, self.variant)
+        if lora := is_adapter(self.source):
+            content = info_adapter(self.source, self.model)
+        elif self.model is not None:
+            raise JaxpaError(f"--model would have no effect: {self.source} is no LoRA. Leave it out")
+        else:
+            content = info(self.source, self.components, self.variant)
         if self.json:
             console.report(True, content, ())
         else:
-            print(format_info(content))
+            print(format_adapter(content) if lora else format_info(content))
         return 0 if content["loads"] else 1

@@ -6,7 +6,7 @@ from functools import lru_cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, ClassVar, NamedTuple
 
-from tyro.conf import OmitArgPrefixes, arg
+from tyro.conf import OmitArgPrefixes, UseAppendAction, arg
 
 from jaxpa.cli import console, files
 from jaxpa.cli.files import Outputs
@@ -29,7 +29,7 @@ if TYPE_CHECKING:  # the networks are imported when a command runs
 class Command:
     """A command that asks something of a checkpoint."""
 
-    checkpoint: OmitArgPrefixes[Checkpoint] = field(default_factory=Checkpoint)
+    checkpoint: OmitArgPrefixes[UseAppendAction[Checkpoint]] = field(default_factory=Checkpoint)
     json: bool = False
     """One JSON line on stdout; everything else goes to stderr."""
 
@@ -40,10 +40,12 @@ class Command:
 
     def source(self, download: bool = False) -> "Source":
         """The checkpoint's headers; download: whether a hub id may be fetched for them."""
+        from jaxpa.adapters.lay import adapt
         from jaxpa.checkpoint.source import resolve
 
         said = self.checkpoint
-        return resolve(said.model, said.components, download=download, variant=said.variant)
+        found = resolve(said.model, said.components, download=download, variant=said.variant)
+        return adapt(found, said.lora, said.keep_lora, said.weights)
 
     def load(self, mesh: str | None = None) -> "Pipeline":
         return _load(self.checkpoint, mesh)
@@ -62,15 +64,28 @@ def spec_of(source: "Source") -> Spec:
     return Spec(source.config, settings_of(source))
 
 
-@lru_cache(maxsize=1)  # the next command of a batch finds the networks, and their compiled programs, still there
 def _load(said: Checkpoint, mesh: str | None) -> "Pipeline":
+    from jaxpa.adapters.lay import keeps
+    from jaxpa.checkpoint.source import resolve
+
+    bare = replace(said, lora=(), keep_lora=None)
+    if not said.lora:
+        return _load_once(bare, mesh)
+    stored = resolve(said.model, said.components, variant=said.variant).rounded(said.weights)
+    if keeps(said.keep_lora, stored):
+        return _load_once(bare, mesh).with_loras(said.lora)
+    return _load_once(said, mesh)
+
+
+@lru_cache(maxsize=1)  # the next command of a batch finds the networks, and their compiled programs, still there
+def _load_once(said: Checkpoint, mesh: str | None) -> "Pipeline":
     from jaxpa.devices.sharding import parse_mesh
     from jaxpa.pipeline import load
 
     dtype = None if said.dtype == "auto" else said.dtype
     devices = None if mesh is None else parse_mesh(mesh)
     return load(said.model, dtype, devices, components=said.components, weights=said.weights,
-                resident=said.keep_resident, variant=said.variant)  # fmt: skip
+                resident=said.keep_resident, variant=said.variant, loras=said.lora, keep_loras=False)  # fmt: skip
 
 
 class Made(NamedTuple):
@@ -225,6 +240,7 @@ class Picturing(Making):
             "prompt": request.prompt,
             "model": self.checkpoint.model,
             "weights": self.checkpoint.weights,
+            "loras": [asdict(lora) for lora in self.checkpoint.lora],
             **{name: costs[name] for name in ("steps", "width", "height")},
             "guidance": pipe.spec.guidance(self.sampling.guidance),
             "drawn_by": costs["drawn_by"],

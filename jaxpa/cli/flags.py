@@ -9,6 +9,7 @@ from typing import Any, Literal
 
 from tyro.constructors import ConstructorRegistry, PrimitiveConstructorSpec, PrimitiveTypeInfo
 
+from jaxpa.adapters.spec import Lora, parse_lora
 from jaxpa.errors import JaxpaError, did_you_mean
 from jaxpa.media.places import Place, to_place
 from jaxpa.media.subjects import Subject
@@ -195,6 +196,8 @@ def _rule(info: PrimitiveTypeInfo) -> PrimitiveConstructorSpec[Any] | None:
     kind = info.type
     if kind is Subject:
         return _spec(SUBJECT, parse_subject, lambda value: [value.name], "*")
+    if kind is Lora:
+        return _spec("FILE[:SCALE]", lambda words: parse_lora(words[0]))
     if kind is Pad:
         return _spec("T,R,B,L", lambda words: Pad(parse_pad(words[0])), lambda value: [",".join(map(str, value))])
     if kind == Place:

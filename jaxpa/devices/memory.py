@@ -33,12 +33,13 @@ TOGETHER = 0.5  # of it that images are sampled together for, if nobody says how
 
 
 class Held(NamedTuple):
-    """How networks are in memory: bytes of a number, weights of the blocks where they have eight bits, and whether all
-    networks are there at once, or take turns (`checkpoint.stages`)."""
+    """How networks are in memory: bytes of a number, weights of the blocks where they have eight bits, whether all
+    networks are there at once, or take turns (`checkpoint.stages`), and how many numbers LoRAs keep beside weights."""
 
     itemsize: int = 4
     weights: Weights | None = None
     resident: bool = True
+    kept: int = 0
 
 
 @dataclass(frozen=True)
@@ -46,7 +47,8 @@ class Load:
     """What is on the device at once.
 
     tokens N (grid h x w), text M, context K; rows of the transformer's batch; pictures: how many a call of the
-    autoencoder takes (0: none); itemsize, weights, resident: see `Held`; beside: tokens of a picture in each sequence.
+    autoencoder takes (0: none); itemsize, weights, resident, kept: see `Held`; beside: tokens of a picture in each
+    sequence.
     """
 
     config: FluxConfig
@@ -58,11 +60,18 @@ class Load:
     itemsize: int = 4
     weights: Weights | None = None
     resident: bool = True
+    kept: int = 0
     beside: int = 0
 
     @property
     def tokens(self) -> int:
         return self.grid[0] * self.grid[1]
+
+    @property
+    def network_bytes(self) -> dict[str, int]:
+        """Of each component: its weights, and what is kept beside them, nearly all of it beside the transformer's."""
+        sizes = cost.weight_bytes(self.config, self.itemsize, self.weights)
+        return sizes | {"transformer": sizes["transformer"] + self.kept * self.itemsize}
 
 
 def logits_bytes(platform: str, rows: int, heads: int, queries: int, keys: int, width: int, itemsize: int) -> int:
@@ -112,13 +121,13 @@ def peak_bytes(load: Load, platform: str, parts: tuple[str, ...] = ()) -> int:
     """Weights (of some parts; (): all) and activations together; of networks that take turns, the largest stage."""
     if not parts and not load.resident:
         return max(stage_bytes(load, platform).values())
-    weights = cost.weight_bytes(load.config, load.itemsize, load.weights)
+    weights = load.network_bytes
     return sum(size for name, size in weights.items() if not parts or name in parts) + activation_bytes(load, platform)
 
 
 def stage_bytes(load: Load, platform: str) -> dict[str, int]:
     """Of each stage, if its networks alone are there: weights and activations."""
-    weights = cost.weight_bytes(load.config, load.itemsize, load.weights)
+    weights = load.network_bytes
     beside = {
         "text": text_bytes(load, platform),
         "sample": transformer_bytes(load, platform),

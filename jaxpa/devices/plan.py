@@ -116,13 +116,18 @@ def images_together(request: Request, run: Run, held: Held, platform: str) -> in
 
 
 def held_as(
-    spec: Spec, itemsize: int, weights: Weights | None = None, resident: bool | None = None, over: int = 1
+    spec: Spec,
+    itemsize: int,
+    weights: Weights | None = None,
+    resident: bool | None = None,
+    over: int = 1,
+    kept: int = 0,
 ) -> Held:
     """How a checkpoint's networks are held. resident None: together, if they fit beside two images of its own size.
 
-    over: how many devices the weights are spread over.
+    over: how many devices the weights are spread over; kept: numbers of LoRAs beside the weights.
     """
-    held = Held(itemsize, weights)
+    held = Held(itemsize, weights, kept=kept)
     if resident is None:
         load = Load(spec.config, spec.grid(), spec.settings.max_length, 2, 0, 1, *held)
         have = machine_bytes()
@@ -136,7 +141,14 @@ def all_stay(source: Source, dtype: Any, weights: Weights | None, over: int) -> 
         return True
     weights = source.rounded(weights)
     itemsize = np.dtype(default_dtype() if dtype is None else dtype).itemsize
-    return held_as(Spec(source.config, settings_of(source)), itemsize, weights, over=over).resident
+    return held_as(
+        Spec(source.config, settings_of(source)), itemsize, weights, over=over, kept=kept_of(source)
+    ).resident
+
+
+def kept_of(source: Source) -> int:
+    """How many numbers stay beside a checkpoint's weights, of LoRAs that are not merged into them."""
+    return 0 if source.adaptation is None else source.adaptation.kept
 
 
 def require_memory(content: dict[str, Any]) -> None:
@@ -178,8 +190,7 @@ def plan(
     beside = run.beside
     forward = cost.transformer_flops(config.transformer, n + beside, m)
     kind = np.dtype(default_dtype() if dtype is None else dtype)
-    held = held_as(run.spec, kind.itemsize, weights, resident)
-    sizes = cost.weight_bytes(config, kind.itemsize, weights)
+    held = held_as(run.spec, kind.itemsize, weights, resident, kept=kept_of(source))
     device = jax.devices()[0]
     together = images_together(request, run, held, device.platform)
     load = run.load(max(1, together), held)
@@ -214,7 +225,8 @@ def plan(
         "sample_forwards": early_rows + late_rows + inverted,
         "tflop_per_forward": forward / 1e12,
         "tflop": (flops + (1 + r + run.guided) * text + pictures) / 1e12,
-        "weight_bytes": sizes,
+        "weight_bytes": cost.weight_bytes(config, kind.itemsize, weights),
+        "lora_bytes": held.kept * kind.itemsize,
         "resident": held.resident,
         "stage_bytes": stage_bytes(load, device.platform),
         "batch_size": max(1, together),
@@ -239,6 +251,7 @@ def format_plan(content: dict[str, Any]) -> str:
         "work": f"{c['tflop']:.4g} TFLOP in all, text and pictures included",
         "memory": f"{c['memory_bytes'] / gib:.2f} GiB: weights {sum(c['weight_bytes'].values()) / gib:.2f}"
         f"{'' if c['resident'] else ' that take turns'}, "
+        f"{'LoRAs ' + format(c['lora_bytes'] / gib, '.2f') + ', ' if c['lora_bytes'] else ''}"
         f"activations about {c['activation_bytes'] / gib:.2f} with {c['batch_size']:,} at a time"
         + (f"; this machine has {c['machine_bytes'] / gib:.1f}" if c["machine_bytes"] else ""),
     }
@@ -257,7 +270,7 @@ def signature(source: Source, request: Request, content: dict[str, Any]) -> str:
     switches = {} if preset is None else {k: getattr(preset, k) for k in COMPILED_IN}
     switches["solver"] = request.sampling.solver
     named = ("dtype", "weights", "device", "height", "width", "steps", "references", "images", "drawn_by")
-    shapes = {k: content[k] for k in (*named, "picture_tokens")}
+    shapes = {k: content[k] for k in (*named, "picture_tokens", "lora_bytes")}
     text = json.dumps([asdict(source.config), switches, shapes, jax.__version__], sort_keys=True)
     return hashlib.sha256(text.encode()).hexdigest()[:24]
 

@@ -12,6 +12,7 @@ from typing import Annotated, Any, Literal, TypeAlias
 
 import pydantic
 
+from jaxpa.adapters.spec import Lora, to_loras
 from jaxpa.config import VariantName, Weights
 from jaxpa.errors import JaxpaError, check_choice, real, whole
 from jaxpa.media.images import Picture
@@ -79,6 +80,15 @@ class Checkpoint:
     keep_resident: bool | None = None
     """Keep all networks in memory, instead of loading each for its stage (text, sampling, pictures) and freeing it
     after. Default: if they all fit."""
+    lora: tuple[Lora, ...] = ()
+    """A LoRA over the networks, as often as there are some; scale 1 is what it was trained for."""
+    keep_lora: bool | None = None
+    """Keep LoRAs beside the weights, so that others can take their place without loading the networks again, instead of
+    merging them into the weights, which costs no time later. Default: beside weights of eight bits, and in a batch
+    whose lines differ in LoRAs."""
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "lora", to_loras(self.lora))
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -17,8 +17,7 @@ setting steps in; and `UNSET` in `Method`, where None is a choice that switches 
 
 `record` turns requests into JSON and back.
 
-What comes next has its place here: low-rank adapters in `Checkpoint`; a schedule of one's own in `Sampling`; a picture
-to start from beside `editing`.
+What comes next has its place here: a schedule of one's own in `Sampling`; a picture to start from beside `editing`.
 """
 
 import os
