@@ -16,6 +16,7 @@ import jax.numpy as jnp
 from flax import nnx
 from jax.typing import DTypeLike
 
+from jaxpa.arrays import Array, Float, Int
 from jaxpa.config import TransformerConfig
 from jaxpa.kernels import attention
 from jaxpa.layers import Linear, RMSNorm, contract, contract_heads, layer_norm
@@ -28,28 +29,28 @@ from jaxpa.tokens import gather
 class Shared(NamedTuple):
     """What all blocks of one kind share in a forward, and one block's slice of the routing's weight.
 
-    rotary: tables (B | 1, M + N + K, Dh / 2); source (B, N) in double blocks, (B, M + N) in single ones, and weight
-    (B | 1, N | M + N | 1, 3 | 1): see `Routing`; context (B, K), into B * (M + N); length (B,), valid keys.
+    rotary: of all M + N + K tokens; source and weight: see `Routing`, of the image's tokens in double blocks (S = N)
+    and of all in single ones (S = M + N); context: into B * (M + N); length: valid keys.
     """
 
     rotary: Rotary
-    source: jax.Array | None = None
-    context: jax.Array | None = None
-    length: jax.Array | None = None
-    weight: jax.Array | None = None
+    source: Int[Array, "B S"] | None = None
+    context: Int[Array, "B K"] | None = None
+    length: Int[Array, " B"] | None = None
+    weight: Float[Array, "#B #S #3"] | None = None
 
 
 class Attended(NamedTuple):
-    """The attention's output (B, H, M + N, Dh), and what it compared: see `BlockTrace`."""
+    """The attention's output, and what it compared: see `BlockTrace`. S = M + N tokens, T = S + K keys."""
 
-    out: jax.Array
-    query: jax.Array
-    q: jax.Array
-    k: jax.Array
-    v: jax.Array
+    out: Float[Array, "B H S Dh"]
+    query: Float[Array, "B H S Dh"]
+    q: Float[Array, "B H S Dh"]
+    k: Float[Array, "B H T Dh"]
+    v: Float[Array, "B H T Dh"]
 
 
-Streams = tuple[jax.Array, jax.Array]  # img (B, N, D), txt (B, M, D)
+Streams = tuple[Float[Array, "B N D"], Float[Array, "B M D"]]  # img, txt
 
 
 class Heads(nnx.Module):
@@ -61,8 +62,10 @@ class Heads(nnx.Module):
         self.q, self.k, self.v = (Linear(d, d, rngs=rngs, dtype=dtype) for _ in range(3))
         self.query_norm, self.key_norm = RMSNorm(dh, dtype=dtype), RMSNorm(dh, dtype=dtype)
 
-    def __call__(self, q: jax.Array, k: jax.Array, v: jax.Array) -> tuple[jax.Array, jax.Array, jax.Array]:
-        """The features (B, S, D) that feed queries, keys and values -> (B, H, S, Dh) each."""
+    def __call__(
+        self, q: Float[Array, "B S D"], k: Float[Array, "B S D"], v: Float[Array, "B S D"]
+    ) -> tuple[Float[Array, "B H S Dh"], Float[Array, "B H S Dh"], Float[Array, "B H S Dh"]]:
+        """The features that feed queries, keys and values -> the three by heads."""
         q, k, v = (f.to_heads(x, self.heads) for f, x in ((self.q, q), (self.k, k), (self.v, v)))
         # Rounded here, in memory: XLA would keep them in float32 for the rotation.
         return *jax.lax.optimization_barrier((self.query_norm(q), self.key_norm(k))), v
@@ -79,8 +82,9 @@ class Stream(nnx.Module):
         self.mlp_in = Linear(d, config.mlp_width, rngs=rngs, dtype=dtype)
         self.mlp_out = Linear(config.mlp_width, d, rngs=rngs, dtype=dtype)
 
-    def mlp(self, x: jax.Array, shift: jax.Array, scale: jax.Array) -> jax.Array:
-        """x (B, S, D) -> (B, S, D)."""
+    def mlp(
+        self, x: Float[Array, "B S D"], shift: Float[Array, "B 1 D"], scale: Float[Array, "B 1 D"]
+    ) -> Float[Array, "B S D"]:
         hidden = gelu(self.mlp_in(modulate(x, shift, scale)))  # (B, S, 4 D)
         return self.mlp_out(hidden)
 
@@ -92,8 +96,10 @@ class DoubleBlock(nnx.Module):
         self.img = Stream(config, rngs=rngs, dtype=dtype)
         self.txt = Stream(config, rngs=rngs, dtype=dtype)
 
-    def __call__(self, streams: Streams, mod: tuple[jax.Array, jax.Array], shared: Shared) -> tuple[Streams, Attended]:
-        """The streams and their modulations (B, 6 D) -> the streams, and what the attention saw."""
+    def __call__(
+        self, streams: Streams, mod: tuple[Float[Array, "B 6*D"], Float[Array, "B 6*D"]], shared: Shared
+    ) -> tuple[Streams, Attended]:
+        """The streams and their modulations -> the streams, and what the attention saw."""
         img, txt = streams
         m = txt.shape[1]
         img_mod, txt_mod = (chunks(each, 6) for each in mod)  # (B, 1, D) each
@@ -119,16 +125,18 @@ class SingleBlock(nnx.Module):
         self.mlp_in = Linear(d, config.mlp_width, rngs=rngs, dtype=dtype)
         self.mlp_out = Linear(config.mlp_width, d, rngs=rngs, dtype=dtype)  # its bias serves both
 
-    def __call__(self, x: jax.Array, mod: jax.Array, shared: Shared) -> tuple[jax.Array, Attended]:
-        """[text; image] (B, M + N, D), its modulation (B, 3 D) -> the sequence, and what the attention saw."""
+    def __call__(
+        self, x: Float[Array, "B S D"], mod: Float[Array, "B 3*D"], shared: Shared
+    ) -> tuple[Float[Array, "B S D"], Attended]:
+        """[text; image] and its modulation -> the sequence, and what the attention saw."""
         shift, scale, gate = chunks(mod, 3)  # (B, 1, D) each
         y = modulate(x, shift, scale)  # (B, M + N, D)
         seen = attend(*self.qkv(*routed(y, shared)), shared)  # of (B, H, M + N, Dh) each
         hidden = gelu(self.mlp_in(y))  # (B, M + N, 4 D)
         return x + gate * self.output(seen.out, hidden), seen  # (B, M + N, D)
 
-    def output(self, attended: jax.Array, hidden: jax.Array) -> jax.Array:
-        """attended (B, H, S, Dh), projected, and the MLP's hidden channels (B, S, 4 D), too: their sum (B, S, D)."""
+    def output(self, attended: Float[Array, "B H S Dh"], hidden: Float[Array, "B S mlp"]) -> Float[Array, "B S H*Dh"]:
+        """The sum of the attention's output and the MLP's hidden channels, both projected."""
         assert self.mlp_out.bias is not None
         kernels, bias = (self.proj.kernel.get_value(), self.mlp_out.kernel.get_value()), self.mlp_out.bias[...]
 
@@ -160,26 +168,30 @@ def by_heads(blocks: Any, width: int) -> Any:
     return jax.tree_util.tree_map_with_path(split, blocks, is_leaf=lambda x: isinstance(x, Quantised))
 
 
-def modulate(x: jax.Array, shift: jax.Array, scale: jax.Array) -> jax.Array:
+def modulate(
+    x: Float[Array, "B S D"], shift: Float[Array, "B 1 D"], scale: Float[Array, "B 1 D"]
+) -> Float[Array, "B S D"]:
     """adaLN: norm(x) * (1 + scale) + shift."""
     # Without the barrier, a TPU's compiler computes the norm again for every tile of the product that follows.
     return jax.lax.optimization_barrier(layer_norm(x) * (1 + scale) + shift)
 
 
-def gelu(x: jax.Array) -> jax.Array:
+def gelu(x: Float[Array, "*x"]) -> Float[Array, "*x"]:
     """The activation between the two layers of an MLP."""
     # Without the barrier, a TPU's compiler saves the memory of several images' hidden channels, and computes the first
     # layer again for every tile of the second: 24 instead of 6 M cycles on a v6e, in a single block of four images.
     return jax.lax.optimization_barrier(jax.nn.gelu(x, approximate=True))
 
 
-def chunks(mod: jax.Array, count: int) -> list[jax.Array]:
-    """(B, count D) -> `count` times (B, 1, D)."""
+def chunks(mod: Float[Array, "B parts"], count: int) -> list[Float[Array, "B 1 parts//{count}"]]:
+    """A modulation in so many parts."""
     return jnp.split(mod[:, None], count, -1)
 
 
-def routed(x: jax.Array, shared: Shared) -> tuple[jax.Array, jax.Array, jax.Array]:
-    """The features that feed queries, keys and values, (B, S, D) each: x, replaced as the routing says."""
+def routed(
+    x: Float[Array, "B S D"], shared: Shared
+) -> tuple[Float[Array, "B S D"], Float[Array, "B S D"], Float[Array, "B S D"]]:
+    """The features that feed queries, keys and values: x, replaced as the routing says."""
     if shared.source is None:
         return x, x, x
     there = gather(x, shared.source)  # (B, S, D)
@@ -190,8 +202,10 @@ def routed(x: jax.Array, shared: Shared) -> tuple[jax.Array, jax.Array, jax.Arra
     return tuple((1 - w) * x + w * there for w in (q, k, v))  # type: ignore[return-value]
 
 
-def attend(q: jax.Array, k: jax.Array, v: jax.Array, shared: Shared) -> Attended:
-    """Joint attention over [text; image], q, k, v (B, H, M + N, Dh), and the context."""
+def attend(
+    q: Float[Array, "B H S Dh"], k: Float[Array, "B H S Dh"], v: Float[Array, "B H S Dh"], shared: Shared
+) -> Attended:
+    """Joint attention over [text; image] and the context."""
     query = q
     if shared.context is not None:
         k, v = (jnp.concatenate([x, gather_heads(x, shared.context)], 2) for x in (k, v))  # (B, H, M + N + K, Dh)
@@ -201,7 +215,7 @@ def attend(q: jax.Array, k: jax.Array, v: jax.Array, shared: Shared) -> Attended
     return Attended(attention(q, k, v, length=shared.length), query, q, k, v)
 
 
-def gather_heads(x: jax.Array, index: jax.Array) -> jax.Array:
-    """Pick tokens across rows: x (B, H, S, Dh), index (B, K) into B * S -> (B, H, K, Dh)."""
+def gather_heads(x: Float[Array, "B H S Dh"], index: Int[Array, "B K"]) -> Float[Array, "B H K Dh"]:
+    """Pick tokens across rows by their index into B * S."""
     b, h, s, dh = x.shape
     return x.swapaxes(0, 1).reshape(h, b * s, dh)[:, index].swapaxes(0, 1)

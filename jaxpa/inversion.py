@@ -1,6 +1,6 @@
 """The reference's way between data and noise.
 
-A trajectory is an array (S + 1, R, N, C): the reference tokens at each flow time of a schedule, trajectory[i] at
+A trajectory is an array "times R N C": the reference tokens at each flow time of a schedule, trajectory[i] at
 times[i]. The straight line needs no model; an ODE inversion follows the model's own flow backwards; RF inversion (Rout
 et al. 2024) mixes the two by gamma on the way to noise and by eta on the way back.
 """
@@ -13,21 +13,24 @@ import jax.numpy as jnp
 import numpy as np
 
 from jaxpa import checks
+from jaxpa.arrays import Array, Float, Float32, Index, Scalar
 from jaxpa.errors import check_choice
 from jaxpa.loops import Loop, Run, trajectory
 from jaxpa.sampling import Velocity, at, prepare, sampling_run
 from jaxpa.solvers import Name
 
 
-def straight_line(x0: jax.Array, noise: jax.Array, times: jax.Array) -> jax.Array:
-    """x_t = (1 - t) x0 + t noise: x0, noise (R, N, C), times (S + 1,) -> trajectory (S + 1, R, N, C)."""
+def straight_line(
+    x0: Float[Array, "R N C"], noise: Float[Array, "R N C"], times: Float[Array, " times"]
+) -> Float[Array, "times R N C"]:
+    """The trajectory x_t = (1 - t) x0 + t noise."""
     _check_ends(x0, noise)
     checks.flow_times("times", times, rising=None)
     t = times[:, None, None, None]
     return (1 - t) * x0 + t * noise
 
 
-def _check_ends(x0: jax.Array, noise: jax.Array) -> None:
+def _check_ends(x0: Array, noise: Array) -> None:
     checks.array("x0", x0, ("R", "N", "C"))
     checks.array("noise", noise, x0.shape)
 
@@ -35,19 +38,19 @@ def _check_ends(x0: jax.Array, noise: jax.Array) -> None:
 @jax.tree_util.register_dataclass
 @dataclass(frozen=True, eq=False)
 class ForwardTimes:
-    """Each step of the controlled forward ODE, from data to noise: all (S,) float32.
+    """Each step of the controlled forward ODE, from data to noise.
 
     model    the flow time at which the model is asked
     width    how far the step moves
     control  the time in the controller's denominator: 1 - control is the time that remains, never 0
     """
 
-    model: jax.Array
-    width: jax.Array
-    control: jax.Array
+    model: Float[Array, " S"]
+    width: Float[Array, " S"]
+    control: Float[Array, " S"]
 
 
-def forward_times(times: jax.Array | np.ndarray, ask: Literal["end", "start"] = "end") -> ForwardTimes:
+def forward_times(times: Float[Array, " times"], ask: Literal["end", "start"] = "end") -> ForwardTimes:
     """A schedule walked backwards; with gamma = 1 it ends exactly at the noise.
 
     ask: the end of each step at which the model is asked. At "end", the noisier one, the times are those at which the
@@ -61,7 +64,7 @@ def forward_times(times: jax.Array | np.ndarray, ask: Literal["end", "start"] = 
     return ForwardTimes(end if ask == "end" else start, end - start, start)
 
 
-def official_forward_times(times: jax.Array | np.ndarray) -> ForwardTimes:
+def official_forward_times(times: Float[Array, " times"]) -> ForwardTimes:
     """The official code's times: i / (S + 1) for model and controller, the schedule's widths in sampling order.
 
     Raises ValueError for times that do not fall.
@@ -79,22 +82,21 @@ class _Inversion:
     """What an inversion reads; see `invert`."""
 
     velocity: Any
-    noise: jax.Array
+    noise: Float[Array, "R N C"]
     forward: ForwardTimes
-    gamma: jax.Array | float
+    gamma: Scalar
     sweeps: int = field(metadata={"static": True})
 
 
-def _enter(data: _Inversion, y: jax.Array) -> tuple[_Inversion, jax.Array]:
+def _enter(data: _Inversion, y: Float[Array, "R N C"]) -> tuple[_Inversion, Float[Array, "R N C"]]:
     return replace(data, velocity=prepare(data.velocity, data.forward.model)), y
 
 
-def _body(data: _Inversion, k: jax.Array, y: jax.Array) -> jax.Array:
-    """Step k: y (R, N, C) -> (R, N, C)."""
+def _body(data: _Inversion, k: Index, y: Float[Array, "R N C"]) -> Float[Array, "R N C"]:
     velocity, t, width = at(data.velocity, k), data.forward.model[k], data.forward.width[k]
     towards = (data.noise - y) / (1 - data.forward.control[k])
 
-    def arrive(end: jax.Array) -> jax.Array:
+    def arrive(end: Float[Array, "R N C"]) -> Float[Array, "R N C"]:
         u = velocity(end, jnp.broadcast_to(t, y.shape[:1]))
         return y + width * (u + data.gamma * (towards - u))
 
@@ -105,10 +107,10 @@ def _body(data: _Inversion, k: jax.Array, y: jax.Array) -> jax.Array:
 
 def inversion_run(
     velocity: Velocity,
-    x0: jax.Array,
-    noise: jax.Array,
+    x0: Float[Array, "R N C"],
+    noise: Float[Array, "R N C"],
     forward: ForwardTimes,
-    gamma: jax.Array | float = 0.0,
+    gamma: Scalar = 0.0,
     sweeps: int = 0,
 ) -> Run:
     """The description of `invert`, for `loops.stepped`: its results are the states after each step."""
@@ -124,16 +126,16 @@ def inversion_run(
 
 def invert(
     velocity: Velocity,
-    x0: jax.Array,
-    noise: jax.Array,
+    x0: Float[Array, "R N C"],
+    noise: Float[Array, "R N C"],
     forward: ForwardTimes,
-    gamma: jax.Array | float = 0.0,
+    gamma: Scalar = 0.0,
     sweeps: int = 0,
-) -> jax.Array:
+) -> Float[Array, "times R N C"]:
     """The controlled forward ODE: Y += width * [u + gamma ((noise - Y) / (1 - control) - u)], u the model's velocity.
 
-    x0, noise (R, N, C) -> every state from data to noise, (S + 1, R, N, C); reversed, a trajectory. gamma = 0 is the
-    plain ODE inversion; with gamma = 1 the model cancels and `closed_form` gives the same without asking it.
+    Returns every state from data to noise; reversed, a trajectory. gamma = 0 is the plain ODE inversion; with
+    gamma = 1 the model cancels and `closed_form` gives the same without asking it.
 
     sweeps: how often each step is repeated with the model asked where the step arrived, at one evaluation a sweep. With
     `forward_times` and gamma = 0 this is fixed-point iteration: it converges to the state from which an Euler step of
@@ -144,8 +146,10 @@ def invert(
     return trajectory(inversion_run(velocity, x0, noise, forward, gamma, sweeps))
 
 
-def follow_back(velocity: Velocity, x0: jax.Array, times: jax.Array, solver: Name = "euler") -> jax.Array:
-    """The model's own flow from data to noise, by any solver: x0 (R, N, C), times (S + 1,) -> (S + 1, R, N, C).
+def follow_back(
+    velocity: Velocity, x0: Float[Array, "R N C"], times: Float[Array, " times"], solver: Name = "euler"
+) -> Float[Array, "times R N C"]:
+    """The model's own flow from data to noise, by any solver: a trajectory.
 
     The solver walks the schedule backwards, from t = 0, so its error has the solver's order; unlike `invert`, it does
     not undo the sampler's own steps.
@@ -154,7 +158,9 @@ def follow_back(velocity: Velocity, x0: jax.Array, times: jax.Array, solver: Nam
     return trajectory(sampling_run(velocity, x0, times[::-1], solver=solver))[::-1]
 
 
-def closed_form(x0: jax.Array, noise: jax.Array, forward: ForwardTimes) -> jax.Array:
+def closed_form(
+    x0: Float[Array, "R N C"], noise: Float[Array, "R N C"], forward: ForwardTimes
+) -> Float[Array, "R N C"]:
     """What `invert` ends at with gamma = 1: noise + f (x0 - noise), f = prod(1 - width / (1 - control))."""
     _check_ends(x0, noise)
     factor = jnp.prod(1 - forward.width / (1 - forward.control))
@@ -163,8 +169,8 @@ def closed_form(x0: jax.Array, noise: jax.Array, forward: ForwardTimes) -> jax.A
 
 def control(
     steps: int, eta: float, start: float = 0.0, stop: float = 0.99, decay_power: float | None = None
-) -> np.ndarray:
-    """eta of every step, (S,): `eta` for int(start S) <= i < min(int(stop S), S), 0 elsewhere.
+) -> Float32[np.ndarray, " {steps}"]:
+    """eta of every step: `eta` for int(start S) <= i < min(int(stop S), S), 0 elsewhere.
 
     `decay_power` p multiplies it by (1 - i / S)^p. The official code's rule and its names.
     """
@@ -178,9 +184,14 @@ def control(
 
 
 def reference_step(
-    x: jax.Array, v: jax.Array, trajectory: jax.Array, times: jax.Array, eta: jax.Array, i: jax.Array
-) -> jax.Array:
-    """Step i of the reference rows: x, v (R, N, C) at times[i] -> x at times[i + 1].
+    x: Float[Array, "R N C"],
+    v: Float[Array, "R N C"],
+    trajectory: Float[Array, " times #R N C"],
+    times: Float[Array, " times"],
+    eta: Float[Array, " times-1"],
+    i: Index,
+) -> Float[Array, "R N C"]:
+    """Step i of the reference rows: x at times[i], and its velocity v -> x at times[i + 1].
 
     With eta[i] = 1 the rows follow their trajectory, with 0 the model, in between a mixture. Away from it, the pull is
     towards its data end: on a straight line it is exactly the controller v_cond = (x - x0) / t of RF inversion.

@@ -21,6 +21,7 @@ import jax
 import jax.numpy as jnp
 from jax.sharding import PartitionSpec as P
 
+from jaxpa.arrays import Array, Float, Int
 from jaxpa.layers import precision
 
 MASKED = -1e30  # logit of a key that may not be attended to; finite, so that a row without any key stays a number
@@ -29,18 +30,18 @@ VAST = 8192**2  # logits of one head that a CPU no longer holds at once: an auto
 
 
 def attention(
-    q: jax.Array,
-    k: jax.Array,
-    v: jax.Array,
+    q: Float[Array, "B H Sq Dh"],
+    k: Float[Array, "B H Sk Dh"],
+    v: Float[Array, "B H Sk Dh"],
     *,
-    bias: jax.Array | None = None,
-    length: jax.Array | None = None,
+    bias: Float[Array, "#B #H #Sq Sk"] | None = None,
+    length: Int[Array, " B"] | None = None,
     scale: float | None = None,
-) -> jax.Array:
-    """Attention of q (B, H, Sq, Dh) to k and v (B, H, Sk, Dh) -> (B, H, Sq, Dh).
+) -> Float[Array, "B H Sq Dh"]:
+    """Attention of queries to keys and values.
 
-    bias (B | 1, H | 1, Sq | 1, Sk) is added to the logits; length (B,): a row attends to its first `length` keys;
-    scale: the logits' factor, 1 / sqrt(Dh) by default. The softmax is float32 inside.
+    bias: is added to the logits; length: a row attends to its first `length` keys; scale: the logits' factor,
+    1 / sqrt(Dh) by default. The softmax is float32 inside.
     """
     factor = q.shape[-1] ** -0.5 if scale is None else scale
     by_platform: dict[str, Callable[..., jax.Array]] = {}

@@ -14,6 +14,8 @@ import numpy as np
 from flax import nnx
 from jax.typing import DTypeLike
 
+from jaxpa.arrays import Array, Float, Float32
+
 Module = TypeVar("Module", bound=nnx.Module)
 
 
@@ -74,38 +76,37 @@ class Linear(nnx.Module):
         self.kernel = nnx.Param(kernel_init(rngs.params(), (inputs, outputs), dtype))
         self.bias = nnx.Param(jnp.zeros((outputs,), dtype)) if use_bias else None
 
-    def __call__(self, x: jax.Array) -> jax.Array:
-        """x (..., In) -> (..., Out)."""
+    def __call__(self, x: Float[Array, "*rows In"]) -> Float[Array, "*rows Out"]:
         y = contract("...i,io->...o", x, self.kernel.get_value())
         return y if self.bias is None else y + self.bias[...]
 
-    def to_heads(self, x: jax.Array, heads: int) -> jax.Array:
-        """x (B, S, In) -> (B, H, S, Out / H)."""
+    def to_heads(self, x: Float[Array, "B S In"], heads: int) -> Float[Array, "B {heads} S Dh"]:
+        """The outputs, shared out to heads."""
 
         kernel = self.kernel.get_value()
 
-        def heads_last(x: jax.Array, kernel: Any) -> jax.Array:  # cuBLAS adds a bias to rows only
+        def heads_last(x: Array, kernel: Any) -> Array:  # cuBLAS adds a bias to rows only
             y = contract("...i,io->...o", x, kernel, (x.shape[-1], -1))
             y = y if self.bias is None else y + self.bias[...]
             return y.reshape(*x.shape[:2], heads, -1).swapaxes(1, 2)
 
-        def heads_first(x: jax.Array, kernel: Any) -> jax.Array:  # a TPU's product comes out in any order
+        def heads_first(x: Array, kernel: Any) -> Array:  # a TPU's product comes out in any order
             y = contract("bsi,iho->bhso", x, kernel, (x.shape[-1], heads, -1))
             return y if self.bias is None else y + self.bias[...].reshape(heads, 1, -1)
 
-        def alone(x: jax.Array, kernel: Any) -> jax.Array:
+        def alone(x: Array, kernel: Any) -> Array:
             # XLA makes one product of those of a short sequence, and for it a copy of their kernels, at every step.
             return heads_last(*jax.lax.optimization_barrier((x, kernel)))
 
         return jax.lax.platform_dependent(x, kernel, tpu=heads_first, cuda=alone, default=heads_last)
 
-    def from_heads(self, x: jax.Array) -> jax.Array:
-        """x (B, H, S, In / H) -> (B, S, Out)."""
+    def from_heads(self, x: Float[Array, "B H S Dh"]) -> Float[Array, "B S Out"]:
+        """The outputs for inputs that are shared out to heads."""
         y = contract_heads(x, self.kernel.get_value())
         return y if self.bias is None else y + self.bias[...]
 
 
-def contract(subscripts: str, x: jax.Array, kernel: Any, shape: tuple[int, ...] = ()) -> jax.Array:
+def contract(subscripts: str, x: Float[Array, "..."], kernel: Any, shape: tuple[int, ...] = ()) -> Float[Array, "..."]:
     """einsum(subscripts, x, kernel), with the kernel reshaped to `shape`; (): as it is."""
     if not isinstance(kernel, jax.Array):
         return kernel.contract(subscripts, x, shape)
@@ -113,8 +114,8 @@ def contract(subscripts: str, x: jax.Array, kernel: Any, shape: tuple[int, ...] 
     return jnp.einsum(subscripts, x, kernel, precision=precision(x.dtype))
 
 
-def contract_heads(x: jax.Array, kernel: Any) -> jax.Array:
-    """x (B, H, S, In / H), kernel (In, Out) -> (B, S, Out)."""
+def contract_heads(x: Float[Array, "B H S Dh"], kernel: Any) -> Float[Array, "B S Out"]:
+    """The product with a kernel (H Dh, Out)."""
     return contract("bhsi,hio->bso", x, kernel, (x.shape[1], x.shape[3], -1))
 
 
@@ -123,7 +124,7 @@ def precision(dtype: DTypeLike) -> jax.lax.Precision | None:
     return jax.lax.Precision.HIGHEST if jnp.dtype(dtype) == jnp.float32 else None
 
 
-def layer_norm(x: jax.Array, eps: float = 1e-6) -> jax.Array:
+def layer_norm(x: Float[Array, "*rows D"], eps: float = 1e-6) -> Float[Array, "*rows D"]:
     """Layer norm over the last axis, without scale and bias (adaLN supplies them); f32 inside."""
     x32 = x.astype(jnp.float32)
     centred = x32 - x32.mean(-1, keepdims=True)
@@ -137,7 +138,7 @@ class RMSNorm(nnx.Module):
         self.scale = nnx.Param(jnp.ones((width,), dtype))
         self.eps = eps
 
-    def __call__(self, x: jax.Array) -> jax.Array:
+    def __call__(self, x: Float[Array, "*rows D"]) -> Float[Array, "*rows D"]:
         x32 = x.astype(jnp.float32)
         normed = x32 * jax.lax.rsqrt(jnp.mean(x32**2, -1, keepdims=True) + self.eps)
         return (normed * self.scale.astype(jnp.float32)).astype(x.dtype)
@@ -150,12 +151,14 @@ class MLPEmbedder(nnx.Module):
         self.in_layer = Linear(in_width, width, rngs=rngs, dtype=dtype)
         self.out_layer = Linear(width, width, rngs=rngs, dtype=dtype)
 
-    def __call__(self, x: jax.Array) -> jax.Array:
+    def __call__(self, x: Float[Array, "*rows In"]) -> Float[Array, "*rows D"]:
         return self.out_layer(jax.nn.silu(self.in_layer(x)))
 
 
-def timestep_embedding(t: jax.Array, width: int = 256, max_period: float = 10_000.0) -> jax.Array:
-    """Sinusoids of 1000 t, cosines first: t (B,) in [0, 1] -> (B, width), float32.
+def timestep_embedding(
+    t: Float[Array, " B"], width: int = 256, max_period: float = 10_000.0
+) -> Float32[Array, "B {width}"]:
+    """Sinusoids of 1000 t, cosines first, of t in [0, 1].
 
     The frequencies are the exact ones of the reference's float32 exponents, rounded once. The reference's own `exp`
     is up to one unit in the last place off, which turns the phase at 1000 t = 1000 by up to 6e-5: its embedding

@@ -16,6 +16,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from jaxpa import checks
+from jaxpa.arrays import Array, Float, Index, Int
 from jaxpa.errors import check_choice
 from jaxpa.inversion import reference_step
 from jaxpa.loops import Loop, Run, fused
@@ -34,13 +35,13 @@ class Phase(NamedTuple):
     conditions  what `bind(model)` makes the velocity of, or a velocity itself. Of the R + G rows [references; images]
                 where the references ride along, else of the G images
     routing     of those rows; None: the images go alone, unchanged
-    joined      (K,) int32 into R * N: the reference tokens that are a part of each image's sequence, [image; reference]
+    joined      indices into R * N: the reference tokens that are a part of each image's sequence, [image; reference]
                 of N + K tokens in G rows (`routing.join`); None: there are none
     """
 
     conditions: Any
     routing: Routing | None = None
-    joined: jax.Array | None = None
+    joined: Int[Array, " K"] | None = None
 
 
 @jax.tree_util.register_dataclass
@@ -48,21 +49,21 @@ class Phase(NamedTuple):
 class Task:
     """All that a personalised sampling needs, as one pytree: pass it through `jax.jit`.
 
-    trajectory  (S + 1, R, N, C), the references at every flow time (`inversion`)
-    eta         (S,), how firmly they are held on it
-    times       (S + 1,), the schedule
-    tau         (), the flow time of the gate; or (L,), one for each block, double blocks first (level "layer"): the
-                references then ride along as long as one of the blocks needs them
+    trajectory  the references at every flow time (`inversion`)
+    eta         how firmly they are held on it in each of the S steps
+    times       the schedule
+    tau         the flow time of the gate; or one for each block, double blocks first (level "layer"): the references
+                then ride along as long as one of the blocks needs them
     early       while t > tau: replacement, and context if it is not gated. At level "token" its conditions have G rows.
     late        after tau: context, joined tokens, or nothing
     model       the network, once for both phases; None where their conditions are velocities
     solver      a name of `solvers.SOLVERS`
     """
 
-    trajectory: jax.Array
-    eta: jax.Array
-    times: jax.Array
-    tau: jax.Array
+    trajectory: Float[Array, "times R N C"]
+    eta: Float[Array, " S"]
+    times: Float[Array, " times"]
+    tau: Float[Array, ""] | Float[Array, " L"]
     early: Phase
     late: Phase
     model: Any = None
@@ -71,13 +72,13 @@ class Task:
 
 
 class State(NamedTuple):
-    """What a sampling carries: reference tokens, images (G, N, C), and the solver's memory.
+    """What a sampling carries: reference tokens, images, and the solver's memory.
 
-    references: (R, N, C); where they are joined to the images' sequences, (G, K, C)
+    references: where they are joined to the images' sequences, one copy an image
     """
 
-    references: jax.Array
-    images: jax.Array
+    references: Float[Array, "R N C"] | Float[Array, "G K C"]
+    images: Float[Array, "G N C"]
     memory: Any
 
 
@@ -86,7 +87,7 @@ class State(NamedTuple):
 class _Stretch:
     """What the steps on one side of tau read.
 
-    trajectory: of the reference tokens of a `State`. taus: (L,) where the blocks' own differ.
+    trajectory: of the reference tokens of a `State`. taus: where the blocks' own differ.
 
     together: "rows", references and images are one batch; "sequence", one sequence; "tokens", the images read their
     tokens through the replacement (level "token"); "apart", the images go alone.
@@ -94,20 +95,20 @@ class _Stretch:
 
     velocity: Any
     routing: Routing | None
-    trajectory: jax.Array
-    eta: jax.Array
-    times: jax.Array
-    taus: jax.Array | None
+    trajectory: Float[Array, "times R N C"]
+    eta: Float[Array, " S"]
+    times: Float[Array, " times"]
+    taus: Float[Array, " L"] | None
     together: Literal["rows", "sequence", "tokens", "apart"] = field(metadata={"static": True})
     solver: Name = field(metadata={"static": True})
 
-    def join(self, references: jax.Array, images: jax.Array) -> jax.Array:
+    def join(self, references: Float[Array, "R K C"], images: Float[Array, "G N C"]) -> Float[Array, "rows S C"]:
         """What the solver steps."""
         if self.together == "rows":
             return jnp.concatenate([references, images])  # (R + G, N, C)
         return jnp.concatenate([images, references], 1) if self.together == "sequence" else images  # (G, N + K, C)
 
-    def part(self, x: jax.Array) -> tuple[jax.Array | None, jax.Array]:
+    def part(self, x: Float[Array, "rows S C"]) -> tuple[Float[Array, "R K C"] | None, Float[Array, "G N C"]]:
         """The references of what is stepped, if they are in it, and the images."""
         if self.together == "rows":
             return x[: self.trajectory.shape[1]], x[self.trajectory.shape[1] :]
@@ -116,7 +117,7 @@ class _Stretch:
             return x[:, n:], x[:, :n]
         return None, x
 
-    def read(self, x: jax.Array, i: jax.Array) -> jax.Array:
+    def read(self, x: Float[Array, "rows S C"], i: Index) -> Float[Array, "rows S C"]:
         """What the model sees of x at times[i]: at level "token" the references' tokens in their places."""
         if self.together != "tokens":
             return x
@@ -129,7 +130,7 @@ class _Stretch:
         weight = jnp.broadcast_to(self.routing.weight, (1, *source.shape, 1))[0, r:]
         return (1 - weight) * x + weight * there
 
-    def routed(self, i: jax.Array) -> Routing | None:
+    def routed(self, i: Index) -> Routing | None:
         """The routing of step i: blocks whose tau is not below its time keep their own features."""
         if self.together in ("tokens", "apart"):
             return None
@@ -138,7 +139,7 @@ class _Stretch:
         above = (self.times[i] > self.taus).astype(jnp.float32)[:, None, None, None]
         return replace(self.routing, weight=above if self.routing.weight is None else above * self.routing.weight)
 
-    def move(self, x: jax.Array, v: jax.Array, i: jax.Array) -> jax.Array:
+    def move(self, x: Float[Array, "rows S C"], v: Float[Array, "rows S C"], i: Index) -> Float[Array, "rows S C"]:
         """From times[i] to times[i + 1]."""
         (references, images), (of_references, of_images) = self.part(self.read(x, i)), self.part(v)
         moved = euler_step(images, of_images, self.times[i], self.times[i + 1])
@@ -146,11 +147,11 @@ class _Stretch:
             return moved
         return self.join(reference_step(references, of_references, self.trajectory, self.times, self.eta, i), moved)
 
-    def step(self, i: jax.Array, state: State) -> State:
+    def step(self, i: Index, state: State) -> State:
         """Everything from times[i] to times[i + 1]."""
         routing = self.routed(i)
 
-        def ask(x: jax.Array, j: jax.Array) -> jax.Array:
+        def ask(x: Float[Array, "rows S C"], j: Index) -> Float[Array, "rows S C"]:
             return at(self.velocity, j)(self.read(x, j), jnp.broadcast_to(self.times[j], x.shape[:1]), routing)
 
         flow, x = Flow(ask, self.move, self.times), self.join(state.references, state.images)
@@ -171,7 +172,7 @@ def _enter_late(task: Task, state: State) -> tuple[_Stretch, State]:
     if phase.joined is None:
         return _enter(task, phase, "apart" if phase.routing is None else "rows", trajectory, state)
 
-    def pick(references: jax.Array) -> jax.Array:  # (..., R, N, C) -> (..., 1, K, C)
+    def pick(references: Float[Array, "*times R N C"]) -> Float[Array, "*times 1 K C"]:
         return references.reshape(*references.shape[:-3], 1, -1, references.shape[-1])[..., phase.joined, :]
 
     picked = pick(state.references)
@@ -180,7 +181,7 @@ def _enter_late(task: Task, state: State) -> tuple[_Stretch, State]:
 
 
 def _enter(
-    task: Task, phase: Phase, together: Any, trajectory: jax.Array, state: State, taus: jax.Array | None = None
+    task: Task, phase: Phase, together: Any, trajectory: Array, state: State, taus: Array | None = None
 ) -> tuple[_Stretch, State]:
     """A stretch and its first state. The solver starts anew: it remembers another flow, and other rows."""
     velocity = prepare(bound(phase.conditions, task.model), task.times)
@@ -189,20 +190,20 @@ def _enter(
     return stretch, state._replace(memory=memory)
 
 
-def _body(stretch: _Stretch, i: jax.Array, state: State) -> State:
+def _body(stretch: _Stretch, i: Index, state: State) -> State:
     return stretch.step(i, state)
 
 
-def _images(state: State) -> jax.Array:
+def _images(state: State) -> Float[Array, "G N C"]:
     return state.images
 
 
-def gate(task: Task) -> jax.Array:
-    """How many steps start above tau: () int32."""
+def gate(task: Task) -> Int[Array, ""]:
+    """How many steps start above tau."""
     return steps_above(task.times, jnp.min(task.tau))
 
 
-def _check(task: Task, x: jax.Array) -> None:
+def _check(task: Task, x: Array) -> None:
     """Shapes and, where they are known, values of a task. Raises ValueError."""
     check_choice("level", task.level, get_args(Level))
     solver_of(task.solver)
@@ -228,7 +229,7 @@ def _check(task: Task, x: jax.Array) -> None:
             checks.indices(f"{name}.routing.source", phase.routing.source, (rows, n), rows * n)
 
 
-def task_run(task: Task, x: jax.Array, above: int | None = None) -> Run:
+def task_run(task: Task, x: Float[Array, "G N C"], above: int | None = None) -> Run:
     """The description of `sample`, for `loops.stepped`: its results are the images after each step.
 
     Raises ValueError for arrays that do not fit each other, times that do not fall, a tau outside [0, 1], indices out
@@ -240,8 +241,8 @@ def task_run(task: Task, x: jax.Array, above: int | None = None) -> Run:
     return Run(task, State(task.trajectory[0], jnp.asarray(x), ()), loops, _images)
 
 
-def sample(task: Task, x: jax.Array, above: int | None = None) -> jax.Array:
-    """The whole method in one compiled program: noise x (G, N, C) -> tokens (G, N, C).
+def sample(task: Task, x: Float[Array, "G N C"], above: int | None = None) -> Float[Array, "G N C"]:
+    """The whole method in one compiled program: noise x -> tokens.
 
     A step is replaced as a whole or not at all: if it starts above tau, every velocity that its solver asks for is one
     with the references, even the one at the step's end. The flow is therefore smooth on either side of tau, where a

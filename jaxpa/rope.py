@@ -11,23 +11,25 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from jaxpa.arrays import Array, Float, Float32, Shaped
+
 THETA = 10_000.0
 
 
 class Rotary(NamedTuple):
-    """cos, sin: (B | 1, S, Dh / 2) float32."""
+    """The cosine and the sine of every turn; one row may serve all."""
 
-    cos: jax.Array
-    sin: jax.Array
+    cos: Float32[Array, "#B S Dh//2"]
+    sin: Float32[Array, "#B S Dh//2"]
 
 
-def frequencies(axis_width: int, theta: float = THETA) -> np.ndarray:
-    """The turning rate of each channel pair of one axis: (axis_width / 2,) float32, radians per cell."""
+def frequencies(axis_width: int, theta: float = THETA) -> Float32[np.ndarray, " {axis_width}//2"]:
+    """The turning rate of each channel pair of one axis, in radians per cell."""
     return (theta ** (-np.arange(0, axis_width, 2, dtype=np.float64) / axis_width)).astype(np.float32)
 
 
-def table(positions: jax.Array, axes_dims: tuple[int, ...], theta: float = THETA) -> Rotary:
-    """Rotary table of positions (..., S, A), a column for each of the A axes. Raises ValueError for other columns."""
+def table(positions: Shaped[Array, "*B S A"], axes_dims: tuple[int, ...], theta: float = THETA) -> Rotary:
+    """Rotary table of positions, which have a column for each of the A axes. Raises ValueError for other columns."""
     if positions.shape[-1] != len(axes_dims):
         raise ValueError(f"positions {positions.shape} must have {len(axes_dims)} columns, one for each rotary axis")
     positions = positions.astype(jnp.float32)
@@ -38,24 +40,24 @@ def table(positions: jax.Array, axes_dims: tuple[int, ...], theta: float = THETA
     return Rotary(jnp.cos(angle), jnp.sin(angle))
 
 
-def rotate(x: jax.Array, rotary: Rotary) -> jax.Array:
-    """Turn the channel pairs of queries or keys, x (B, H, S, Dh); shape and dtype stay the same."""
+def rotate(x: Float[Array, "B H S Dh"], rotary: Rotary) -> Float[Array, "B H S Dh"]:
+    """Turn the channel pairs of queries or keys; the dtype stays the same."""
     cos, sin = (jnp.repeat(part, 2, -1)[:, None] for part in rotary)  # (B | 1, 1, S, Dh), one table for all heads
     return (x.astype(jnp.float32) * cos + quarter_turn(x).astype(jnp.float32) * sin).astype(x.dtype)
 
 
-def quarter_turn(x: jax.Array) -> jax.Array:
+def quarter_turn(x: Float[Array, "*S Dh"]) -> Float[Array, "*S Dh"]:
     """Every channel pair turned by 90 degrees: (x0, x1) -> (-x1, x0).
 
     A TPU cannot exchange neighbouring lanes cheaply, but multiplies matrices at almost no cost. There the turn is a
     product with a signed permutation, which is exact.
     """
 
-    def by_pairs(x: jax.Array) -> jax.Array:
+    def by_pairs(x: Array) -> Array:
         even, odd = x[..., 0::2], x[..., 1::2]
         return jnp.stack([-odd, even], -1).reshape(x.shape)
 
-    def by_product(x: jax.Array) -> jax.Array:
+    def by_product(x: Array) -> Array:
         turn = np.kron(np.eye(x.shape[-1] // 2), [[0, 1], [-1, 0]])
         return jnp.einsum("...c,cd->...d", x, turn.astype(x.dtype), precision=jax.lax.Precision.HIGHEST)
 

@@ -13,6 +13,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from jaxpa import checks
+from jaxpa.arrays import Array, Bool, Float, Float32, Int, Int32, Scalar
 from jaxpa.errors import check_choice
 from jaxpa.presets import Parts, Positions
 from jaxpa.tokens import (
@@ -29,8 +30,8 @@ from jaxpa.tokens import (
 )
 
 
-def replacement_source(placement: Placement, images: int) -> jax.Array:
-    """Where each token of [R references; G images] takes its features from: (R + G, N) int32.
+def replacement_source(placement: Placement, images: int) -> Int32[Array, "rows N"]:
+    """Where each token of [R references; G images] takes its features from.
 
     placement.source and .target are (R, N), the same for all images, or (G, R, N). Where targets overlap the later
     reference wins. Reference rows are never touched.
@@ -54,17 +55,17 @@ def _check_placement(placement: Placement) -> None:
 class Context(NamedTuple):
     """Reference tokens that every row may attend to: the last three fields of a `tokens.Routing`."""
 
-    context: jax.Array
-    positions: jax.Array
-    length: jax.Array
+    context: Int32[Array, "rows K"]
+    positions: Float32[Array, "rows K 3"]
+    length: Int32[Array, " rows"]
 
 
 def reference_context(
-    masks: jax.Array, placement: Placement, images: int, grid: tuple[int, int], where: Positions, size: int
+    masks: Bool[Array, "R N"], placement: Placement, images: int, grid: tuple[int, int], where: Positions, size: int
 ) -> Context:
     """The masked tokens of all references as context, in order, padded to `size` (static; R N at most).
 
-    masks (R, N) bool; `where` gives their rotary positions: (0, 0) as text has, those of the cells that they are put
+    `where` gives their rotary positions: (0, 0) as text has, those of the cells that they are put
     on, their own, or their own moved by the grid's width (Section 3.2 compares the last three).
     """
     check_choice("where", where, get_args(Positions))
@@ -86,16 +87,16 @@ def reference_context(
     return Context(rows, positions, length)
 
 
-def _target_positions(placement: Placement, images: int, cells: jax.Array) -> jax.Array:
+def _target_positions(placement: Placement, images: int, cells: Float[Array, "N 3"]) -> Float[Array, "rows R*N 3"]:
     """For every reference token the position of the cell it is put on (its own where it is not put anywhere).
 
-    -> (R + G, R * N, 3). Reference rows see the first image's.
+    Reference rows see the first image's.
     """
     references, n = placement.source.shape[-2:]
     source, target = (jnp.broadcast_to(a, (images, references, n)) for a in placement)
     own = jnp.broadcast_to(jnp.arange(n), (images, references, n))
 
-    def scatter(own: jax.Array, source: jax.Array, target: jax.Array) -> jax.Array:
+    def scatter(own: Int[Array, " N"], source: Int[Array, " N"], target: Bool[Array, " N"]) -> Int[Array, " N"]:
         # A token that is put on several cells (an enlarged subject) stands at the first of them.
         first = jnp.full(n, n).at[jnp.where(target, source, n)].min(jnp.arange(n), mode="drop")
         return jnp.where(first < n, first, own)
@@ -108,19 +109,19 @@ def _target_positions(placement: Placement, images: int, cells: jax.Array) -> ja
 class Joined(NamedTuple):
     """Reference tokens as a part of each image's sequence, [image; reference]: the paper's form of concatenation.
 
-    tokens     (K,) int32 into R * N, which tokens; padding comes last
-    positions  (N + K, 3) float32, rotary positions of the sequence: the reference's are all zero, as the text's
-    length     () int32, how much of the sequence is not padding
+    tokens     which tokens, of R * N; padding comes last
+    positions  rotary positions of the sequence of N + K: the reference's are all zero, as the text's
+    length     how much of the sequence is not padding
     """
 
-    tokens: jax.Array
-    positions: jax.Array
-    length: jax.Array
+    tokens: Int32[Array, " K"]
+    positions: Float32[Array, "S 3"]
+    length: Int32[Array, ""]
 
 
 @partial(jax.jit, static_argnames=("grid", "size"))
-def join(masks: jax.Array, grid: tuple[int, int], size: int) -> Joined:
-    """The masked tokens of all references, in order, padded to `size` (static; R N at most): masks (R, N) bool."""
+def join(masks: Bool[Array, "R N"], grid: tuple[int, int], size: int) -> Joined:
+    """The masked tokens of all references, in order, padded to `size` (static; R N at most)."""
     n = grid[0] * grid[1]
     checks.array("masks", masks, ("R", n), bool)
     picked = jnp.nonzero(masks.reshape(-1), size=size, fill_value=0)[0].astype(jnp.int32)
@@ -132,14 +133,14 @@ def replacement_weight(
     parts: Parts = "qkv",
     blocks: tuple[int, int] | None = None,
     depth: int = 1,
-    shares: jax.Array | None = None,
-    source: jax.Array | None = None,
-) -> jax.Array | None:
-    """How far features are replaced, the `weight` of a `Routing`: (L | 1, 1, 1, 3 | 1) or (L | 1, R + G, N, 3 | 1).
+    shares: Float[Array, "R N"] | None = None,
+    source: Int[Array, "rows N"] | None = None,
+) -> Float32[Array, "#{depth} #rows #N #3"] | None:
+    """How far features are replaced, the `weight` of a `Routing`.
 
-    parts: of queries, keys and values; blocks: the first and the last, out of `depth`; shares (R, N) in [0, 1]: how far
-    each reference token is the subject's, with `source` (R + G, N) of `replacement_source`. None where all of a
-    token is replaced everywhere, which costs nothing. Raises ValueError.
+    parts: of queries, keys and values; blocks: the first and the last, out of `depth`; shares in [0, 1]: how far each
+    reference token is the subject's, with the `source` of `replacement_source`. None where all of a token is replaced
+    everywhere, which costs nothing. Raises ValueError.
     """
     check_choice("parts", parts, get_args(Parts))
     factors = []
@@ -161,15 +162,17 @@ def replacement_weight(
     return prod(factors[1:], start=jnp.broadcast_to(factors[0], _four(factors[0]))) if factors else None
 
 
-def _four(factor: jax.Array) -> tuple[int, ...]:
+def _four(factor: Array) -> tuple[int, ...]:
     """A factor's shape with four axes."""
     return (*(1,) * (4 - factor.ndim), *factor.shape)
 
 
-def move_noise(noise: jax.Array, inverted: jax.Array, source: jax.Array) -> jax.Array:
+def move_noise(
+    noise: Float[Array, "G N C"], inverted: Float[Array, "R N C"], source: Int[Array, "R+G N"]
+) -> Float[Array, "G N C"]:
     """Start noise whose target region is the reference's inverted noise, moved with its tokens.
 
-    noise (G, N, C), inverted (R, N, C), source (R + G, N) of `replacement_source` -> (G, N, C).
+    source: of `replacement_source`.
     """
     return gather(jnp.concatenate([inverted, noise]), source)[inverted.shape[0] :]
 
@@ -186,22 +189,24 @@ def context_size(masked: int, tokens: int) -> int:
 
 
 @jax.jit
-def replacement_index(placement: Placement) -> jax.Array:
+def replacement_index(placement: Placement) -> Int32[Array, "rows N"]:
     """`replacement_source` of a placement (G, R, N), compiled."""
     return replacement_source(placement, placement.source.shape[0])
 
 
 @partial(jax.jit, static_argnames=("images", "grid", "where", "size"))
 def context_routing(
-    masks: jax.Array, placement: Placement, images: int, grid: tuple[int, int], where: Positions, size: int
+    masks: Bool[Array, "R N"], placement: Placement, images: int, grid: tuple[int, int], where: Positions, size: int
 ) -> Routing:
     """`reference_context` as a routing that replaces nothing, compiled."""
     return Routing(**reference_context(masks, placement, images, grid, where, size)._asdict())
 
 
 @partial(jax.jit, static_argnames="moved")
-def start_noise(noise: jax.Array, trajectory: jax.Array, placement: Placement, moved: bool) -> jax.Array:
-    """Noise of the images (G, N, C): their own, or the references' under the placed cells."""
+def start_noise(
+    noise: Float[Array, "G N C"], trajectory: Float[Array, "times R N C"], placement: Placement, moved: bool
+) -> Float[Array, "G N C"]:
+    """Noise of the images: their own, or the references' under the placed cells."""
     if not moved:
         return noise
     return move_noise(noise, trajectory[0], replacement_source(placement, noise.shape[0]))
@@ -214,17 +219,29 @@ def repeat_placement(placement: Placement, seeds: int) -> Placement:
 
 @partial(jax.jit, static_argnames=("grid", "outline", "margin", "scene"))
 def perturb(
-    where: Placement, masks: jax.Array, seeds: jax.Array, shuffle: jax.Array, grid: tuple[int, int], outline: int,
-    margin: int, scene: bool,
-) -> tuple[Placement, Placement]:  # fmt: skip
-    """What is replaced in each image, and where its start noise comes from: two placements (G, R, N).
+    where: Placement,
+    masks: Bool[Array, "R N"],
+    seeds: Int[Array, " G"],
+    shuffle: Scalar,
+    grid: tuple[int, int],
+    outline: int,
+    margin: int,
+    scene: bool,
+) -> tuple[Placement, Placement]:
+    """What is replaced in each image, and where its start noise comes from: two placements (G, R, N), as `where` is.
 
-    where (G, R, N), masks (R, N), seeds (G,); shuffle (), outline and margin as in `Preset`. A seed decides its image's
+    shuffle, outline and margin as in `Preset`. A seed decides its image's
     variation of the subjects (Section 3.4); a scene, the first reference, is not varied. Start noise moves unshuffled:
     it carries the subject's shape.
     """
 
-    def one(seed: jax.Array, reference: jax.Array, mask: jax.Array, source: jax.Array, inside: jax.Array) -> Any:
+    def one(
+        seed: Int[Array, ""],
+        reference: Int[Array, ""],
+        mask: Bool[Array, " N"],
+        source: Int[Array, " N"],
+        inside: Bool[Array, " N"],
+    ) -> Any:
         order, shape = jax.random.split(jax.random.fold_in(jax.random.key(seed), reference))
         subject = mask
         if outline:
@@ -239,6 +256,6 @@ def perturb(
 
 
 @jax.jit
-def token_guidance(placement: Placement, outside: jax.Array, inside: jax.Array) -> jax.Array:
-    """A guidance for each token: `inside` where a reference is put (G, R, N), `outside` elsewhere -> (G, N, 1)."""
+def token_guidance(placement: Placement, outside: Scalar, inside: Scalar) -> Float[Array, "G N 1"]:
+    """A guidance for each token: `inside` where a reference is put, `outside` elsewhere."""
     return jnp.where(placement.target.any(1), inside, outside)[..., None]

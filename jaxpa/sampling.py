@@ -7,17 +7,19 @@ arrays: there is no scheduler object and no hidden state.
 
 from collections.abc import Callable
 from dataclasses import dataclass, field, replace
-from typing import Any, Protocol
+from typing import Any, Protocol, runtime_checkable
 
 import jax
 import jax.numpy as jnp
 
 from jaxpa import checks
+from jaxpa.arrays import Array, Float, Float32, Index, Int, Scalar
 from jaxpa.loops import Loop, Run, fused
 from jaxpa.solvers import Flow, Name, solver_of
 from jaxpa.tokens import Routing
 
 
+@runtime_checkable
 class Velocity(Protocol):
     """What the samplers ask of a model. `routing` is passed only where a method replaces features inside it.
 
@@ -25,21 +27,24 @@ class Velocity(Protocol):
     of them, and then `at(i)`, the velocity at times[i].
     """
 
-    def __call__(self, x: jax.Array, t: jax.Array, routing: Routing | None = None) -> jax.Array: ...
+    def __call__(
+        self, x: Float[Array, "B N C"], t: Float[Array, " B"], routing: Routing | None = None
+    ) -> Float[Array, "B N C"]: ...
 
 
+@runtime_checkable
 class Conditions(Protocol):
     """What a model is told besides tokens and time, without the model: any number of them share one set of weights."""
 
     def bind(self, model: Any) -> Velocity: ...
 
 
-def prepare(velocity: Any, times: jax.Array) -> Any:
-    """The velocity, ready for the times (S + 1,) of a schedule: before a loop, what need not be inside."""
+def prepare(velocity: Any, times: Float[Array, " times"]) -> Any:
+    """The velocity, ready for the times of a schedule: before a loop, what need not be inside."""
     return velocity.prepare(times) if hasattr(velocity, "prepare") else velocity
 
 
-def at(velocity: Any, i: jax.Array | int) -> Any:
+def at(velocity: Any, i: Index) -> Any:
     """Of a prepared velocity, that at times[i]; a plain function is the same at all of them."""
     return velocity.at(i) if hasattr(velocity, "at") else velocity
 
@@ -55,7 +60,7 @@ class Guided:
     """Conditions of [references; positive; negative] rows that are guided; see `ClassifierFree`."""
 
     conditions: Conditions
-    scale: jax.Array
+    scale: Float[Array, "..."]
     references: int = field(default=0, metadata={"static": True})
 
     def bind(self, model: Any) -> "ClassifierFree":
@@ -74,13 +79,17 @@ class ClassifierFree:
     """
 
     velocity: Velocity
-    scale: jax.Array
+    scale: Float[Array, "..."]
     references: int = field(default=0, metadata={"static": True})
 
     def __call__(
-        self, x: jax.Array, t: jax.Array, routing: Routing | None = None, observe: Callable[..., Any] | None = None
+        self,
+        x: Float[Array, "B N C"],
+        t: Float[Array, " B"],
+        routing: Routing | None = None,
+        observe: Callable[..., Any] | None = None,
     ) -> Any:
-        """x (B, N, C), t (B,) -> velocity (B, N, C); with `observe`, what it sees has the rows of all three kinds."""
+        """The velocity (B, N, C); with `observe`, what it sees has the rows of all three kinds."""
         r, (b, n) = self.references, x.shape[:2]
         both = None if routing is None else routing.repeat(n, 2, shared=r)
         watched = {} if observe is None else {"observe": observe}
@@ -90,10 +99,10 @@ class ClassifierFree:
         v = jnp.concatenate([v[:r], negative + self.scale * (positive - negative)])
         return v if observe is None else (v, seen)
 
-    def prepare(self, times: jax.Array) -> "ClassifierFree":
+    def prepare(self, times: Float[Array, " times"]) -> "ClassifierFree":
         return replace(self, velocity=prepare(self.velocity, times))
 
-    def at(self, i: jax.Array | int) -> "ClassifierFree":
+    def at(self, i: Index) -> "ClassifierFree":
         return replace(self, velocity=at(self.velocity, i))
 
 
@@ -102,13 +111,12 @@ class ClassifierFree:
 class Accompanied:
     """Conditions of image tokens that share their sequence with a picture's; see `InSequence`.
 
-    conditions: those of the image tokens, with their `positions` (N, 3) or (B, N, 3). tokens (1 | B, K, C) and
-    positions (K, 3): the picture's.
+    conditions: those of the image tokens, with their `positions`; tokens and positions: the picture's.
     """
 
     conditions: Any
-    tokens: jax.Array
-    positions: jax.Array
+    tokens: Float[Array, "#B K C"]
+    positions: Float[Array, "K 3"]
 
     def bind(self, model: Any) -> "InSequence":
         """The velocity of a model."""
@@ -124,16 +132,19 @@ class InSequence:
     """A velocity of image tokens that read a picture's in the same sequence, as FLUX.1-Kontext does.
 
     The picture stands in front, so that what a routing says of a row's end holds; what the model says of it is dropped.
-    tokens: (1 | B, K, C).
     """
 
     velocity: Any
-    tokens: jax.Array
+    tokens: Float[Array, "#B K C"]
 
     def __call__(
-        self, x: jax.Array, t: jax.Array, routing: Routing | None = None, observe: Callable[..., Any] | None = None
+        self,
+        x: Float[Array, "B N C"],
+        t: Float[Array, " B"],
+        routing: Routing | None = None,
+        observe: Callable[..., Any] | None = None,
     ) -> Any:
-        """x (B, N, C), t (B,) -> velocity (B, N, C); with `observe`, what it sees has all K + N image tokens."""
+        """The velocity (B, N, C); with `observe`, what it sees has all K + N image tokens."""
         (b, n), k = x.shape[:2], self.tokens.shape[1]
         tokens = jnp.broadcast_to(self.tokens, (b, *self.tokens.shape[1:])).astype(x.dtype)
         watched = {} if observe is None else {"observe": observe}
@@ -141,27 +152,29 @@ class InSequence:
         out = self.velocity(jnp.concatenate([tokens, x], 1), t, moved, **watched)
         return out[:, k:] if observe is None else (out[0][:, k:], out[1])
 
-    def prepare(self, times: jax.Array) -> "InSequence":
+    def prepare(self, times: Float[Array, " times"]) -> "InSequence":
         return replace(self, velocity=prepare(self.velocity, times))
 
-    def at(self, i: jax.Array | int) -> "InSequence":
+    def at(self, i: Index) -> "InSequence":
         return replace(self, velocity=at(self.velocity, i))
 
 
-def at_positions(conditions: Any, positions: jax.Array) -> Any:
-    """The conditions with other rotary positions (N, 3) of the image tokens."""
+def at_positions(conditions: Any, positions: Float[Array, "N 3"]) -> Any:
+    """The conditions with other rotary positions of the image tokens."""
     if isinstance(conditions, Guided | Accompanied):
         return replace(conditions, conditions=at_positions(conditions.conditions, positions))
     return replace(conditions, positions=positions)
 
 
-def euler_step(x: jax.Array, v: jax.Array, t: jax.Array, t_next: jax.Array) -> jax.Array:
+def euler_step(x: Float[Array, "*x"], v: Float[Array, "*x"], t: Scalar, t_next: Scalar) -> Float[Array, "*x"]:
     """x at the next flow time: x + (t_next - t) v."""
     return x + (t_next - t) * v
 
 
-def step(velocity: Velocity, x: jax.Array, times: jax.Array, i: jax.Array) -> jax.Array:
-    """Step i of a schedule: x (B, N, C) at times[i] -> x at times[i + 1]."""
+def step(
+    velocity: Velocity, x: Float[Array, "B N C"], times: Float[Array, " times"], i: Index
+) -> Float[Array, "B N C"]:
+    """Step i of a schedule: x at times[i] -> x at times[i + 1]."""
     t = jnp.broadcast_to(times[i], x.shape[:1])
     return euler_step(x, velocity(x, t), times[i], times[i + 1])
 
@@ -169,42 +182,42 @@ def step(velocity: Velocity, x: jax.Array, times: jax.Array, i: jax.Array) -> ja
 @jax.tree_util.register_dataclass
 @dataclass(frozen=True, eq=False)
 class _Sampling:
-    """What a sampling reads: the velocity, the times (S + 1,) and the solver's name."""
+    """What a sampling reads: the velocity, the times and the solver's name."""
 
     velocity: Any
-    times: jax.Array
+    times: Float[Array, " times"]
     solver: Name = field(metadata={"static": True})
 
 
-State = tuple[jax.Array, Any]  # x and the solver's memory
+State = tuple[Float[Array, "B N C"], Any]  # x and the solver's memory
 
 
 def _enter(data: _Sampling, state: State) -> tuple[_Sampling, State]:
     return replace(data, velocity=prepare(data.velocity, data.times)), state
 
 
-def _body(data: _Sampling, i: jax.Array, state: State) -> State:
+def _body(data: _Sampling, i: Index, state: State) -> State:
     times = data.times
 
-    def ask(x: jax.Array, j: jax.Array) -> jax.Array:
+    def ask(x: Float[Array, "B N C"], j: Index) -> Float[Array, "B N C"]:
         return at(data.velocity, j)(x, jnp.broadcast_to(times[j], x.shape[:1]))
 
-    def move(x: jax.Array, v: jax.Array, j: jax.Array) -> jax.Array:
+    def move(x: Float[Array, "B N C"], v: Float[Array, "B N C"], j: Index) -> Float[Array, "B N C"]:
         return euler_step(x, v, times[j], times[j + 1])
 
     return solver_of(data.solver).step(Flow(ask, move, times), *state, i)
 
 
-def _x(state: State) -> jax.Array:
+def _x(state: State) -> Float[Array, "B N C"]:
     return state[0]
 
 
 def sampling_run(
     velocity: Velocity,
-    x: jax.Array,
-    times: jax.Array,
-    start: jax.Array | int = 0,
-    stop: jax.Array | int | None = None,
+    x: Float[Array, "B N C"],
+    times: Float[Array, " times"],
+    start: Index = 0,
+    stop: Index | None = None,
     solver: Name = "euler",
 ) -> Run:
     """The description of `sample`, for `loops.stepped`. With rising times it follows the flow from data to noise.
@@ -223,13 +236,13 @@ def sampling_run(
 
 def sample(
     velocity: Velocity,
-    x: jax.Array,
-    times: jax.Array,
-    start: jax.Array | int = 0,
-    stop: jax.Array | int | None = None,
+    x: Float[Array, "B N C"],
+    times: Float[Array, " times"],
+    start: Index = 0,
+    stop: Index | None = None,
     solver: Name = "euler",
-) -> jax.Array:
-    """All steps in one compiled loop: x (B, N, C) at times[start] -> tokens at times[stop] (default: the last).
+) -> Float[Array, "B N C"]:
+    """All steps in one compiled loop: x at times[start] -> tokens at times[stop] (default: the last).
 
     The bounds may be traced, so that one program serves every split of a schedule. solver: a name of `SOLVERS`.
     Raises ValueError for what `sampling_run` refuses, and for rising times.
@@ -238,7 +251,9 @@ def sample(
     return fused(sampling_run(velocity, x, times, start, stop, solver))
 
 
-def clean_estimate(before: jax.Array, after: jax.Array, t: jax.Array, t_next: jax.Array) -> jax.Array:
+def clean_estimate(
+    before: Float[Array, "*x"], after: Float[Array, "*x"], t: Scalar, t_next: Scalar
+) -> Float[Array, "*x"]:
     """What a step takes for the picture: where its straight line from `before` at t to `after` at t_next meets t = 0.
 
     This needs no model. With an Euler step it is x - t v.
@@ -246,8 +261,8 @@ def clean_estimate(before: jax.Array, after: jax.Array, t: jax.Array, t_next: ja
     return after - t_next * (after - before) / (t_next - t)
 
 
-def initial_noise(seeds: jax.Array, shape: tuple[int, ...]) -> jax.Array:
-    """Standard normal noise, one image per seed: seeds (B,) int -> (B, *shape) float32.
+def initial_noise(seeds: Int[Array, " B"], shape: tuple[int, ...]) -> Float32[Array, "B ..."]:
+    """Standard normal noise of a shape, one image per seed.
 
     An image's noise is a function of its own seed: neither its place in a batch nor the batch's size matters.
     """

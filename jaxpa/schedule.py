@@ -19,11 +19,11 @@ A smaller image spends less time near noise: at 512 x 512 (1024 tokens) tau 0.8 
 import math
 from dataclasses import dataclass
 
-import jax
 import jax.numpy as jnp
 import numpy as np
 
 from jaxpa import checks
+from jaxpa.arrays import Array, Float, Float32, Int32, Scalar
 from jaxpa.config import ScheduleConfig
 
 
@@ -33,8 +33,8 @@ def log_shift(tokens: int, config: ScheduleConfig) -> float:
     return config.base_shift + slope * (tokens - config.base_image_seq_len)
 
 
-def flow_times(steps: int, tokens: int, config: ScheduleConfig) -> np.ndarray:
-    """The S + 1 flow times of a schedule, from 1 down to 0: (S + 1,) float32.
+def flow_times(steps: int, tokens: int, config: ScheduleConfig) -> Float32[np.ndarray, " {steps}+1"]:
+    """The S + 1 flow times of a schedule, from 1 down to 0.
 
     Raises ValueError for fewer than one step or token.
     """
@@ -55,7 +55,7 @@ class Steps:
     share: float
 
 
-def tau_time(tau: float | Steps, times: np.ndarray) -> float:
+def tau_time(tau: Scalar | Steps, times: Float[Array, " times"]) -> float:
     """tau in flow time: a number is one already; `Steps(s)` leaves the first (1 - s) S steps above it.
 
     Raises ValueError for a value outside [0, 1].
@@ -70,8 +70,8 @@ def tau_time(tau: float | Steps, times: np.ndarray) -> float:
     return float((times[above - 1] + times[above]) / 2) if above else 1.0
 
 
-def steps_above(times: jax.Array, tau: jax.Array | float) -> jax.Array:
-    """How many steps start at a flow time above tau, strictly (the official gate): () int32.
+def steps_above(times: Float[Array, " times"], tau: Scalar) -> Int32[Array, ""]:
+    """How many steps start at a flow time above tau, strictly (the official gate).
 
     Raises ValueError for flow times that do not fall, or a tau outside [0, 1].
     """

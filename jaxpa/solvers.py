@@ -16,9 +16,9 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any, Literal, NamedTuple
 
-import jax
 import jax.numpy as jnp
 
+from jaxpa.arrays import Array, Float, Index
 from jaxpa.errors import check_choice
 
 Name = Literal["euler", "heun", "ab2"]
@@ -29,12 +29,11 @@ class Flow(NamedTuple):
 
     ask     (x, i) -> the velocity of x at times[i]
     move    (x, v, i) -> x at times[i + 1], where x is at times[i] and v is its velocity over the step
-    times   (S + 1,)
     """
 
-    ask: Callable[[jax.Array, jax.Array], jax.Array]
-    move: Callable[[jax.Array, jax.Array, jax.Array], jax.Array]
-    times: jax.Array
+    ask: Callable[[Array, Index], Array]
+    move: Callable[[Array, Array, Index], Array]
+    times: Float[Array, " times"]
 
 
 @dataclass(frozen=True)
@@ -47,21 +46,21 @@ class Solver:
     order         p: the error of a smooth flow shrinks with the p-th power of the step
     """
 
-    init: Callable[[jax.Array], Any]
-    step: Callable[[Flow, jax.Array, Any, jax.Array], tuple[jax.Array, Any]]
+    init: Callable[[Array], Any]
+    step: Callable[[Flow, Array, Any, Index], tuple[Array, Any]]
     evaluations: int
     order: int
 
 
-def _nothing(x: jax.Array) -> tuple[()]:
+def _nothing(x: Array) -> tuple[()]:
     return ()
 
 
-def _euler(flow: Flow, x: jax.Array, memory: tuple[()], i: jax.Array) -> tuple[jax.Array, tuple[()]]:
+def _euler(flow: Flow, x: Float[Array, "*x"], memory: tuple[()], i: Index) -> tuple[Float[Array, "*x"], tuple[()]]:
     return flow.move(x, flow.ask(x, i), i), memory
 
 
-def _heun(flow: Flow, x: jax.Array, memory: tuple[()], i: jax.Array) -> tuple[jax.Array, tuple[()]]:
+def _heun(flow: Flow, x: Float[Array, "*x"], memory: tuple[()], i: Index) -> tuple[Float[Array, "*x"], tuple[()]]:
     here = flow.ask(x, i)
     there = flow.ask(flow.move(x, here, i), i + 1)
     return flow.move(x, (here + there) / 2, i), memory
@@ -70,15 +69,15 @@ def _heun(flow: Flow, x: jax.Array, memory: tuple[()], i: jax.Array) -> tuple[ja
 class Last(NamedTuple):
     """What `ab2` remembers: the last step's velocity, and how far it went (0: there is no last step)."""
 
-    velocity: jax.Array
-    width: jax.Array
+    velocity: Array
+    width: Float[Array, ""]
 
 
-def _no_last(x: jax.Array) -> Last:
+def _no_last(x: Array) -> Last:
     return Last(jnp.zeros_like(x), jnp.zeros((), x.dtype))
 
 
-def _ab2(flow: Flow, x: jax.Array, memory: Last, i: jax.Array) -> tuple[jax.Array, Last]:
+def _ab2(flow: Flow, x: Float[Array, "*x"], memory: Last, i: Index) -> tuple[Float[Array, "*x"], Last]:
     v, width = flow.ask(x, i), (flow.times[i + 1] - flow.times[i]).astype(x.dtype)
     first = memory.width == 0
     # v changes linearly in time: at the middle of this step it is v + (v - last) * width / (2 * last width).

@@ -13,13 +13,14 @@ import jax
 import jax.numpy as jnp
 
 from jaxpa import checks
+from jaxpa.arrays import Array, Bool, Float, Float32, Int, Int32, Key, Scalar, Shaped
 from jaxpa.box import Box
 
 PATCH = 2  # latent cells along a side of a token
 
 
-def patchify(latents: jax.Array) -> jax.Array:
-    """(B, 2h, 2w, C) -> (B, h * w, 4 C); a token's channels run over (C, dy, dx), as in FLUX.
+def patchify(latents: Float[Array, "B H W C"]) -> Float[Array, "B H*W//4 4*C"]:
+    """Latents as tokens of 2 x 2 cells; a token's channels run over (C, dy, dx), as in FLUX.
 
     Raises ValueError for an array of integers, and for an odd side.
     """
@@ -32,8 +33,8 @@ def patchify(latents: jax.Array) -> jax.Array:
     return cells.transpose(0, 1, 3, 5, 2, 4).reshape(b, h * w, c * PATCH * PATCH)
 
 
-def unpatchify(tokens: jax.Array, h: int, w: int) -> jax.Array:
-    """(B, h * w, 4 C) -> (B, 2h, 2w, C): the inverse of `patchify`. Raises ValueError for tokens of another grid."""
+def unpatchify(tokens: Float[Array, "B {h}*{w} C"], h: int, w: int) -> Float[Array, "B 2*{h} 2*{w} C//4"]:
+    """The inverse of `patchify`. Raises ValueError for tokens of another grid."""
     checks.array("tokens", tokens, ("B", h * w, "4 C"))
     b, _, channels = tokens.shape
     if channels % PATCH**2:
@@ -43,8 +44,8 @@ def unpatchify(tokens: jax.Array, h: int, w: int) -> jax.Array:
     return cells.transpose(0, 1, 4, 2, 5, 3).reshape(b, h * PATCH, w * PATCH, c)
 
 
-def pixel_channels(mask: jax.Array, side: int) -> jax.Array:
-    """A pixel mask as channels of the tokens that cover it: (B, H, W) -> (B, N, 4 side²), as FLUX.1-Fill reads it.
+def pixel_channels(mask: Float[Array, "B H W"], side: int) -> Float[Array, "B N 4*{side}**2"]:
+    """A pixel mask as channels of the tokens that cover it, as FLUX.1-Fill reads it.
 
     side: pixels along a side of a latent cell. Raises ValueError for a mask that does not divide into tokens.
     """
@@ -55,8 +56,8 @@ def pixel_channels(mask: jax.Array, side: int) -> jax.Array:
     return patchify(cells.reshape(b, rows // side, cols // side, side**2))
 
 
-def grid_positions(h: int, w: int, index: float = 0) -> jax.Array:
-    """The (index, row, column) of every token of an h x w grid, row-major: (h * w, 3) float32.
+def grid_positions(h: int, w: int, index: float = 0) -> Float32[Array, "{h}*{w} 3"]:
+    """The (index, row, column) of every token of an h x w grid, row-major.
 
     These are FLUX's position ids. `index` counts pictures: 0 for the one being made, 1 for a reference in Kontext.
     """
@@ -64,8 +65,8 @@ def grid_positions(h: int, w: int, index: float = 0) -> jax.Array:
     return jnp.stack([jnp.full((h, w), index), rows, cols], -1).reshape(h * w, 3).astype(jnp.float32)
 
 
-def coverage(mask: jax.Array, h: int, w: int) -> jax.Array:
-    """The share of each token's pixels that a pixel mask covers: (H, W) in [0, 1] -> (h * w,) float32.
+def coverage(mask: Shaped[Array, "H W"], h: int, w: int) -> Float32[Array, " {h}*{w}"]:
+    """The share of each token's pixels that a pixel mask with values in [0, 1] covers.
 
     H and W must be multiples of h and w; `media.masks.token_mask` takes masks of any size. Raises ValueError for other
     sizes, and for values outside [0, 1].
@@ -82,16 +83,16 @@ def coverage(mask: jax.Array, h: int, w: int) -> jax.Array:
 class Placement(NamedTuple):
     """Which reference cell lands on which cell of the canvas.
 
-    source: (..., N) int32, the reference cell that each canvas cell receives (its own index if it receives none);
-    target: (..., N) bool, the canvas cells that receive one: the paper's moved mask M.
+    source: the reference cell that each canvas cell receives (its own index if it receives none);
+    target: the canvas cells that receive one: the paper's moved mask M.
     """
 
-    source: jax.Array
-    target: jax.Array
+    source: Int[Array, "... N"]
+    target: Bool[Array, "... N"]
 
 
-def nearest(pixels: jax.Array, h: int, w: int) -> jax.Array:
-    """The pixel under each token's centre: (H, W) -> (h * w,), of any dtype, for any H and W.
+def nearest(pixels: Shaped[Array, "H W"], h: int, w: int) -> Shaped[Array, " {h}*{w}"]:
+    """The pixel under each token's centre, for any H and W.
 
     A nearest-neighbour resize to (h, w) keeps these pixels, so `nearest(picture, h, w) == 255` is the official code's
     token mask.
@@ -100,22 +101,22 @@ def nearest(pixels: jax.Array, h: int, w: int) -> jax.Array:
     return jnp.asarray(pixels)[rows[:, None], cols].reshape(h * w)
 
 
-def restrict(where: Placement, mask: jax.Array) -> Placement:
-    """Keep the part of a placement whose reference cells are masked: mask (..., N) bool, which broadcasts."""
+def restrict(where: Placement, mask: Bool[Array, "... N"]) -> Placement:
+    """Keep the part of a placement whose reference cells are masked; the mask broadcasts."""
     checks.array("mask", mask, ("...", where.source.shape[-1]), bool)
     target = where.target & jnp.take_along_axis(jnp.broadcast_to(mask, where.source.shape), where.source, -1)
     cell = jnp.arange(where.source.shape[-1])
     return Placement(jnp.where(target, where.source, cell).astype(jnp.int32), target)
 
 
-def _check_mask(mask: jax.Array, h: int, w: int) -> None:
+def _check_mask(mask: Array, h: int, w: int) -> None:
     if jnp.shape(mask) != (h * w,):
         raise ValueError(f"mask has the shape {jnp.shape(mask)}: a grid of {h} x {w} tokens wants ({h * w},)")
     checks.array("mask", mask, (h * w,), bool)
 
 
-def bounding_box(mask: jax.Array, h: int, w: int) -> Box:
-    """The smallest box around the masked cells: mask (N,) bool -> a box of float32 scalars, in tokens.
+def bounding_box(mask: Bool[Array, " {h}*{w}"], h: int, w: int) -> Box:
+    """The smallest box around the masked cells: float32 scalars, in tokens.
 
     Cell (r, c) covers [c, c + 1) x [r, r + 1). An empty mask has the empty box (0, 0, 0, 0). Raises ValueError for a
     mask of another grid.
@@ -123,7 +124,7 @@ def bounding_box(mask: jax.Array, h: int, w: int) -> Box:
     _check_mask(mask, h, w)
     cells = jnp.asarray(mask).reshape(h, w)
 
-    def ends(line: jax.Array) -> tuple[jax.Array, jax.Array]:
+    def ends(line: Bool[Array, " cells"]) -> tuple[Int[Array, ""], Int[Array, ""]]:
         return jnp.argmax(line), len(line) - jnp.argmax(line[::-1])
 
     (top, bottom), (left, right) = ends(cells.any(1)), ends(cells.any(0))
@@ -135,9 +136,14 @@ TIE = 1e-3  # cells; a centre on the border of two cells belongs to the lower ri
 
 
 def place(
-    mask: jax.Array, h: int, w: int, source_box: Box, target_box: Box, flip: jax.Array | bool = False
+    mask: Bool[Array, " {h}*{w}"],
+    h: int,
+    w: int,
+    source_box: Box | Float[Array, "4"],
+    target_box: Box | Float[Array, "4"],
+    flip: Bool[Array, ""] | bool = False,
 ) -> Placement:
-    """Map a box of the reference onto a box of the canvas: mask (N,) bool -> the placement on the same grid.
+    """Map a box of the reference onto a box of the canvas; the placement is on the same grid.
 
     Boxes are in tokens and may have any aspect. `target_box` is stretched onto `source_box`, mirrored if `flip`; each
     canvas cell whose centre lies in `target_box` takes the reference cell under that centre, if this cell is in the
@@ -155,8 +161,8 @@ def place(
 
 
 def _stretch(
-    n: int, source: Sequence[float] | jax.Array, target: Sequence[float] | jax.Array, flip: jax.Array | bool
-) -> tuple[jax.Array, jax.Array]:
+    n: int, source: Sequence[Scalar] | Array, target: Sequence[Scalar] | Array, flip: Array | bool
+) -> tuple[Int32[Array, " {n}"], Bool[Array, " {n}"]]:
     """One axis of `place`: intervals (start, stop) -> each canvas cell's reference cell and whether it has one."""
     source, target = (jnp.asarray(interval, jnp.float32) for interval in (source, target))
     centre = jnp.arange(n) + 0.5
@@ -169,8 +175,8 @@ def _stretch(
     return cell, (centre >= target[0]) & (centre < target[1]) & (cell >= 0) & (cell < n)
 
 
-def shift(mask: jax.Array, h: int, w: int, rows: jax.Array | int, cols: jax.Array | int) -> Placement:
-    """Move a token mask by whole cells: mask (N,) bool -> the placement on the same grid.
+def shift(mask: Bool[Array, " {h}*{w}"], h: int, w: int, rows: Scalar, cols: Scalar) -> Placement:
+    """Move a token mask by whole cells.
 
     Cells that leave the grid are dropped on both sides. `rows` and `cols` may be traced. Raises ValueError as `place`
     does.
@@ -179,8 +185,8 @@ def shift(mask: jax.Array, h: int, w: int, rows: jax.Array | int, cols: jax.Arra
     return place(mask, h, w, canvas, canvas.moved(cols, rows))  # type: ignore[arg-type]
 
 
-def pair(mask: jax.Array, target: jax.Array) -> Placement:
-    """Pair the k-th cell of `mask` with the k-th cell of `target`, both (N,) bool, in raster order.
+def pair(mask: Bool[Array, " N"], target: Bool[Array, " N"]) -> Placement:
+    """Pair the k-th cell of `mask` with the k-th cell of `target`, in raster order.
 
     The official code pairs cells in this way. Where the counts differ, cells without a partner are dropped.
     """
@@ -193,8 +199,8 @@ def pair(mask: jax.Array, target: jax.Array) -> Placement:
     return Placement(jnp.where(target, ordered[rank], cell).astype(jnp.int32), target)
 
 
-def compose(placement: Placement, permutation: jax.Array) -> Placement:
-    """Place a reference whose tokens were rearranged first; placement and permutation (..., N) broadcast.
+def compose(placement: Placement, permutation: Int[Array, "... N"]) -> Placement:
+    """Place a reference whose tokens were rearranged first; placement and permutation broadcast.
 
     Cell n of the rearranged reference holds token permutation[n] (`shuffle_windows`). The target stays as it is.
     """
@@ -205,9 +211,9 @@ def compose(placement: Placement, permutation: jax.Array) -> Placement:
 
 
 def shuffle_windows(
-    key: jax.Array, mask: jax.Array, h: int, w: int, size: int = 3, strength: jax.Array | float = 1.0
-) -> jax.Array:
-    """Shuffle tokens inside size x size windows (Section 3.4 of the paper): mask (N,) bool -> permutation (N,) int32.
+    key: Key[Array, ""], mask: Bool[Array, " {h}*{w}"], h: int, w: int, size: int = 3, strength: Scalar = 1.0
+) -> Int32[Array, " {h}*{w}"]:
+    """A permutation that shuffles tokens inside size x size windows (Section 3.4 of the paper).
 
     Cell n takes token permutation[n]. The windows tile the grid from its top left corner; the far edges cut them. Each
     masked cell is chosen with probability `strength` (0: none, 1: all), which may be traced. The chosen cells of a
@@ -227,8 +233,8 @@ def shuffle_windows(
     return jnp.zeros(n, jnp.int32).at[placed].set(taken.astype(jnp.int32))
 
 
-def dilate(mask: jax.Array, h: int, w: int, size: int) -> jax.Array:
-    """The cells with a masked cell in the size x size square around them, size odd: (N,) bool -> (N,) bool."""
+def dilate(mask: Bool[Array, " {h}*{w}"], h: int, w: int, size: int) -> Bool[Array, " {h}*{w}"]:
+    """The cells with a masked cell in the size x size square around them, size odd."""
     if size < 1 or size % 2 == 0:
         raise ValueError(f"the square of a dilation or erosion needs a centre: an odd size, not {size}")
     _check_mask(mask, h, w)
@@ -236,8 +242,8 @@ def dilate(mask: jax.Array, h: int, w: int, size: int) -> jax.Array:
     return jax.lax.reduce_window(cells, False, jax.lax.bitwise_or, (size, size), (1, 1), "SAME").reshape(h * w)
 
 
-def erode(mask: jax.Array, h: int, w: int, size: int) -> jax.Array:
-    """The cells whose size x size square, as far as it lies on the grid, is masked, size odd: (N,) bool -> (N,) bool.
+def erode(mask: Bool[Array, " {h}*{w}"], h: int, w: int, size: int) -> Bool[Array, " {h}*{w}"]:
+    """The cells whose size x size square, as far as it lies on the grid, is masked, size odd.
 
     This is the dilation of the background. The grid's edge erodes nothing: a subject that the edge cuts goes on there.
     """
@@ -245,9 +251,9 @@ def erode(mask: jax.Array, h: int, w: int, size: int) -> jax.Array:
 
 
 def perturb_mask(
-    key: jax.Array, mask: jax.Array, h: int, w: int, size: int = 5, dilation: jax.Array | float = 0.5
-) -> jax.Array:
-    """Vary a subject's outline (Section 3.4 of the paper): mask (N,) bool -> (N,) bool.
+    key: Key[Array, ""], mask: Bool[Array, " {h}*{w}"], h: int, w: int, size: int = 5, dilation: Scalar = 0.5
+) -> Bool[Array, " {h}*{w}"]:
+    """Vary a subject's outline (Section 3.4 of the paper).
 
     The key decides between dilation, with probability `dilation` (which may be traced), and erosion, both with a
     size x size square of tokens; the paper uses 5 on FLUX's grid of 64 x 64. A mask that erosion would empty stays as
@@ -266,20 +272,19 @@ class Routing:
 
     Indices count the B * N image tokens of a batch, row after row. A field that is None costs nothing.
 
-    source:    (B, N) int32, the token whose features replace each token's (its own index: not replaced).
-    weight:    (L | 1, B | 1, N | 1, 3 | 1) float32 in [0, 1], how much they replace: for each block (double blocks
-               first), row and token, and for query, key and value. 1 replaces all, as None does; 0 replaces nothing,
-               bit for bit.
-    context:   (B, K) int32, tokens whose keys and values join each row's sequence; they are not replaced themselves.
-    positions: (B, K, 3) float32, the rotary positions of the context.
-    length:    (B,) int32, each row attends to the first `length` tokens of [image; context]; None: to all.
+    source:    the token whose features replace each token's (its own index: not replaced).
+    weight:    in [0, 1], how much they replace: for each block (double blocks first), row and token, and for query,
+               key and value; any axis may be 1. 1 replaces all, as None does; 0 replaces nothing, bit for bit.
+    context:   tokens whose keys and values join each row's sequence; they are not replaced themselves.
+    positions: the rotary positions of the context.
+    length:    each row attends to the first `length` tokens of [image; context]; None: to all.
     """
 
-    source: jax.Array | None = None
-    weight: jax.Array | None = None
-    context: jax.Array | None = None
-    positions: jax.Array | None = None
-    length: jax.Array | None = None
+    source: Int[Array, "B N"] | None = None
+    weight: Float[Array, "#L #B #N #3"] | None = None
+    context: Int[Array, "B K"] | None = None
+    positions: Float[Array, "B K 3"] | None = None
+    length: Int[Array, " B"] | None = None
 
     def repeat(self, n: int, count: int, shared: int = 0) -> "Routing":
         """The routing for the first `shared` rows and `count` copies of the rows after them; a row has n tokens.
@@ -287,13 +292,13 @@ class Routing:
         The indices of each copy point into its own rows, or into the shared ones.
         """
 
-        def rows(x: jax.Array | None, axis: int = 0) -> jax.Array | None:
+        def rows(x: Array | None, axis: int = 0) -> Array | None:
             if x is None:
                 return None
             first, rest = jnp.split(x, [shared], axis)
             return jnp.concatenate([first, *[rest] * count], axis)
 
-        def indices(x: jax.Array | None) -> jax.Array | None:
+        def indices(x: Array | None) -> Array | None:
             if x is None:
                 return None
             width = (x.shape[0] - shared) * n
@@ -312,7 +317,7 @@ class Routing:
     def behind(self, k: int, n: int) -> "Routing":
         """The routing where each row of n tokens has k more in front of it, which keep their own features."""
 
-        def moved(x: jax.Array | None) -> jax.Array | None:
+        def moved(x: Array | None) -> Array | None:
             return None if x is None else x // n * (k + n) + k + x % n
 
         source, weight = moved(self.source), self.weight
@@ -324,12 +329,14 @@ class Routing:
         return Routing(source, weight, moved(self.context), self.positions, length)
 
 
-def identity_source(batch: int, n: int) -> jax.Array:
-    """The source index that replaces nothing: (B, N) int32."""
+def identity_source(batch: int, n: int) -> Int32[Array, "{batch} {n}"]:
+    """The source index that replaces nothing."""
     return jnp.arange(batch * n, dtype=jnp.int32).reshape(batch, n)
 
 
-def gather(x: jax.Array, index: jax.Array) -> jax.Array:
-    """Pick tokens across rows: x (B, N, ...), index (B', N') into B * N -> (B', N', ...). Raises ValueError."""
+def gather(
+    x: Shaped[Array, "B N *channels"], index: Int[Array, "rows picked"]
+) -> Shaped[Array, "rows picked *channels"]:
+    """Pick tokens across rows by their index into B * N. Raises ValueError."""
     checks.indices("index", index, ("...",), x.shape[0] * x.shape[1])
     return x.reshape(-1, *x.shape[2:])[index]

@@ -9,7 +9,7 @@ a function with parameters of its own that adds to the image stream of every blo
 
 from collections.abc import Callable
 from dataclasses import dataclass, replace
-from typing import Any, NamedTuple, Protocol
+from typing import Any, NamedTuple, Protocol, runtime_checkable
 
 import jax
 import jax.numpy as jnp
@@ -17,6 +17,7 @@ from flax import nnx
 from jax.typing import DTypeLike
 
 from jaxpa import checks
+from jaxpa.arrays import Array, Float, Index, Int
 from jaxpa.blocks import DoubleBlock, Shared, SingleBlock, by_heads, chunks, modulate
 from jaxpa.config import TransformerConfig
 from jaxpa.layers import Linear, MLPEmbedder, Numbered, stack, timestep_embedding
@@ -30,47 +31,44 @@ TIME_WIDTH = 256
 class BlockTrace(NamedTuple):
     """What a block shows to observers and extensions: its output streams, and what its attention compared.
 
-    block () int32, its number, double blocks first; txt (B, M, D), img (B, N, D); query (B, H, M + N, Dh), normed, not
-    yet rotated; q (B, H, M + N, Dh), k and v (B, H, M + N + K, Dh), q and k after norm and rotation; length (B,): rows
-    attend to their first `length` keys, or None: to all.
+    block: its number, double blocks first; query: normed, not yet rotated; q and k: after norm and rotation, of
+    S = M + N tokens and T = S + K keys; length: rows attend to their first `length` keys, or None: to all.
     """
 
-    block: jax.Array
-    txt: jax.Array
-    img: jax.Array
-    query: jax.Array
-    q: jax.Array
-    k: jax.Array
-    v: jax.Array
-    length: jax.Array | None
+    block: Int[Array, ""]
+    txt: Float[Array, "B M D"]
+    img: Float[Array, "B N D"]
+    query: Float[Array, "B H S Dh"]
+    q: Float[Array, "B H S Dh"]
+    k: Float[Array, "B H T Dh"]
+    v: Float[Array, "B H T Dh"]
+    length: Int[Array, " B"] | None
 
 
 Observer = Callable[[BlockTrace], Any]
 
 
+@runtime_checkable
 class Extension(Protocol):
     """A pytree that adds to the image stream of every block: an image-prompt adapter, for instance.
 
     double, single: its parameters, each with a leading axis of blocks. A call gets one block's slice of them and the
-    block's trace, and returns what is added to img (B, N, D).
+    block's trace, and returns what is added to img.
     """
 
     double: Any
     single: Any
 
-    def __call__(self, parameters: Any, trace: BlockTrace) -> jax.Array: ...
+    def __call__(self, parameters: Any, trace: BlockTrace) -> Float[Array, "B N D"]: ...
 
 
 class Modulation(NamedTuple):
-    """What a forward computes from time, guidance and pooled text alone: every block's shift, scale and gate.
+    """What a forward computes from time, guidance and pooled text alone: every block's shift, scale and gate."""
 
-    img, txt (L, B, 6 D) of the double blocks; single (L, B, 3 D); final (B, 2 D).
-    """
-
-    img: jax.Array
-    txt: jax.Array
-    single: jax.Array
-    final: jax.Array
+    img: Float[Array, "double B 6*D"]
+    txt: Float[Array, "double B 6*D"]
+    single: Float[Array, "single B 3*D"]
+    final: Float[Array, "B 2*D"]
 
 
 class Flux(nnx.Module):
@@ -95,8 +93,10 @@ class Flux(nnx.Module):
         assert self.img_in.bias is not None
         return self.img_in.bias[...].dtype
 
-    def condition(self, vec: jax.Array, t: jax.Array, guidance: jax.Array | None) -> jax.Array:
-        """One vector for time, guidance and pooled text: vec (B, Dv), t (B,), guidance (B,) -> (B, D)."""
+    def condition(
+        self, vec: Float[Array, "B Dv"], t: Float[Array, " B"], guidance: Float[Array, " B"] | None
+    ) -> Float[Array, "B D"]:
+        """One vector for time, guidance and pooled text."""
         dtype = self.dtype
         out = self.time_in(timestep_embedding(t, TIME_WIDTH).astype(dtype))
         if self.config.guidance_embeds:
@@ -105,8 +105,10 @@ class Flux(nnx.Module):
             out = out + self.guidance_in(timestep_embedding(guidance, TIME_WIDTH).astype(dtype))
         return out + self.vector_in(vec.astype(dtype))
 
-    def modulation(self, vec: jax.Array, t: jax.Array, guidance: jax.Array | None) -> Modulation:
-        """All that a forward at flow time t (B,) needs of time, guidance and pooled text.
+    def modulation(
+        self, vec: Float[Array, "B Dv"], t: Float[Array, " B"], guidance: Float[Array, " B"] | None
+    ) -> Modulation:
+        """All that a forward at flow time t needs of time, guidance and pooled text.
 
         It takes a quarter of all weights. A sampler that knows its flow times computes it for all steps at once, before
         its loop.
@@ -118,12 +120,12 @@ class Flux(nnx.Module):
 
     def __call__(
         self,
-        img: jax.Array,
-        txt: jax.Array,
-        vec: jax.Array,
-        t: jax.Array,
-        guidance: jax.Array | None,
-        positions: jax.Array,
+        img: Float[Array, "B N C"],
+        txt: Float[Array, "B M Dt"],
+        vec: Float[Array, "B Dv"],
+        t: Float[Array, " B"],
+        guidance: Float[Array, " B"] | None,
+        positions: Float[Array, "N 3"] | Float[Array, "B N 3"],
         routing: Routing | None = None,
         *,
         observe: Observer | None = None,
@@ -131,12 +133,11 @@ class Flux(nnx.Module):
         modulation: Modulation | None = None,
         remat: bool = False,
     ) -> Any:
-        """Velocity (noise - data) of image tokens, float32.
+        """Velocity (noise - data) of image tokens at flow times t in [0, 1]: (B, N, C') float32.
 
-        img (B, N, C), txt (B, M, Dt), vec (B, Dv), t (B,) flow time in [0, 1], guidance (B,) or None,
-        positions (N, 3) or (B, N, 3) -> (B, N, C'). With `observe` the result is (velocity, (double, single)),
-        where each of the two is what `observe` returned for every block, stacked along a new axis 0. modulation: what
-        the method of that name returned, if it is known already. remat: compute blocks anew in a backward pass.
+        With `observe` the result is (velocity, (double, single)), where each of the two is what `observe` returned for
+        every block, stacked along a new axis 0. modulation: what the method of that name returned, if it is known
+        already. remat: compute blocks anew in a backward pass.
         """
         mod = self.modulation(vec, t, guidance) if modulation is None else modulation
         m = txt.shape[1]
@@ -151,7 +152,7 @@ class Flux(nnx.Module):
         velocity = self.final_linear(modulate(x[:, m:], shift, scale)).astype(jnp.float32)  # (B, N, C')
         return (velocity, (double, single)) if observe else velocity
 
-    def _shared(self, m: int, positions: jax.Array, routing: Routing) -> tuple[Shared, Shared]:
+    def _shared(self, m: int, positions: Array, routing: Routing) -> tuple[Shared, Shared]:
         """What the double blocks share, and what the single ones do; weights still have their axis of blocks."""
         places = positions if positions.ndim == 3 else positions[None]  # (B | 1, N, 3)
         n, source, context = places.shape[1], routing.source, routing.context
@@ -220,7 +221,7 @@ def scan_blocks(blocks: Any, carry: Any, mod: Any, shared: Shared, hooks: Hooks,
     return carry, jax.tree.map(lambda *each: jnp.stack(each), *seen)
 
 
-def map_blocks(function: Callable[[Any, jax.Array], Any], blocks: Any, x: jax.Array) -> Any:
+def map_blocks(function: Callable[[Any, Array], Any], blocks: Any, x: Array) -> Any:
     """function(block, x) for each block, stacked; one block after the other, so that little is held at once."""
     if not isinstance(blocks, Numbered):
         return jax.lax.map(lambda block: function(block, x), blocks)
@@ -232,7 +233,7 @@ def map_blocks(function: Callable[[Any, jax.Array], Any], blocks: Any, x: jax.Ar
     return jax.tree.map(lambda *each: jnp.stack(each), *out)
 
 
-def joint(index: jax.Array, m: int, n: int) -> jax.Array:
+def joint(index: Int[Array, "*index"], m: int, n: int) -> Int[Array, "*index"]:
     """An index into B * N image tokens -> the same tokens' index into B * (M + N) tokens of [text; image]."""
     return index // n * (m + n) + m + index % n
 
@@ -242,21 +243,21 @@ def joint(index: jax.Array, m: int, n: int) -> jax.Array:
 class FluxConditions:
     """What FLUX reads besides tokens and time, without the network: a pytree.
 
-    txt (B, M, Dt), vec (B, Dv), guidance (B,) or None, positions (N, 3) or (B, N, 3); channels (B, N, C'): further
-    channels of the image tokens (the masked picture of Fill, the control picture of Canny and Depth), or None.
+    channels: further channels of the image tokens (the masked picture of Fill, the control picture of Canny and
+    Depth), or None.
     """
 
-    txt: jax.Array
-    vec: jax.Array
-    guidance: jax.Array | None
-    positions: jax.Array
-    channels: jax.Array | None = None
+    txt: Float[Array, "B M Dt"]
+    vec: Float[Array, "B Dv"]
+    guidance: Float[Array, " B"] | None
+    positions: Float[Array, "N 3"] | Float[Array, "B N 3"]
+    channels: Float[Array, "B N extra"] | None = None
 
     def bind(self, model: Flux) -> "FluxVelocity":
         """The network under these conditions."""
         return FluxVelocity(model, self)
 
-    def rows(self, index: slice | jax.Array) -> "FluxConditions":
+    def rows(self, index: slice | Int[Array, " rows"]) -> "FluxConditions":
         """The conditions of some of the rows."""
         positions = self.positions if self.positions.ndim == 2 else self.positions[index]
         guidance, channels = (None if x is None else x[index] for x in (self.guidance, self.channels))
@@ -277,9 +278,13 @@ class FluxVelocity:
     modulation: Modulation | None = None
 
     def __call__(
-        self, x: jax.Array, t: jax.Array, routing: Routing | None = None, observe: Observer | None = None
+        self,
+        x: Float[Array, "B N C"],
+        t: Float[Array, " B"],
+        routing: Routing | None = None,
+        observe: Observer | None = None,
     ) -> Any:
-        """x (B, N, C), t (B,) -> velocity (B, N, C); with `observe`, as `Flux` returns it.
+        """The velocity (B, N, C); with `observe`, as `Flux` returns it.
 
         Raises ValueError if x is not of floating point or lacks channels, or if a t is outside [0, 1].
         """
@@ -297,16 +302,16 @@ class FluxVelocity:
             x, c.txt, c.vec, t, c.guidance, c.positions, routing, observe=observe, modulation=self.modulation
         )
 
-    def prepare(self, times: jax.Array) -> "FluxVelocity":
-        """Compute the modulation for all times (S + 1,) of a schedule; `at(i)` is then the velocity at times[i]."""
+    def prepare(self, times: Float[Array, " times"]) -> "FluxVelocity":
+        """Compute the modulation for all times of a schedule; `at(i)` is then the velocity at times[i]."""
         c, rows = self.conditions, len(self.conditions.vec)
         modulation = jax.vmap(lambda t: self.model.modulation(c.vec, jnp.full(rows, t), c.guidance))(times)
         return replace(self, modulation=modulation)
 
-    def rows(self, index: slice | jax.Array) -> "FluxVelocity":
+    def rows(self, index: slice | Int[Array, " rows"]) -> "FluxVelocity":
         """The same network for some of the rows, not prepared."""
         return self.conditions.rows(index).bind(self.model)
 
-    def at(self, i: jax.Array | int) -> "FluxVelocity":
+    def at(self, i: Index) -> "FluxVelocity":
         """The velocity of step i, once it is prepared."""
         return replace(self, modulation=jax.tree.map(lambda x: x[i], self.modulation))

@@ -10,6 +10,8 @@ from pathlib import Path
 from types import ModuleType
 from typing import Any
 
+import annotations
+import jaxtyping
 import numpy as np
 import pytest
 from golden_set import materialise
@@ -17,6 +19,8 @@ from safetensors.numpy import load_file
 
 WITHOUT_TORCH = "--without-torch"
 NEEDS_TORCH = "compares with networks of torch"
+
+annotations.install()  # before anything imports the book
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:
@@ -74,6 +78,12 @@ def goldens(tmp_path_factory: pytest.TempPathFactory) -> Goldens:
 def pictures() -> Path:
     """References and masks of the examples."""
     return Path(__file__).parent.parent / "examples" / "pictures"
+
+
+@pytest.fixture
+def as_users_call(monkeypatch) -> None:
+    """Annotations are not checked, as in a process of a user's: what is wrong reaches the boundary's own checks."""
+    monkeypatch.setattr(jaxtyping.config, "jaxtyping_disable", True)
 
 
 @pytest.fixture

@@ -24,6 +24,8 @@ PLACED = put(MASKS[:1], OFFSETS[:1])
 KEY = jax.random.key(0)
 FORWARD = inversion.forward_times(TIMES)
 
+pytestmark = pytest.mark.usefixtures("as_users_call")
+
 
 @pytest.mark.parametrize(("switches", "message"), [
     ({"level": "Layer"}, "level must be one of 'layer', 'token', not 'Layer': did you mean 'layer'"),

@@ -16,7 +16,7 @@ import pytest
 ROOT = Path(__file__).parent.parent
 PACKAGE = ROOT / "jaxpa"
 FLOORS = (
-    "box config errors checks",
+    "arrays box config errors checks",
     "tokens rope schedule loops solvers partition",
     "layers",
     "kernels quantised lowrank",
@@ -45,12 +45,12 @@ ROOMS = {  # modules in the order in which they build on each other
     "attention": "maps observe",
     "devices": "processes cost memory sharding timing plan targets hlo programs compiled elsewhere bench",
     "evaluation": "metrics scores evaluate",
-    "cli": "console flags files command plan bench checkpoints pictures invert mask parse batch main",
+    "cli": "console flags words files command plan bench checkpoints pictures invert mask parse batch main",
 }
 METHOD = {"sampling", "inversion", "presets", "routing", "personalize"}
 NETWORKS = {"partition", "layers", "kernels", "blocks", "transformer", "encoders"}  # the method knows none
-PURE = {"box", "tokens", "rope", "schedule", "loops", "solvers", "checks", *METHOD}
-ARRAYS = {"jax", "numpy", "chex"}  # all that these may import from outside
+PURE = {"arrays", "box", "tokens", "rope", "schedule", "loops", "solvers", "checks", *METHOD}
+ARRAYS = {"jax", "numpy", "chex", "jaxtyping"}  # all that these may import from outside
 COME_WITH_OTHERS = {"pydantic_core", "annotated_types"}  # with pydantic
 MODULES = {"pillow": "PIL"}  # packages that are imported by another name
 LONGEST = 400  # lines

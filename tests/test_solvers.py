@@ -217,6 +217,7 @@ def test_sweeps_step_by_step():
 
 
 @pytest.mark.parametrize(("name", "message"), [("Heun", "did you mean 'heun'"), ("adams", "one of 'euler', 'heun'")])
+@pytest.mark.usefixtures("as_users_call")
 def test_unknown_names(name, message):
     with pytest.raises(ValueError, match=message):
         sample(gaussian, NOISE, times_of(2), solver=name)
