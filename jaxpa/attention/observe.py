@@ -18,6 +18,7 @@ from PIL import Image
 from jaxpa import sampling
 from jaxpa.attention import maps as attention
 from jaxpa.attention.maps import Quadrants
+from jaxpa.encoders.text import word_spans
 from jaxpa.errors import JaxpaError
 from jaxpa.inversion import ForwardTimes, forward_times
 from jaxpa.loops import stepped
@@ -187,9 +188,15 @@ def default_caption(word: str) -> str:
 
 
 def soft_masks(
-    model: Model, pictures: np.ndarray, words: Sequence[str], captions: Sequence[str], *, steps: int | None = None,
-    share: float = STEPS, walks: int = WALKS,
-) -> np.ndarray:  # fmt: skip
+    model: Model,
+    pictures: np.ndarray,
+    words: Sequence[str],
+    captions: Sequence[str],
+    *,
+    steps: int | None = None,
+    share: float = STEPS,
+    walks: int = WALKS,
+) -> np.ndarray:
     """Maps of where each picture shows its word: pictures (B, H, W, 3) in [-1, 1] -> (B, h, w) float32 in [0, 1].
 
     Each picture is inverted with its caption, which must contain its word (or words). Raises JaxpaError.
@@ -223,6 +230,8 @@ class Search:
             raise JaxpaError(f"the threshold {self.threshold} must lie between 0 and 1: {THRESHOLD} is usual")
         if not self.word.strip():
             raise JaxpaError("the word is empty: say what the picture shows")
+        if self.caption is not None:
+            word_spans(self.caption, self.word)
 
 
 def find_mask(model: Model, image: Picture, search: Search, sampling: Sampling) -> FoundMask:

@@ -11,6 +11,7 @@ bench        how fast this machine is
 checkpoints  convert, info
 command      what commands share: a checkpoint, from flags to written pictures
 flags        the types of flags, the grammar of subjects
+words        what is wrong with a word, in a line
 files        which files are written, numbered, replaced, refused
 console      progress, warnings, JSON lines, the cache of programs
 """

@@ -60,8 +60,15 @@ class BenchCommand(Command):
         text = settings.max_length if self.text_tokens is None else self.text_tokens
         if not self.force:
             grid = Spec(config, settings).grid(height, width)
-            load = Load(config, grid, text, whole("batch", self.batch, 1), pictures=0, itemsize=dtype.itemsize,
-                        weights=self.checkpoint.weights)  # fmt: skip
+            load = Load(
+                config,
+                grid,
+                text,
+                whole("batch", self.batch, 1),
+                pictures=0,
+                itemsize=dtype.itemsize,
+                weights=self.checkpoint.weights,
+            )
             need = peak_bytes(load, jax.default_backend(), ("transformer",))
             require(need, f"a batch of {self.batch:,}", "give a smaller --batch or size, or fewer blocks")
         if self.config is None:

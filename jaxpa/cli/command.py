@@ -84,8 +84,8 @@ def _load_once(said: Checkpoint, mesh: str | None) -> "Pipeline":
 
     dtype = None if said.dtype == "auto" else said.dtype
     devices = None if mesh is None else parse_mesh(mesh)
-    return load(said.model, dtype, devices, components=said.components, weights=said.weights,
-                resident=said.keep_resident, variant=said.variant, loras=said.lora, keep_loras=False)  # fmt: skip
+    given = {"components": said.components, "weights": said.weights, "resident": said.keep_resident}
+    return load(said.model, dtype, devices, variant=said.variant, loras=said.lora, keep_loras=False, **given)
 
 
 class Made(NamedTuple):
@@ -131,6 +131,19 @@ class Making(Command):
     def labels(self) -> list[str]:
         """What the pictures' names differ in."""
         return [""]
+
+    def require_memory(self, request: Request, canvas: tuple[int, int] | None, beside: int = 0) -> dict[str, Any]:
+        """What a request costs. Raises JaxpaError, unless forced, where it does not fit in memory with `beside` bytes.
+
+        canvas: (height, width), if a picture decides it.
+        """
+        from jaxpa.devices.plan import plan, require_memory
+
+        said = self.checkpoint
+        costs = plan(self.source(), request, self.dtype, canvas, said.weights, said.keep_resident)
+        if not self.force:
+            require_memory(costs | {"memory_bytes": costs["memory_bytes"] + beside})
+        return costs
 
     def settle(self, labels: list[str], figure: bool, inputs: list[Path]) -> Outputs:
         return files.settle(self.out, self.DEFAULT, labels, figure, inputs, self.force)
@@ -184,23 +197,18 @@ class Picturing(Making):
         return {"prompt": self.prompt or "", "embedding": self.embedding, "sampling": self.sampling}
 
     def prepare(self) -> Prepared:
-        from jaxpa.devices.plan import plan, require_memory
         from jaxpa.media.subjects import has_mask, load_subject
         from jaxpa.request.prepare import prepare
 
         request = self.request()
-        source = self.source(download=True)
-        spec = spec_of(source)
+        spec = spec_of(self.source(download=True))
         request.check(spec)
         read = replace(request, subjects=tuple(load_subject(each) for each in request.subjects))
         known = not [each for each in read.subjects if not has_mask(each)]  # all are asked: one has neither
         pictures = prepare(read, spec) if known else None
-        said = self.checkpoint
-        costs = plan(source, request, self.dtype, canvas_of(pictures, spec), said.weights, said.keep_resident)
+        costs = self.require_memory(request, canvas_of(pictures, spec))
         if self.force:
             request = replace(request, sampling=replace(request.sampling, batch_size=costs["batch_size"]))
-        else:
-            require_memory(costs)
         made = combinations(request, spec)
         figure = self.figure and (request.references > 0 or request.verb == "edit")
         outputs = self.settle(files.labels(made), figure, files.inputs_of(request))
@@ -233,9 +241,8 @@ class Picturing(Making):
         from jaxpa.media.images import save_image
 
         request, made, outputs = prepared.request, prepared.made, prepared.outputs
-        source, canvas = self.source(), (images[0].height, images[0].width)
-        costs = plan(source, request, dtype=pipe.dtype, canvas=canvas, weights=pipe.parts.weights,
-                     resident=pipe.parts.resident)  # fmt: skip
+        source, canvas, parts = self.source(), (images[0].height, images[0].width), pipe.parts
+        costs = plan(source, request, pipe.dtype, canvas, parts.weights, parts.resident)
         common = {
             "prompt": request.prompt,
             "model": self.checkpoint.model,

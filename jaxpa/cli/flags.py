@@ -57,7 +57,7 @@ def parse_subject(words: Sequence[str]) -> Subject:
     """The words of one group: the picture, then name=value."""
     if not words:
         raise JaxpaError(f"--subject needs a picture: --subject {SUBJECT}")
-    image, values = words[0], {}
+    image, values, at = words[0], {}, None
     for word in words[1:]:
         name, equals, value = word.partition("=")
         if name not in GROUP or not equals:
@@ -65,12 +65,17 @@ def parse_subject(words: Sequence[str]) -> Subject:
         if name in values:
             raise JaxpaError(f"--subject {image} has --{name} twice: leave one out")
         values[name] = value
+    if "at" in values:
+        try:
+            at = parse_place([values["at"]])
+        except JaxpaError as error:
+            raise JaxpaError(f"--at {error}") from None
     if "mask" in values and "word" in values:
         raise JaxpaError(f"--subject {image} has both --mask and --word, which finds a mask: give one of them")
     return Subject(
         image,
         mask=values.get("mask"),
-        at=parse_place([values["at"]]) if "at" in values else None,
+        at=at,
         flip="flip" in values,
         caption=values.get("caption", ""),
         word=values.get("word", ""),
@@ -85,9 +90,7 @@ def parse_place(words: Sequence[str]) -> Place:
     except ValueError:
         numbers = ()
     if len(numbers) not in (2, 4) or not all(map(math.isfinite, numbers)):
-        raise JaxpaError(
-            f"--at {words[0]!r}: give X,Y (the centre) or LEFT,TOP,RIGHT,BOTTOM, as fractions of the canvas"
-        )
+        raise JaxpaError(f"{words[0]!r}: give X,Y (the centre) or LEFT,TOP,RIGHT,BOTTOM, as fractions of the canvas")
     return to_place(numbers)  # type: ignore[return-value]
 
 
@@ -98,7 +101,7 @@ def parse_pad(text: str) -> tuple[int, int, int, int]:
     except ValueError:
         numbers = ()
     if len(numbers) not in (1, 4):
-        raise JaxpaError(f"--pad {text!r}: give TOP,RIGHT,BOTTOM,LEFT in pixels, or one number for all sides")
+        raise JaxpaError(f"{text!r}: give TOP,RIGHT,BOTTOM,LEFT in pixels, or one number for all sides")
     return numbers * (4 // len(numbers))  # type: ignore[return-value]
 
 
@@ -107,9 +110,9 @@ def parse_seeds(words: Sequence[str]) -> Seeds:
     try:
         numbers = tuple(int(word) for word in words)
     except ValueError:
-        raise JaxpaError(f"--seed {' '.join(words)}: give whole numbers") from None
+        raise JaxpaError(f"{' '.join(words)}: give whole numbers") from None
     if not numbers:
-        raise JaxpaError("--seed needs a number")
+        raise JaxpaError("needs a number")
     return numbers[0] if len(numbers) == 1 else numbers
 
 
@@ -148,9 +151,15 @@ def _spec(
 
 def _one(kind: type, word: str) -> Any:
     try:
-        return kind(word)
+        value = kind(word)
+        if kind is float and not math.isfinite(value):
+            raise ValueError
     except ValueError:
         raise JaxpaError(f"{word!r} is not {'a whole number' if kind is int else 'a number'}") from None
+    return value
+
+
+NAMES: dict[type, str] = {int: "INT", float: "FLOAT", str: "TEXT", Path: "PATH"}
 
 
 def _choice(
@@ -164,8 +173,7 @@ def _choice(
     scalar = next((member for member in members if member in (int, float, str, Path)), None)
     if not words and scalar is None:
         return None
-    names = {int: "INT", float: "FLOAT", str: "TEXT", Path: "PATH"}
-    metavar = "{" + ",".join([*words, *([off] if off else [])]) + "}" if words else names[scalar]  # type: ignore[index]
+    metavar = "{" + ",".join([*words, *([off] if off else [])]) + "}" if words else NAMES[scalar]  # type: ignore[index]
     metavar += f"|{off}" if off and not words else ""
 
     def parse(given: list[str]) -> Any:
@@ -193,7 +201,13 @@ REGISTRY = ConstructorRegistry()
 
 @REGISTRY.primitive_rule
 def _rule(info: PrimitiveTypeInfo) -> PrimitiveConstructorSpec[Any] | None:
-    kind = info.type
+    return primitive(info.type)
+
+
+def primitive(kind: Any) -> PrimitiveConstructorSpec[Any] | None:
+    """How a value of this type is read; None: as the words say it."""
+    if kind in (int, float):
+        return _spec(NAMES[kind], lambda words: _one(kind, words[0]))
     if kind is Subject:
         return _spec(SUBJECT, parse_subject, lambda value: [value.name], "*")
     if kind is Lora:

@@ -11,6 +11,7 @@ from jaxpa.cli.command import Made, Making, report_of, spec_of
 from jaxpa.cli.files import Outputs
 from jaxpa.errors import JaxpaError
 from jaxpa.request.groups import Sampling
+from jaxpa.request.request import Request
 
 if TYPE_CHECKING:
     from PIL import Image
@@ -47,6 +48,7 @@ class InvertCommand(Making):
         spec, picture = spec_of(self.source(download=True)), read_image(self.image)
         spec.check_text_alone("invert")
         canvas = spec.canvas(picture.size, self.sampling.height, self.sampling.width)
+        self.require_memory(Request(prompt=self.prompt, sampling=self.sampling), canvas)
         return Walk(picture, canvas, self.settle([""], self.figure, [self.image]))
 
     def make(self, prepared: Walk) -> Made:
@@ -60,10 +62,10 @@ class InvertCommand(Making):
                 pipe = self.load()
             edit = prepare_edit(picture, None, (height, width))
             with clock.stage("sample"):
+                size, steps = {"height": height, "width": width}, self.sampling.steps
                 made, _ = pipe.reconstruct(
-                    picture, caption=self.prompt, steps=self.sampling.steps, height=height, width=width,
-                    on_step=console.Progress(),
-                )  # fmt: skip
+                    picture, caption=self.prompt, steps=steps, on_step=console.Progress(), **size
+                )
                 (ceiling,) = pipe.decode(pipe.encode_image(edit.picture[None]), height, width)
         old = to_image(edit.picture)
         error, best = psnr(old, made), psnr(old, ceiling)

@@ -20,7 +20,7 @@ from jaxpa.cli.command import Command
 from jaxpa.cli.flags import REGISTRY
 from jaxpa.cli.parse import parse_command
 from jaxpa.cli.plan import PlanCommand
-from jaxpa.errors import JaxpaError
+from jaxpa.errors import JaxpaError, did_you_mean, printable
 
 COMMANDS = {
     **JOBS,
@@ -52,7 +52,7 @@ def main(argv: Sequence[str] | None = None) -> int:
             sys.stdout.flush()
             return status
     except JaxpaError as error:
-        print(f"jaxpa: {error}", file=sys.stderr)
+        say(str(error))
         return 2
     except KeyboardInterrupt:
         print("jaxpa: stopped", file=sys.stderr)
@@ -61,19 +61,26 @@ def main(argv: Sequence[str] | None = None) -> int:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return BROKEN_PIPE
     except OSError as error:
-        print(f"jaxpa: {error}", file=sys.stderr)
+        say(str(error))
         return 2
     except RuntimeError as error:  # of JAX: a device that is full
         if not (line := known(error)):
             raise
-        print(f"jaxpa: {line}", file=sys.stderr)
+        say(line)
         return 2
+
+
+def say(text: str) -> None:
+    """A message on stderr, as a terminal shows it: names and values may hold escape sequences."""
+    print("jaxpa: " + "\n".join(map(printable, text.split("\n"))), file=sys.stderr)
 
 
 def read(argv: Sequence[str]) -> Any:
     """The command that the words are."""
     if argv and argv[0] in COMMANDS:
         return parse_command(COMMANDS[argv[0]], argv[0], argv[1:], f"jaxpa {argv[0]}")
+    if argv and not argv[0].startswith("-"):
+        raise JaxpaError(f"there is no command {argv[0]!r}{did_you_mean(argv[0], COMMANDS)}")
     about = (__doc__ or "").partition("\n")[0]
     return tyro.extras.subcommand_cli_from_dict(COMMANDS, prog="jaxpa", description=about, args=argv, registry=REGISTRY)
 

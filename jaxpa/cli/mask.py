@@ -11,6 +11,7 @@ from jaxpa.cli import console
 from jaxpa.cli.command import Made, Making, report_of, spec_of
 from jaxpa.cli.files import Outputs
 from jaxpa.errors import JaxpaError, real, whole
+from jaxpa.request.request import Request
 from jaxpa.request.spec import MAX_STEPS
 
 if TYPE_CHECKING:
@@ -86,8 +87,12 @@ class MaskCommand(Making):
         coverage = PRESETS[spec.settings.preset].coverage if self.coverage is None else self.coverage
         if not 0 < real("--coverage", coverage) <= 1:
             raise JaxpaError(f"--coverage must be above 0 and at most 1, not {coverage}")
-        mask = self.drawn(picture.size) if self.word is None else None
-        mask = None if mask is None else self.changed(mask)
+        if self.word is None:
+            mask = self.changed(self.drawn(picture.size))
+        else:
+            mask = None
+            maps = 4 * spec.blocks * (height * width // spec.cell**2) ** 2  # every block's attention, image to image
+            self.require_memory(Request(prompt=self.caption or self.word), (height, width), maps)
         outputs = self.settle([""], self.figure, [self.image])
         return Sketch(picture, mask, (height // spec.cell, width // spec.cell), coverage, outputs)
 
@@ -140,9 +145,7 @@ class MaskCommand(Making):
 
         with console.clock():
             print(f"jaxpa: looking for {word!r}", file=sys.stderr)
-            found = self.load().find_mask(
-                picture, word, self.caption, threshold=self.cut, steps=self.steps
-            )  # fmt: skip
+            found = self.load().find_mask(picture, word, self.caption, threshold=self.cut, steps=self.steps)
         return found.pixels(picture.size).astype(np.float32), to_grey(found.soft)
 
     def drawn(self, size: tuple[int, int]) -> np.ndarray:
@@ -161,9 +164,13 @@ class MaskCommand(Making):
         return mask
 
     def sheet(
-        self, picture: "Image.Image", soft: "Image.Image | None", mask: np.ndarray, tokens: np.ndarray,
+        self,
+        picture: "Image.Image",
+        soft: "Image.Image | None",
+        mask: np.ndarray,
+        tokens: np.ndarray,
         grid: tuple[int, int],
-    ) -> "Image.Image":  # fmt: skip
+    ) -> "Image.Image":
         from jaxpa.media.figures import overlay, sheet
         from jaxpa.media.masks import to_grey
 

@@ -10,6 +10,7 @@ import tyro
 
 from jaxpa.cli.command import spec_of
 from jaxpa.cli.flags import REGISTRY, group_subjects
+from jaxpa.cli.words import check_words
 from jaxpa.errors import JaxpaError
 from jaxpa.request.groups import Checkpoint, Method, Sampling
 from jaxpa.request.spec import Spec
@@ -19,11 +20,13 @@ Parsed = TypeVar("Parsed")
 
 def parse_command(kind: type[Parsed], name: str, words: Sequence[str], prog: str) -> Parsed:
     """The command of this kind that the words are. Raises JaxpaError, or SystemExit after help or a usage error."""
-    asked = "--help" in words or "-h" in words
     extra: dict[str, Any] = {}
-    if asked and (default := shown(kind, words)) is not None:
+    grouped = group_subjects(name, words)
+    if not {"--help", "-h"} & set(words):
+        check_words(kind, grouped)
+    elif (default := shown(kind, words)) is not None:
         extra = {"default": default, "description": described(kind, default.checkpoint)}
-    return tyro.cli(kind, prog=prog, args=group_subjects(name, words), registry=REGISTRY, **extra)
+    return tyro.cli(kind, prog=prog, args=grouped, registry=REGISTRY, **extra)
 
 
 def shown(kind: type[Any], words: Sequence[str]) -> Any:

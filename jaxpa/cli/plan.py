@@ -68,8 +68,8 @@ class PlanCommand(Command):
         request = self.request(spec.variant.reads)
         request.check(spec)
         away = self.compiling.device
-        content = plan(source, request, self.dtype or (away and "bfloat16"), weights=self.checkpoint.weights,
-                       resident=self.checkpoint.keep_resident)  # fmt: skip
+        said, dtype = self.checkpoint, self.dtype or (away and "bfloat16")
+        content = plan(source, request, dtype, weights=said.weights, resident=said.keep_resident)
         if away:
             content |= elsewhere(source, request, content, away, self.compiling.mesh)
         else:

@@ -159,10 +159,7 @@ class Tokenizers:
         Only whole words match, in upper or lower case; every occurrence counts, with all its tokens. Raises JaxpaError
         if the prompt does not have the word, or only in the part that is cut.
         """
-        pattern = r"\s+".join(re.escape(part) for part in word.split())
-        spans = [m.span() for m in re.finditer(rf"(?<!\w){pattern}(?!\w)", prompt, re.IGNORECASE)]
-        if not pattern or not spans:
-            raise JaxpaError(f"the word {word!r} is not in the prompt {prompt!r}")
+        spans = word_spans(prompt, word)
         full = self.t5(prompt, return_offsets_mapping=True, verbose=False)
         kept = full["offset_mapping"][: max_length - 1]  # the last place is the end token's
         found = [
@@ -171,6 +168,15 @@ class Tokenizers:
         if not found:
             raise JaxpaError(f"the word {word!r} is beyond the {max_length} tokens that T5 reads of {prompt!r}")
         return np.asarray(found, np.int32)
+
+
+def word_spans(text: str, word: str) -> list[tuple[int, int]]:
+    """Where a word, or several, stand in a text, as whole words in upper or lower case. JaxpaError: nowhere."""
+    pattern = r"\s+".join(re.escape(part) for part in word.split())
+    spans = [m.span() for m in re.finditer(rf"(?<!\w){pattern}(?!\w)", text, re.IGNORECASE)]
+    if not pattern or not spans:
+        raise JaxpaError(f"the word {word!r} is not in the prompt {text!r}")
+    return spans
 
 
 def _load_tokenizer(from_pretrained: Callable[..., Any], folder: Path, kind: Kind) -> Any:

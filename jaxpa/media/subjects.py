@@ -9,6 +9,7 @@ import numpy as np
 from PIL import Image
 
 from jaxpa.box import Box
+from jaxpa.encoders.text import word_spans
 from jaxpa.errors import JaxpaError
 from jaxpa.media import figures, images, masks
 from jaxpa.media.images import Picture
@@ -86,7 +87,7 @@ def load_subject(subject: Subject) -> LoadedSubject:
 
 
 def has_mask(subject: Subject) -> bool:
-    """Whether a subject's mask is known; if not, its word finds it. JaxpaError: it has neither."""
+    """Whether a subject's mask is known; if not, its word finds it. JaxpaError: it has neither, or no such word."""
     if load_subject(subject).mask is not None:
         return True
     if not subject.word.strip():
@@ -94,6 +95,8 @@ def has_mask(subject: Subject) -> bool:
             f"{subject.name} has no mask: give one (--mask), a word that says what it shows (--word), or a picture "
             "with a transparent background"
         )
+    if subject.caption:
+        word_spans(subject.caption, subject.word)
     return False
 
 
@@ -231,9 +234,14 @@ def read_references(
         names.append(name)
     captions = [each.caption for each in (*([] if scene is None else [scene]), *subjects)]
     made = References(
-        np.stack(pictures), np.stack(chosen), _stack(placements), tuple(captions), grid, scene is not None,
+        np.stack(pictures),
+        np.stack(chosen),
+        _stack(placements),
+        tuple(captions),
+        grid,
+        scene is not None,
         np.stack(shares),
-    )  # fmt: skip
+    )
     _warn_of_cover(made, names)
     return made
 

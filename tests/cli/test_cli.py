@@ -135,9 +135,22 @@ BAD = {
     "a subject without a picture": ([*CAR, "--subject"], "--subject needs a picture"),
     "a mask and a word": ([*CAR, "--word", "car"], "give one of them"),
     "not a number": ([*CAR, "--at", "nan,0.2"], "--at 'nan,0.2'"),
-    "an unknown place": ([*CAR, "--place", "0.5"], "--at '0.5'"),
+    "an unknown place": ([*CAR, "--place", "0.5"], "--place '0.5'"),
     "a seed": ([*CAR, "--seed", "-3"], "seed"),
     "no subject": ([], "nothing to personalise"),
+    "a count in words": ([*CAR, "--num-images", "abc"], "--num-images 'abc' is not a whole number"),
+    "a count in halves": ([*CAR, "--steps=1.5"], "--steps '1.5' is not a whole number"),
+    "a size in words": ([*CAR, "--height", "tall"], "--height 'tall' is not a whole number"),
+    "a number in words": ([*CAR, "--guidance", "strong"], "--guidance 'strong' is not a number"),
+    "no finite number": ([*CAR, "--gamma", "nan"], "--gamma 'nan' is not a number"),
+    "seeds in words": ([*CAR, "--seed", "1", "two"], "--seed 1 two: give whole numbers"),
+    "no such choice": ([*CAR, "--dtype", "float23"], "--dtype 'float23' is not one of auto, float32, bfloat16"),
+    "a flag without its value": ([*CAR, "--num-images"], "--num-images needs a value"),
+    "a misspelt flag": ([*CAR, "--num-image", "2"], "no flag --num-image here: did you mean 'num-images'"),
+    "a word that the caption lacks": (
+        ["--subject", "{p}/car.png", "--word", "mug", "--caption", "a car in the snow"],
+        "the word 'mug' is not in the prompt 'a car in the snow'",
+    ),
 }
 
 
@@ -154,6 +167,39 @@ def test_bad_input_is_one_line(name, bad, pictures, run, tmp_path):
     assert line == ""
     assert not list(tmp_path.iterdir())
     assert sorted(bad.iterdir()) == before
+
+
+@pytest.mark.parametrize(("words", "said"), [
+    (["invert", "--image", "x.png"], "--prompt must be given"),
+    (["bench", "--batch", "many"], "--batch 'many' is not a whole number"),
+    (["mask", "--image", "x.png", "--threshold", "low"], "--threshold 'low' is not a number"),
+    (["plan", "--config", "pro"], "--config 'pro' is not one of dev, schnell"),
+    (["outpaint", "--image", "x.png", "--prompt", "a car", "--pad", "1,2"], "--pad '1,2': give TOP,RIGHT,BOTTOM,LEFT"),
+    (["generat"], "there is no command 'generat': did you mean 'generate'"),
+    (["mask", "--image", "\x1b[2J.png"], "\\x1b[2J.png"),
+])  # fmt: skip
+def test_every_command_says_it_in_one_line(words, said, run):
+    status, out, err = run(*words)
+    assert (status, out, err.count("\n")) == (2, "", 1), err
+    assert err.startswith("jaxpa: ")
+    assert said in err
+    assert "\x1b" not in err
+
+
+def test_a_word_is_looked_for_in_the_caption_before_anything_loads(run, monkeypatch, pictures):
+    monkeypatch.setattr("jaxpa.pipeline.load", lambda *_, **__: pytest.fail("it loads"))
+    status, _, err = run("mask", "--image", pictures / "car.png", "--word", "mug", "--caption", "a car")
+    assert (status, err) == (2, "jaxpa: the word 'mug' is not in the prompt 'a car'\n")
+
+
+@pytest.mark.parametrize("words", [["invert", "--prompt", "a car"], ["mask", "--word", "car"]])
+def test_memory_is_asked_for_before_anything_loads(words, run, monkeypatch, pictures, tmp_path):
+    """A machine of 8 MiB holds neither."""
+    monkeypatch.setattr("jaxpa.devices.memory.machine_bytes", lambda: 8 * 2**20)
+    monkeypatch.setattr("jaxpa.pipeline.load", lambda *_, **__: pytest.fail("it loads"))
+    status, _, err = run(*words, "--image", pictures / "car.png", "--out", tmp_path / "x.png")
+    assert (status, err.count("\n")) == (2, 1), err
+    assert "GiB of memory, and this machine has 0.0 GiB" in err
 
 
 def test_info_and_convert(run, tmp_path):
