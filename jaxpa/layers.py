@@ -82,7 +82,6 @@ class Linear(nnx.Module):
 
     def to_heads(self, x: Float[Array, "B S In"], heads: int) -> Float[Array, "B {heads} S Dh"]:
         """The outputs, shared out to heads."""
-
         kernel = self.kernel.get_value()
 
         def heads_last(x: Array, kernel: Any) -> Array:  # cuBLAS adds a bias to rows only

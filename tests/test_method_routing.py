@@ -72,6 +72,7 @@ def test_weights():
     ({"shares": 2 * np.ones((1, N), np.float32), "source": SOURCE}, "shares must lie"),
     ({"shares": np.ones((1, N - 1), np.float32), "source": SOURCE}, r"shares must be .*\(R, 20\)"),
 ])  # fmt: skip
+@pytest.mark.usefixtures("as_users_call")
 def test_wrong_weights(switches, message):
     with pytest.raises(ValueError, match=message):
         replacement_weight(**switches)

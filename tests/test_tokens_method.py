@@ -158,6 +158,7 @@ def test_bounding_box(drawn):
     np.testing.assert_array_equal(got, want)
 
 
+@pytest.mark.usefixtures("as_users_call")
 def test_a_mask_of_another_grid_is_refused():
     """Twenty cells too short: indices past its end would be clamped to its last cell in silence."""
     short, box = np.ones(144 - 20, bool), Box(0, 0, 12, 12)
