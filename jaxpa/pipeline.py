@@ -40,6 +40,7 @@ from jaxpa.request.groups import Method, Sampling
 from jaxpa.request.prepare import Pictures, prepare, standing_for
 from jaxpa.request.request import Request
 from jaxpa.routing import (
+    block_taus,
     context_routing,
     context_size,
     join,
@@ -52,7 +53,6 @@ from jaxpa.routing import (
 )
 from jaxpa.runs import OnStep, personalized, sampled
 from jaxpa.sampling import at_positions
-from jaxpa.schedule import Steps, tau_time
 from jaxpa.tokens import Placement, Routing
 
 
@@ -227,7 +227,7 @@ class Pipeline(Model):
         steps, negative_prompt = request.sampling.steps, request.sampling.negative_prompt
         grid, guidance = references.grid, self.spec.guidance(request.sampling.guidance)
         times = self.times(steps, grid)
-        gates = [gate_time(tau, times) for tau in taus]
+        gates = [block_taus(tau, preset.tau_blocks, times, self.spec.blocks) for tau in taus]
         p = len(references.where.source)
         seeds, g = np.repeat(seeds, p), len(seeds) * p  # placements fastest
         placement, noise_from = perturb(
@@ -260,7 +260,7 @@ class Pipeline(Model):
             after = Phase(conditions(rows, grid, guidance, negative, r), routing)
         eta, model = jnp.asarray(inversion.control(len(times) - 1, preset.eta)), self.parts.transformer
         task = Task(trajectory, eta, jnp.asarray(times), jnp.float32(0), before, after, model, preset.level, solver)
-        tasks = [dataclasses.replace(task, tau=jnp.float32(tau)) for tau in gates]
+        tasks = [dataclasses.replace(task, tau=jnp.asarray(gate)) for gate in gates]
         return jnp.concatenate([personalized(task, x, on_step) for task in tasks])
 
     def replacement(self, preset: Preset, references: References, placement: Placement) -> Routing:
@@ -352,14 +352,6 @@ def _places(keywords: dict[str, Any]) -> dict[str, Any]:
     """`at`, as Python says it, is the layout of a request."""
     at = keywords.pop("at", None)
     return keywords if at is None else {**keywords, "places": at}
-
-
-def gate_time(tau: float | Steps, times: np.ndarray) -> float:
-    """tau in flow time. Raises JaxpaError outside [0, 1]."""
-    try:
-        return tau_time(tau, times)
-    except ValueError as error:
-        raise JaxpaError(str(error)) from None
 
 
 def load(

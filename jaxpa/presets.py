@@ -24,6 +24,15 @@ _WORDS: dict[str, tuple[str | None, ...]] = {
 }
 
 
+@dataclass(frozen=True)
+class BlockTau:
+    """A tau of the blocks `first` to `last`, both included, double blocks first."""
+
+    first: int
+    last: int
+    tau: float | Steps
+
+
 EDIT = Steps(0.1)  # Section 3.4: what is kept is held for 90% of the steps
 
 
@@ -32,6 +41,8 @@ class Preset:
     """The method's switches. Each is independent of the others; `PRESETS` names the settings of the sources."""
 
     tau: float | Steps
+    tau_blocks: tuple[BlockTau, ...] = ()
+    """Blocks whose tau is another one. The references ride along until the lowest."""
     level: Level = "layer"
     path: Path = "line"
     """The reference's way: a straight line to noise, the model's own flow backwards, or RF inversion by `gamma`."""
@@ -79,14 +90,17 @@ class Preset:
             raise JaxpaError(f"soft must be true or false, not {self.soft!r}")
         if self.outline < 0 or self.outline % 2 == 0 < self.outline:
             raise JaxpaError(f"outline must be an odd number of tokens, or 0, not {self.outline}")
-        if self.level == "token" and (self.parts != "qkv" or self.blocks is not None):
-            raise JaxpaError('level "token" replaces whole tokens: parts and blocks belong to level "layer"')
+        if self.level == "token" and (self.parts != "qkv" or self.blocks is not None or self.tau_blocks):
+            raise JaxpaError(
+                'level "token" replaces whole tokens: parts, blocks and tau_blocks belong to level "layer"'
+            )
         try:
             if self.blocks is not None:
                 checks.block_range("blocks", self.blocks)
             for name in ("tau", "inpaint_tau", "outpaint_tau"):
                 value = getattr(self, name)
                 checks.number(name, value.share if isinstance(value, Steps) else value, 0, 1)
+            self._check_tau_blocks()
             for name in ("gamma", "eta", "shuffle", "coverage"):
                 checks.number(name, getattr(self, name), 0, 1)
             if self.guidance_inside is not None:
@@ -95,6 +109,17 @@ class Preset:
                 checks.whole(name, getattr(self, name), 0)
         except ValueError as error:
             raise JaxpaError(str(error)) from None
+
+    def _check_tau_blocks(self) -> None:
+        taken = set()
+        for own in self.tau_blocks:
+            if not isinstance(own, BlockTau):
+                raise ValueError(f"tau_blocks must be a tuple of BlockTau, not of {own!r}")
+            checks.block_range("tau_blocks", (own.first, own.last))
+            checks.number("tau_blocks", own.tau.share if isinstance(own.tau, Steps) else own.tau, 0, 1)
+            if twice := taken & (blocks := set(range(own.first, own.last + 1))):
+                raise ValueError(f"tau_blocks give block {min(twice)} two values")
+            taken |= blocks
 
 
 PRESETS = {

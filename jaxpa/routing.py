@@ -4,6 +4,7 @@ Everything is index arithmetic on arrays of the token grid, so that a new mask, 
 compiled program. Rows are [R references; G images] throughout.
 """
 
+from collections.abc import Sequence
 from functools import partial
 from math import prod
 from typing import Any, NamedTuple, get_args
@@ -15,7 +16,8 @@ import numpy as np
 from jaxpa import checks
 from jaxpa.arrays import Array, Bool, Float, Float32, Int, Int32, Scalar
 from jaxpa.errors import check_choice
-from jaxpa.presets import Parts, Positions
+from jaxpa.presets import BlockTau, Parts, Positions
+from jaxpa.schedule import Steps, tau_time
 from jaxpa.tokens import (
     Placement,
     Routing,
@@ -87,7 +89,7 @@ def reference_context(
     return Context(rows, positions, length)
 
 
-def _target_positions(placement: Placement, images: int, cells: Float[Array, "N 3"]) -> Float[Array, "rows R*N 3"]:
+def _target_positions(placement: Placement, images: int, cells: Float[Array, "N 3"]) -> Float[Array, "rows picked 3"]:
     """For every reference token the position of the cell it is put on (its own where it is not put anywhere).
 
     Reference rows see the first image's.
@@ -160,6 +162,23 @@ def replacement_weight(
         moved = gather(jnp.concatenate([shares, own]), source[references:])
         factors.append(jnp.concatenate([jnp.ones((references, n)), moved])[None, ..., None])
     return prod(factors[1:], start=jnp.broadcast_to(factors[0], _four(factors[0]))) if factors else None
+
+
+def block_taus(
+    tau: float | Steps, own: Sequence[BlockTau], times: Float[Array | np.ndarray, " times"], depth: int
+) -> Float32[np.ndarray, "..."]:
+    """The tau of a `Task`, in flow time: one number (), or one for each of `depth` blocks where some have their own.
+
+    Raises ValueError for a tau outside [0, 1], and for blocks that do not exist.
+    """
+    gate = np.float32(tau_time(tau, times))
+    if not own:
+        return np.asarray(gate)
+    gates = np.full(depth, gate)
+    for each in own:
+        checks.block_range("tau_blocks", (each.first, each.last), depth)
+        gates[each.first : each.last + 1] = tau_time(each.tau, times)
+    return gates
 
 
 def _four(factor: Array) -> tuple[int, ...]:

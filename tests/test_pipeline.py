@@ -110,6 +110,18 @@ def test_lists_are_every_combination(pipe, subject):
     assert difference(images[7], alone[0]) <= SAME
 
 
+def test_blocks_have_their_own_tau(pipe, subject):
+    """Of all blocks, it is that tau; of some, another picture; another value and other blocks compile nothing."""
+    kw = {"steps": STEPS, "seed": 1, "tau": 0.9}
+    make = lambda **words: pipe.personalize("a car in a room", [subject], **kw | words)[0]  # noqa: E731
+    low, some = make(tau=0.3), make(tau_blocks={(0, 2): 0.3})
+    with Clock() as clock:
+        assert difference(make(tau_blocks={(0, 5): 0.3}), low) <= 1
+        assert min(difference(some, other) for other in (low, make(tau_blocks="3-5=0.3"))) > 1
+    assert clock.programs == 0
+    assert difference(some, make()) > 1
+
+
 def test_low_tau_brings_the_subject_and_leaves_the_prompt(pipe, subject):
     """The reference comes back inside the mask only; tau 1 with the image's own noise replaces nothing."""
     reference = pipe.references([subject])

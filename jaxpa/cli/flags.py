@@ -13,7 +13,8 @@ from jaxpa.adapters.spec import Lora, parse_lora
 from jaxpa.errors import JaxpaError, did_you_mean
 from jaxpa.media.places import Place, to_place
 from jaxpa.media.subjects import Subject
-from jaxpa.request.groups import Seeds, Unset, parse_tau, show_tau
+from jaxpa.presets import BlockTau
+from jaxpa.request.groups import Seeds, Unset, parse_block_tau, parse_tau, show_block_tau, show_tau
 from jaxpa.schedule import Steps
 
 # Flags of a subject, and whether a value follows.
@@ -138,6 +139,15 @@ def _show_blocks(blocks: Any) -> list[str]:
     return ["none" if blocks is None else "the preset's" if blocks is Unset.UNSET else f"{blocks[0]}-{blocks[1]}"]
 
 
+def parse_block_taus(words: Sequence[str]) -> tuple[BlockTau, ...]:
+    """`0-9=0.8 10-20=40%`: blocks with a tau of their own; `none`: there are none. Raises JaxpaError."""
+    return () if list(words) == ["none"] else tuple(map(parse_block_tau, words))
+
+
+def _show_block_taus(taus: Any) -> list[str]:
+    return ["the preset's"] if taus is Unset.UNSET else [show_block_tau(own) for own in taus] or ["none"]
+
+
 def _spec(
     metavar: str,
     parse: Callable[[list[str]], Any],
@@ -230,6 +240,8 @@ def primitive(kind: Any) -> PrimitiveConstructorSpec[Any] | None:
         return _choice([Literal["yes", "no"]], None, {"yes": True, "no": False})
     if plain == [tuple[int, int]]:
         return _spec("FIRST-LAST|none", parse_blocks, _show_blocks)
+    if plain and typing.get_origin(plain[0]) is tuple:
+        return _spec("FIRST-LAST=T ...|none", parse_block_taus, _show_block_taus, "*")
     off = None
     if len(plain) < len(members):
         unset = len(members) < len(typing.get_args(kind))

@@ -29,7 +29,8 @@ from jaxpa.devices.memory import (
 from jaxpa.presets import Preset, asks_network
 from jaxpa.request.request import Request
 from jaxpa.request.spec import Spec
-from jaxpa.schedule import steps_above, tau_time
+from jaxpa.routing import block_taus
+from jaxpa.schedule import steps_above
 from jaxpa.solvers import evaluations
 
 
@@ -86,7 +87,8 @@ def run_of(request: Request, spec: Spec, canvas: tuple[int, int] | None = None) 
     if not request.riding(spec):
         return Run(spec, grid, text, times, [1.0], images, 0, 0, 0, guided, None, beside, read)
     preset = request.switches(spec)
-    gates = [tau_time(tau, times) for tau in request.taus(spec)]
+    # The references ride along until the lowest tau of a block.
+    gates = [float(block_taus(tau, preset.tau_blocks, times, spec.blocks).min()) for tau in request.taus(spec)]
     inversion, context = len(times) - 1 if asks_network(preset) else 0, request.references * n * bool(preset.concat)
     if preset.path == "ode":  # RF inversion is defined by its Euler steps
         euler = said.solver == "euler"
@@ -269,6 +271,7 @@ def signature(source: Source, request: Request, content: dict[str, Any]) -> str:
     preset = request.switches(spec) if request.riding(spec) else None
     switches = {} if preset is None else {k: getattr(preset, k) for k in COMPILED_IN}
     switches["solver"] = request.sampling.solver
+    switches["tau_blocks"] = preset is not None and bool(preset.tau_blocks)
     named = ("dtype", "weights", "device", "height", "width", "steps", "references", "images", "drawn_by")
     shapes = {k: content[k] for k in (*named, "picture_tokens", "lora_bytes")}
     text = json.dumps([asdict(source.config), switches, shapes, jax.__version__], sort_keys=True)

@@ -69,7 +69,7 @@ class Text(NamedTuple):
 
 
 class Reference(NamedTuple):
-    """A personalisation's arrays: trajectory (S + 1, R, N, C), eta (S,), tau (), masks (R, N), placement (G, R, N)."""
+    """A personalisation's arrays: a `Task`'s, masks (R, N), placement (G, R, N)."""
 
     trajectory: jax.Array
     eta: jax.Array
@@ -126,7 +126,8 @@ def _reference(job: Job) -> Reference:
     r, g, n = job.references, job.images, job.tokens
     placement = Placement(_shape(g, r, n, dtype=jnp.int32), _shape(g, r, n, dtype=bool))  # type: ignore[arg-type]
     trajectory = _shape(job.steps + 1, r, n, job.config.in_channels)
-    return Reference(trajectory, _shape(job.steps), _shape(), _shape(r, n, dtype=bool), placement)  # type: ignore[arg-type]
+    tau = _shape(job.config.blocks) if job.preset.tau_blocks else _shape()
+    return Reference(trajectory, _shape(job.steps), tau, _shape(r, n, dtype=bool), placement)  # type: ignore[arg-type]
 
 
 def _placed(array: jax.ShapeDtypeStruct, mesh: Mesh, rows: tuple[int, ...]) -> jax.ShapeDtypeStruct:

@@ -5,7 +5,7 @@ Field names are the keywords in Python and the flags on the command line; the te
 
 import enum
 import math
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, fields, replace
 from decimal import Decimal, InvalidOperation
 from typing import Annotated, Any, Literal, TypeAlias
@@ -16,7 +16,7 @@ from jaxpa.adapters.spec import Lora, to_loras
 from jaxpa.config import VariantName, Weights
 from jaxpa.errors import JaxpaError, check_choice, real, whole
 from jaxpa.media.images import Picture
-from jaxpa.presets import PRESETS, Concat, Level, Parts, Path, Preset, Start
+from jaxpa.presets import PRESETS, BlockTau, Concat, Level, Parts, Path, Preset, Start
 from jaxpa.request.spec import MAX_STEPS
 from jaxpa.schedule import Steps
 from jaxpa.solvers import SOLVERS, Name
@@ -52,6 +52,43 @@ def show_tau(tau: float | Steps) -> str:
     return f"{exact.normalize():f}" + ("%" if isinstance(tau, Steps) else "")
 
 
+def parse_block_tau(text: str) -> BlockTau:
+    """`10-20=0.4`: blocks 10 to 20, both included, have a tau of 0.4. Raises JaxpaError."""
+    blocks, equals, tau = text.partition("=")
+    first, dash, last = blocks.partition("-")
+    if not (equals and first.isdecimal() and (last.isdecimal() or not dash)):
+        raise JaxpaError(f"{text!r} is no tau of blocks: give the first and the last block and their tau: 10-20=0.4")
+    return BlockTau(int(first), int(last or first), parse_tau(tau))
+
+
+def show_block_tau(own: BlockTau) -> str:
+    """The words that `parse_block_tau` reads as the same value."""
+    return f"{own.first}-{own.last}={show_tau(own.tau)}"
+
+
+def check_block_taus(given: Any) -> tuple[BlockTau, ...]:
+    """The taus of blocks, from `BlockTau`, their words, or {(first, last): tau}. Raises JaxpaError."""
+    if isinstance(given, Mapping):
+        try:
+            given = [BlockTau(first, last, check_tau(tau)) for (first, last), tau in given.items()]
+        except (TypeError, ValueError):
+            raise JaxpaError(f"tau_blocks must be {{(first, last): tau}}, not {given!r}") from None
+    found = tuple(
+        parse_block_tau(own) if isinstance(own, str) else own for own in ([given] if isinstance(given, str) else given)
+    )
+    if bad := [own for own in found if not isinstance(own, BlockTau)]:
+        raise JaxpaError(f"tau_blocks must be {{(first, last): tau}}, not {bad[0]!r}")
+    return found
+
+
+BlockTaus: TypeAlias = tuple[
+    Annotated[
+        BlockTau,
+        pydantic.BeforeValidator(lambda value: parse_block_tau(value) if isinstance(value, str) else value),
+        pydantic.WithJsonSchema({"type": "string", "pattern": "^[0-9]+-[0-9]+=[0-9.]+%?$"}),
+    ],
+    ...,
+]
 Tau: TypeAlias = Annotated[
     float | Steps,
     pydantic.BeforeValidator(lambda value: parse_tau(value) if isinstance(value, str) else value),
@@ -157,6 +194,8 @@ class Method:
     tau: tuple[Tau, ...] = ()
     """Replace tokens while t > tau: a flow time, or a percentage of the steps that remain. A lower tau keeps more of
     the reference. Several values make a picture each."""
+    tau_blocks: BlockTaus | Unset = UNSET
+    """Blocks with a tau of their own, counted from 0, double blocks first, such as 10-20=0.4."""
     level: Level | Unset = UNSET
     """Replace the features that feed queries, keys and values in every block (layer), or the sampler's own tokens."""
     path: Path | Unset = UNSET
@@ -194,6 +233,8 @@ class Method:
             check_choice("preset", self.preset, PRESETS, JaxpaError)
         many = isinstance(self.tau, Iterable) and not isinstance(self.tau, str) and getattr(self.tau, "ndim", 1)
         object.__setattr__(self, "tau", tuple(check_tau(each) for each in (self.tau if many else [self.tau])))
+        if self.tau_blocks is not UNSET:
+            object.__setattr__(self, "tau_blocks", check_block_taus(self.tau_blocks))
         for name, value in self.given().items():
             if getattr(value, "ndim", None) == 0:  # NumPy's and JAX's scalars become plain numbers
                 object.__setattr__(self, name, value.item())  # type: ignore[union-attr]

@@ -16,8 +16,8 @@ from pydantic.json_schema import GenerateJsonSchema, JsonSchemaValue
 from pydantic_core import PydanticOmit
 
 from jaxpa.errors import JaxpaError
-from jaxpa.presets import Preset
-from jaxpa.request.groups import show_tau
+from jaxpa.presets import BlockTau, Preset
+from jaxpa.request.groups import show_block_tau, show_tau
 from jaxpa.request.request import Request
 from jaxpa.schedule import Steps
 
@@ -50,6 +50,8 @@ def _plain(value: Any, name: str) -> Any:
     if is_dataclass(value) and not isinstance(value, type):
         if isinstance(value, Steps):
             return show_tau(value)
+        if isinstance(value, BlockTau):
+            return show_block_tau(value)
         said = {each.name: getattr(value, each.name) for each in fields(value) if not _is_default(value, each)}
         return {key: _plain(each, key) for key, each in said.items()}
     if isinstance(value, tuple | list):

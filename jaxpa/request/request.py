@@ -162,9 +162,11 @@ class Request:
         if self.sampling.negative_prompt and spec.embeds_guidance:
             raise JaxpaError("this checkpoint embeds its guidance: a negative prompt would have no effect")
         if self.riding(spec):
-            blocks = self.method.check(spec.settings.preset).blocks
-            if blocks is not None and blocks[1] >= spec.blocks:
-                raise JaxpaError(f"blocks must lie in 0 to {spec.blocks - 1} here, not {blocks[0]}-{blocks[1]}")
+            switches = self.method.check(spec.settings.preset)
+            said = [("tau_blocks", (own.first, own.last)) for own in switches.tau_blocks]
+            for name, (first, last) in said + ([("blocks", switches.blocks)] if switches.blocks else []):
+                if last >= spec.blocks:
+                    raise JaxpaError(f"{name} must lie in 0 to {spec.blocks - 1} here, not {first}-{last}")
             if self.sampling.solver != "euler" and "sweeps" in self.method.given():
                 raise JaxpaError("sweeps would have no effect: only Euler's steps are repeated. Leave them out")
         if self.editing is not None and "coverage" in self.method.given():

@@ -128,6 +128,8 @@ BAD = {
     ),
     "neither yes nor no": ([*CAR, "--soft", "maybe"], "'maybe' is not one of yes, no"),
     "one block": ([*CAR, "--blocks", "3"], "no range of blocks"),
+    "a tau of no blocks": ([*CAR, "--tau-blocks", "0.5"], "--tau-blocks '0.5' is no tau of blocks"),
+    "a tau of blocks beyond": ([*CAR, "--tau-blocks", "4-6=0.5"], "tau_blocks must lie in 0 to 5 here, not 4-6"),
     "blocks that do not exist": ([*CAR, "--blocks", "0-99"], "blocks must lie in 0 to 5 here, not 0-99"),
     "parts of whole tokens": ([*CAR, "--level", "token", "--parts", "v"], "belong to level"),
     "a misspelt level": ([*CAR, "--level", "Layer"], "'layer'"),

@@ -3,6 +3,7 @@
 import dataclasses
 import json
 import typing
+from dataclasses import replace
 from pathlib import Path
 
 import jax.numpy as jnp
@@ -10,13 +11,15 @@ import numpy as np
 import pytest
 
 from jaxpa.config import FluxConfig, Settings
+from jaxpa.devices.plan import run_of
 from jaxpa.errors import JaxpaError
 from jaxpa.media.subjects import Subject
-from jaxpa.presets import PRESETS, Preset
+from jaxpa.presets import PRESETS, BlockTau, Preset
 from jaxpa.request.groups import UNSET, Editing, Following, Method, Sampling, Unset, parse_tau, show_tau
 from jaxpa.request.record import from_json, schema, to_json
 from jaxpa.request.request import Request
 from jaxpa.request.spec import Spec
+from jaxpa.routing import block_taus
 from jaxpa.schedule import Steps
 
 DEV = Spec(FluxConfig(), Settings())
@@ -46,6 +49,8 @@ REQUESTS = (
         scene=Subject("room.png"), places=[(0.2, 0.3), None], tau=[0.5, Steps(0.123456789), 0.1 + 0.2], concat=None,
         guidance_inside=None, level="token", preset="paper", gamma=0.5,
     ),
+    Request.of("a car", subjects=[Subject("car.png")], tau_blocks={(0, 3): 0.25, (5, 9): Steps(0.4)}),
+    Request.of("a car", preset=replace(PRESETS["mini"], tau_blocks=(BlockTau(0, 3, 0.25),))),
     Request.of("a car", image="a.png", mask="m.png", grow=2, feather=3.5, caption="a mug"),
     Request.of("a car", image="a.png", pad=(1, 2, 3, 4), preset=PRESETS["paper"]),
     Request(embedding="text.safetensors"),
@@ -81,7 +86,8 @@ def test_the_schema_names_every_field():
 @pytest.mark.parametrize(("data", "said"), [
     ({"promt": "x"}, "promt"), ({"sampling": {"steps": "3"}}, "sampling.steps"), ('{"prompt": ', "Invalid JSON"),
     ({"sampling": {"steps": 0}}, "steps must be"), ({"method": {"level": "Layer"}}, "method.level"),
-    ({"method": {"tau": ["x"]}}, "tau 'x'"), ({"subjects": [{"image": 3}]}, "subjects.0.image"),
+    ({"method": {"tau": ["x"]}}, "tau 'x'"), ({"method": {"tau_blocks": ["3=x"]}}, "tau 'x'"),
+    ({"subjects": [{"image": 3}]}, "subjects.0.image"),
     ({"sampling": {"guidance": float("nan")}}, "guidance"), ([], "request: "),
 ])  # fmt: skip
 def test_bad_json(data, said):
@@ -111,6 +117,9 @@ BAD = {
     "a prompt": {"prompt": []}, "a number as prompt": {"prompt": 3}, "a subject": {"subjects": ["car.png"]},
     "surrogates": {"prompt": "\udc80"}, "two kinds": {"subjects": [Subject("a")], "image": "a", "mask": "b"},
     "both": {"picture": "a.png", "control": "b.png"}, "an edit and a mask": {"picture": "a", "image": "a", "mask": "b"},
+    "blocks backwards": {"tau_blocks": ["9-3=0.5"]}, "no blocks": {"tau_blocks": "0.5"},
+    "a block twice": {"tau_blocks": ["0-3=0.5", "3-4=0.6"]}, "a tau of blocks": {"tau_blocks": {(0, 3): 2}},
+    "no mapping": {"tau_blocks": [(0, 3, 0.5)]}, "blocks of tokens": {"tau_blocks": ["0-3=0.5"], "level": "token"},
     "an edit of nothing": {"image": "a.png"}, "places of nothing": {"places": [(0.5, 0.5)]},
 }  # fmt: skip
 
@@ -127,7 +136,25 @@ def test_the_nearest_word():
             Request.of(**words)
 
 
+def test_a_tau_of_blocks():
+    """Written in words, as a mapping, or as it is kept: the same value, and the lowest is what a run waits for."""
+    same = [BlockTau(0, 9, 0.25), BlockTau(12, 12, Steps(0.4))]
+    for said in (same, ["0-9=0.25", "12=40%"], {(0, 9): 0.25, (12, 12): Steps(0.4)}):
+        assert Method(tau_blocks=said).tau_blocks == tuple(same)
+    assert to_json(Request.of(tau_blocks=same)) == {"prompt": "", "method": {"tau_blocks": ["0-9=0.25", "12-12=40%"]}}
+    times = np.linspace(1, 0, 11, dtype=np.float32)
+    want = np.float32([0.25] * 10 + [0.8] * 2 + [0.45] + [0.8])  # 40% of ten steps remain below (0.5 + 0.4) / 2
+    np.testing.assert_array_equal(block_taus(0.8, same, times, 14), want)
+    assert block_taus(0.8, (), times, 14).shape == ()
+    assert run_of(Request.of(subjects=[Subject("a.png")], tau_blocks=["3-4=0.2"], tau=0.8), DEV).gates == [
+        np.float32(0.2)
+    ]
+    with pytest.raises(ValueError, match="out of 0 to 11"):
+        block_taus(0.8, same, times, 12)
+
+
 @pytest.mark.parametrize(("words", "said"), [
+    ({"tau_blocks": ["50-57=0.5"]}, "tau_blocks must lie in 0 to 56 here, not 50-57"),
     ({"gamma": 0.5, "path": "ode"}, "gamma would have no effect"),
     ({"eta": 0.5, "level": "token", "concat": None}, "eta would have no effect"),
     ({"sweeps": 2, "path": "line"}, "sweeps would have no effect"),
