@@ -9,6 +9,7 @@ from pathlib import Path
 from jaxpa.errors import CheckpointError
 
 ID = re.compile(r"[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*")
+COMMIT = re.compile(r"[0-9a-f]{40}")
 PREFIX = "hf://"
 
 # Variants lie beside the files that are wanted, under names that match the same patterns.
@@ -46,6 +47,10 @@ def fetch(repo: str, parts: Iterable[str], download: bool = True) -> Path:
         )
     except Exception as error:  # a server may answer with anything, and the client then raises anything
         raise CheckpointError(explain(repo, error, download)) from error
+    if in_cache(folder) and not COMMIT.fullmatch(folder.name):  # a reference that leads elsewhere
+        raise CheckpointError(
+            f"{repo} has a damaged entry in the cache: delete {_entry(repo)}, and it is fetched again"
+        )
     if not any(folder.glob("*/config.json")):
         raise CheckpointError(
             f"{repo} has no pipeline in diffusers' layout (folders transformer, vae, text_encoder, text_encoder_2)\n"
@@ -65,7 +70,7 @@ def _answers(repo: str) -> bool:
 
     transport: type[Exception] = HfHubHTTPError.__mro__[1]  # of the HTTP library, which differs between versions
     try:
-        if not HfApi().repo_info(repo, timeout=PATIENCE).sha:
+        if not COMMIT.fullmatch(HfApi().repo_info(repo, timeout=PATIENCE).sha or ""):
             raise ValueError("its reply names no commit")
         return True
     except OfflineModeIsEnabled:
@@ -79,6 +84,13 @@ def _answers(repo: str) -> bool:
         if "Timeout" in type(error).__name__:
             raise TimeoutError(f"the hub does not answer within {PATIENCE} seconds") from error
         raise
+
+
+def _entry(repo: str) -> Path:
+    """Where the hub's cache keeps a repository."""
+    from huggingface_hub import constants
+
+    return Path(constants.HF_HUB_CACHE) / f"models--{repo.replace('/', '--')}"
 
 
 def in_cache(path: Path) -> bool:
@@ -124,7 +136,9 @@ def explain(repo: str, error: Exception, download: bool = True) -> str:
         reason = (str(error).strip() or repr(error)).splitlines()[0][:200]
         lines = [f"{repo} could not be fetched: {reason} ({type(error).__name__})",
                  f"visit {page}", f"if it asks for consent or is private, {login}"]  # fmt: skip
-    local = "or pass a local path instead: a diffusers folder, a .safetensors file of FLUX, or a converted folder"
+    local = "or pass a local path instead: a diffusers or converted folder, or a .safetensors file"
+    if isinstance(error, LocalEntryNotFoundError) and _entry(repo).exists():
+        lines.append(f"what {_entry(repo)} holds is incomplete or damaged: delete it, and it is fetched again")
     return "\n".join([lines[0], *(f"  - {line}" for line in (*lines[1:], local))])
 
 

@@ -51,6 +51,7 @@ def serve(monkeypatch, tmp_path):
         (503, b"", "HTTP status 503"),
         (200, b"<html>sign in</html>", "could not be fetched: its reply is not the hub's"),
         (200, b'{"id": "owner/name"}', "could not be fetched: its reply names no commit"),
+        (200, b'{"id": "owner/name", "sha": "../../elsewhere"}', "could not be fetched: its reply names no commit"),
         (None, b"", "does not answer within 1 seconds"),
     ],
 )
@@ -80,3 +81,28 @@ def test_a_repository_without_a_pipeline(monkeypatch, tmp_path):
         monkeypatch.setattr(huggingface_hub, "snapshot_download", lambda *_, folder=folder, **__: str(folder))
         with pytest.raises(CheckpointError, match="owner/name has no pipeline"):
             hub.fetch("owner/name", ("vae",))
+
+
+@pytest.mark.parametrize("name", ["owner/..", "../name", "owner/a..b", "owner/name/../other"])
+def test_names_that_lead_elsewhere(serve, tmp_path, name):
+    serve(500)
+    with pytest.raises(CheckpointError, match="is not a repository's name"):
+        hub.fetch(name, ("vae",))
+    assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize("written", ["", "no commit", "../../../elsewhere", "0" * 40])
+def test_a_damaged_reference_is_named(serve, monkeypatch, tmp_path, written):
+    """Without a network, the cache's own note of the newest commit decides; here it leads to nothing, or elsewhere."""
+    serve(500)
+    entry, elsewhere = tmp_path / "models--owner--name", tmp_path / "elsewhere" / "vae"
+    (entry / "refs").mkdir(parents=True)
+    (entry / "snapshots").mkdir()
+    elsewhere.mkdir(parents=True)
+    (elsewhere / "config.json").write_text("{}")
+    (entry / "refs" / "main").write_text(written)
+    monkeypatch.setattr(hub, "_answers", lambda repo: False)
+    with pytest.raises(CheckpointError) as caught:
+        hub.fetch("owner/name", ("vae",))
+    assert str(entry) in str(caught.value)
+    assert "delete" in str(caught.value)
