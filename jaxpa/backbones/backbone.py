@@ -80,6 +80,8 @@ class Backbone(Component):
     # Attributes of the module that hold stacked blocks, and the stacked kernels that TPUs want transposed.
     stacks: tuple[str, ...]
     turned: re.Pattern[str]
+    # (configuration, those of the other components by name) -> what does not fit, in a line each.
+    misfits: Callable[[Any, Mapping[str, Any]], list[str]]
     # (TextEmbedding, guidance (B,) or None, positions (N, 3)) -> `sampling.Conditions`, to be bound to a module.
     conditions: Callable[[Any, Any, Any], Any]
     # The layer that reads the image tokens, to which an adapter may add channels (a control LoRA's picture); or None.

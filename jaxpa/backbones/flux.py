@@ -1,13 +1,13 @@
 """FLUX.1 as a backbone: its names in files, its configuration from shapes, its work, and how it is spread."""
 
 import re
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from typing import TYPE_CHECKING, Any
 
 from jaxpa.backbones.backbone import Backbone
 from jaxpa.backbones.shapes import Shape, axes, count_blocks
 from jaxpa.backbones.tables import Layer, Row, Stored, Work, row
-from jaxpa.config import TransformerConfig
+from jaxpa.config import AutoencoderConfig, CLIPConfig, T5Config, TransformerConfig
 
 if TYPE_CHECKING:
     import jax
@@ -146,6 +146,31 @@ def work(config: TransformerConfig, n: int, m: int, k: int) -> Work:
     )
 
 
+def misfits(config: TransformerConfig, others: Mapping[str, Any]) -> list[str]:
+    """What does not fit between the MM-DiT and the encoders and the autoencoder, as far as these are known."""
+    faults = []
+
+    def compare(name: str, key: str, value: int, ours: str, wanted: int) -> None:
+        if value != wanted:
+            faults.append(f"the {name} does not fit the transformer: {key} is {value}, {ours} is {wanted}")
+
+    if isinstance(t5 := others.get("text_encoder_2"), T5Config):
+        compare("text_encoder_2", "d_model", t5.d_model, "joint_attention_dim", config.joint_attention_dim)
+    if isinstance(clip := others.get("text_encoder"), CLIPConfig):
+        compare("text_encoder", "hidden_size", clip.hidden_size, "pooled_projection_dim", config.pooled_projection_dim)
+    if isinstance(vae := others.get("vae"), AutoencoderConfig):
+        token = 4 * vae.latent_channels  # of 2 x 2 cells
+        out = "out_channels" if config.out_channels else "in_channels"
+        compare("vae", "4 x latent_channels", token, out, config.velocity_channels)
+        mask = 4 * vae.downscale**2  # a pixel's each, for Fill
+        if not faults and config.in_channels not in (token, 2 * token, 2 * token + mask):
+            faults.append(
+                f"the transformer's in_channels are {config.in_channels}; with this vae they can be {token} (a "
+                f"picture's tokens), {2 * token} (and one to follow), or {2 * token + mask} (and a mask)"
+            )
+    return faults
+
+
 def _network(config: TransformerConfig, **keywords: Any) -> "Flux":
     from jaxpa.transformer import Flux
 
@@ -179,6 +204,7 @@ FLUX = Backbone(
     # layers at both ends are few. They stay as they are.
     rounded=re.compile(r"\w+_blocks\.(\w+\.)?(qkv\.[qkv]|proj|mlp_in|mlp_out)\.kernel"),
     turned=re.compile(r"\w+_blocks\..*qkv\.[qkv]\.kernel"),  # before attention, so that heads come out first
+    misfits=misfits,
     conditions=_conditions,
     channels_in="img_in",
 )

@@ -115,9 +115,7 @@ def read_header(file: Path) -> tuple[dict[str, Tensor], dict[str, str], list[str
                 raise ValueError(f"truncated: the header alone takes {length + 8:,} bytes, the file has {total:,}")
             raise ValueError("not a safetensors file (a git-lfs pointer, a web page or an interrupted download?)")
         if length > MAX_HEADER:
-            raise ValueError(
-                f"its header takes {length:,} bytes, more than any FLUX checkpoint's (at most {MAX_HEADER:,})"
-            )
+            raise ValueError(f"its header takes {length:,} bytes, more than any checkpoint's (at most {MAX_HEADER:,})")
         raw = stream.read(length)
     try:
         header = parse(raw)
@@ -235,7 +233,7 @@ def _weight_map(index: Path) -> dict[str, str]:
     if not isinstance(weights, dict) or not all(isinstance(name, str) for name in weights.values()):
         raise ValueError(f"{index}: not an index of shards: weight_map must be an object of file names")
     if len(weights) > MAX_TENSORS:
-        raise ValueError(f"{index}: it lists {len(weights):,} tensors; a FLUX checkpoint has {MAX_TENSORS:,} at most")
+        raise ValueError(f"{index}: it lists {len(weights):,} tensors; a checkpoint has {MAX_TENSORS:,} at most")
     return weights
 
 

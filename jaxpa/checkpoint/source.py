@@ -263,8 +263,9 @@ def _open_file(name: str, path: Path, hints: dict[str, dict[str, Any]]) -> Sourc
         if path.name not in {tensor.file.name for tensor in part.tensors.values()}:
             raise CheckpointError(f"{path}: the folder's config.json is about another file; name the folder instead")
         return Source(name, path.parent, {part.name: part})
+    known = ", ".join(f"a {backbone.name} transformer" for backbone in BACKBONES.values())
     raise CheckpointError(
-        f"{path}: its tensors do not have the names of a FLUX transformer or autoencoder\n"
+        f"{path}: its tensors do not have the names of {known} or an autoencoder\n"
         "  - a text encoder is read from a folder with its config.json"
     )
 

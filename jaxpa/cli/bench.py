@@ -39,7 +39,7 @@ class BenchCommand(Command):
 
         from jaxpa.checkpoint.load import default_dtype, load_parts, settings_of
         from jaxpa.config import Settings, flux_dev, flux_schnell
-        from jaxpa.devices.bench import bench, format_bench, random_model
+        from jaxpa.devices.bench import Workload, bench, format_bench, random_model
         from jaxpa.devices.memory import Load, peak_bytes, require
         from jaxpa.request.spec import Spec
 
@@ -81,7 +81,8 @@ class BenchCommand(Command):
             ).transformer
         else:
             model = random_model(config.transformer, dtype)
-        result = bench(model, height, width, text, self.batch, self.steps, config.vae.downscale, self.repeats)
+        work = Workload(height, width, text, self.batch, self.steps, self.repeats)
+        result = bench(model, work, config.vae.downscale)
         if self.json:
             console.report(True, result, ())
         else:

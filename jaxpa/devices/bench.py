@@ -8,6 +8,7 @@ loop over all steps.
 
 import time
 from collections.abc import Callable
+from dataclasses import asdict, dataclass
 from typing import Any
 
 import jax
@@ -16,20 +17,52 @@ import numpy as np
 from jax.typing import DTypeLike
 
 from jaxpa import sampling
+from jaxpa.backbones.backbone import BackboneConfig
+from jaxpa.backbones.registry import backbone_of
 from jaxpa.checkpoint.keys import abstract
 from jaxpa.checkpoint.residence import arrange
-from jaxpa.config import ScheduleConfig, TransformerConfig
+from jaxpa.config import ScheduleConfig
 from jaxpa.devices import cost
 from jaxpa.devices.timing import Clock
+from jaxpa.encoders.text import TextEmbedding
 from jaxpa.errors import JaxpaError, whole
+from jaxpa.layers import Numbered
 from jaxpa.schedule import flow_times
 from jaxpa.tokens import PATCH, grid_positions
-from jaxpa.transformer import Flux, FluxConditions, FluxVelocity
 
 STD = 0.02  # of random weights: activations stay finite at any depth, so clocks and power are those of a real model
 
 
-def random_model(config: TransformerConfig, dtype: DTypeLike = jnp.float32) -> Flux:
+@dataclass(frozen=True)
+class Workload:
+    """What is timed: `batch` rows of height x width pixels, in loops of `steps`, each of which runs `repeats` times.
+
+    Each loop runs once more before, which is not measured. Classifier-free guidance would take two rows an image.
+    """
+
+    height: int
+    width: int
+    text_tokens: int
+    batch: int = 1
+    steps: int = 4
+    repeats: int = 3
+
+    def __post_init__(self) -> None:
+        for name in ("text_tokens", "batch", "steps", "repeats"):
+            whole(name, getattr(self, name), 1)
+
+    def grid(self, cell: int) -> tuple[int, int]:
+        """The canvas in tokens of `cell` pixels a side. Raises JaxpaError for a side that is not a multiple."""
+        near = [max(1, round(side / cell)) * cell for side in (self.height, self.width)]
+        if near != [self.height, self.width]:
+            raise JaxpaError(
+                f"{self.width} x {self.height} pixels cannot be cut into tokens of {cell} x {cell}: "
+                f"the nearest valid size is {near[1]} x {near[0]}"
+            )
+        return self.height // cell, self.width // cell
+
+
+def random_model(config: BackboneConfig, dtype: DTypeLike = jnp.float32) -> Any:
     """A network of random weights, made on the device by one program: no host copy, no memory beyond the weights.
 
     Kernels are hashed from their indices, uniform with standard deviation 0.02; norms are 1, biases 0.
@@ -37,7 +70,7 @@ def random_model(config: TransformerConfig, dtype: DTypeLike = jnp.float32) -> F
     return arrange(jax.jit(lambda: _random_tree(config, np.dtype(dtype)))())
 
 
-def _random_tree(config: TransformerConfig, dtype: np.dtype) -> Flux:
+def _random_tree(config: BackboneConfig, dtype: np.dtype) -> Any:
     flat, structure = jax.tree_util.tree_flatten_with_path(abstract("transformer", config, dtype))
     leaves = [_random(jax.tree_util.keystr(path), seed, leaf) for seed, (path, leaf) in enumerate(flat)]
     return jax.tree_util.tree_unflatten(structure, leaves)
@@ -55,78 +88,71 @@ def _random(path: str, seed: int, leaf: jax.ShapeDtypeStruct) -> jax.Array:
     return ((2 * unit - 1) * (STD * 3**0.5)).astype(leaf.dtype)
 
 
-def bench(
-    model: Flux,
-    height: int,
-    width: int,
-    text_tokens: int,
-    batch: int,
-    steps: int,
-    vae_downscale: int = 8,
-    repeats: int = 3,
-) -> dict[str, Any]:
-    """Compile and time sampling of `batch` rows of height x width pixels -> what was run, and its figures.
+def bench(model: Any, work: Workload, vae_downscale: int = 8) -> dict[str, Any]:
+    """Compile and time sampling with a backbone's module -> what was run, and its figures.
 
-    steps: of the timed loops; repeats: how often each loop runs, after one run that is not measured. Classifier-free
-    guidance would take two rows an image. `step_ms` is the median over all steps of a loop that waits for each;
-    `loop_ms` is the fused loop's time divided by its steps. Raises JaxpaError for a size that is not a multiple of a
-    token's, and for a count below 1.
+    `step_ms` is the median over all steps of a loop that waits for each; `loop_ms` is the fused loop's time divided by
+    its steps. Raises JaxpaError for a size that is not a multiple of a token's.
     """
-    grid = _grid(height, width, PATCH * vae_downscale)
-    for name, value in (("text_tokens", text_tokens), ("batch", batch), ("steps", steps), ("repeats", repeats)):
-        whole(name, value, 1)
-    velocity, x, times = _inputs(model, grid, text_tokens, batch, steps)
+    grid = work.grid(PATCH * vae_downscale)
+    tokens = grid[0] * grid[1]
+    velocity, x, times = _inputs(model, grid, work)
     step, step_facts = _compiled(lambda *now: sampling.step(*now), velocity, x, times, np.int32(0))
     loop, loop_facts = _compiled(lambda *now: sampling.sample(*now), velocity, x, times)
     before = matmul_ceiling(model.dtype)
-    step_seconds = _time_steps(step, velocity, x, times, repeats)
-    loop_seconds = _seconds(lambda: loop(velocity, x, times), repeats)
-    flops = batch * cost.transformer_flops(model.config, grid[0] * grid[1], text_tokens)
+    step_seconds = _time_steps(step, velocity, x, times, work.repeats)
+    loop_seconds = _seconds(lambda: loop(velocity, x, times), work.repeats)
+    flops = work.batch * cost.transformer_flops(model.config, tokens, work.text_tokens)
     machine = _machine(model)
     # Measured before and after the steps: other programs and hot chips lower it, nothing raises it.
     ceiling = machine["devices"] * max(before, matmul_ceiling(model.dtype))
     rate = flops / step_seconds / 1e12
     return {
         **machine,
-        "height": height, "width": width, "image_tokens": grid[0] * grid[1], "text_tokens": text_tokens,
-        "batch": batch, "steps": steps, "repeats": repeats,
-        "blocks": [model.config.num_layers, model.config.num_single_layers],
+        **asdict(work),
+        "image_tokens": tokens,
+        "blocks": _depths(model),
         "compile_seconds": {"step": step_facts["seconds"], "loop": loop_facts["seconds"]},
         "compiled_before": step_facts["cached"] + loop_facts["cached"],
-        "program_lines": step_facts["lines"], "temp_bytes": loop_facts["temp_bytes"],
-        "step_ms": step_seconds * 1e3, "loop_ms": loop_seconds * 1e3 / steps,
-        "tflop_per_step": flops / 1e12, "tflops": rate, "ceiling_tflops": ceiling, "fraction": rate / ceiling,
-    }  # fmt: skip
+        "program_lines": step_facts["lines"],
+        "temp_bytes": loop_facts["temp_bytes"],
+        "step_ms": step_seconds * 1e3,
+        "loop_ms": loop_seconds * 1e3 / work.steps,
+        "tflop_per_step": flops / 1e12,
+        "tflops": rate,
+        "ceiling_tflops": ceiling,
+        "fraction": rate / ceiling,
+    }
 
 
-def _grid(height: int, width: int, cell: int) -> tuple[int, int]:
-    near = [max(1, round(side / cell)) * cell for side in (height, width)]
-    if near != [height, width]:
-        raise JaxpaError(
-            f"{width} x {height} pixels cannot be cut into tokens of {cell} x {cell}: "
-            f"the nearest valid size is {near[1]} x {near[0]}"
-        )
-    return height // cell, width // cell
+def _depths(model: Any) -> dict[str, int]:
+    """How many blocks each stack of a module has, by the stack's name in words: {"double blocks": 19, ...}."""
+    found = {}
+    for name in backbone_of(model.config).stacks:
+        blocks = getattr(model, name)
+        depth = len(blocks) if isinstance(blocks, Numbered) else len(jax.tree.leaves(blocks)[0])
+        found[name.replace("_", " ")] = depth
+    return found
 
 
-def _inputs(
-    model: Flux, grid: tuple[int, int], text_tokens: int, batch: int, steps: int
-) -> tuple[FluxVelocity, jax.Array, jax.Array]:
+def _inputs(model: Any, grid: tuple[int, int], work: Workload) -> tuple[Any, jax.Array, jax.Array]:
     """A velocity with random text of unit variance, noise (B, N, C), and the flow times (S + 1,)."""
-    config, dtype = model.config, model.dtype
+    config: BackboneConfig = model.config
+    dtype, batch, tokens = model.dtype, work.batch, grid[0] * grid[1]
 
     @jax.jit
     def make() -> tuple[jax.Array, ...]:
         keys = jax.random.split(jax.random.key(0), 3)
-        txt = jax.random.normal(keys[0], (batch, text_tokens, config.joint_attention_dim), dtype)
+        txt = jax.random.normal(keys[0], (batch, work.text_tokens, config.joint_attention_dim), dtype)
         vec = jax.random.normal(keys[1], (batch, config.pooled_projection_dim), dtype)
-        x = jax.random.normal(keys[2], (batch, grid[0] * grid[1], config.in_channels), jnp.float32)
+        x = jax.random.normal(keys[2], (batch, tokens, config.in_channels), jnp.float32)
         return txt, vec, x, grid_positions(*grid)
 
     txt, vec, x, positions = make()
     guidance = jnp.full(batch, 3.5, jnp.float32) if config.guidance_embeds else None
-    times = jnp.asarray(flow_times(steps, grid[0] * grid[1], ScheduleConfig()))
-    return FluxConditions(txt, vec, guidance, positions).bind(model), x, times
+    times = jnp.asarray(flow_times(work.steps, tokens, ScheduleConfig()))
+    conditions = backbone_of(config).conditions(TextEmbedding(txt, vec), guidance, positions)
+    return conditions.bind(model), x, times
 
 
 def _compiled(function: Callable[..., Any], *arguments: Any) -> tuple[Callable[..., Any], dict[str, Any]]:
@@ -190,7 +216,7 @@ def matmul_ceiling(dtype: DTypeLike = jnp.float32, size: int | None = None, repe
     return chain * 2 * n**3 / _seconds(lambda: program(x, w), repeats) / 1e12
 
 
-def _machine(model: Flux) -> dict[str, Any]:
+def _machine(model: Any) -> dict[str, Any]:
     devices = jax.tree.leaves(model)[0].sharding.device_set  # those that hold the model
     device = next(iter(devices))
     return {
@@ -210,8 +236,8 @@ def format_bench(result: dict[str, Any]) -> str:
     temp = "" if r["temp_bytes"] is None else f", {r['temp_bytes'] / 2**20:,.0f} MiB beside the weights"
     rows = {
         "machine": f"{r['devices']} x {r['device']} ({r['platform']}), jax {r['jax']}",
-        "network": f"{r['parameters']:,} parameters, {r['dtype']}, {r['blocks'][0]} double + {r['blocks'][1]} single "
-        f"blocks",
+        "network": f"{r['parameters']:,} parameters, {r['dtype']}, "
+        + " + ".join(f"{count} {name}" for name, count in r["blocks"].items()),
         "input": f"{r['batch']} x {r['width']} x {r['height']} px: {r['image_tokens']} image + "
         f"{r['text_tokens']} text tokens",
         "compile": f"{seconds['step']:.1f} s a step, {seconds['loop']:.1f} s the fused loop{cached}",

@@ -18,18 +18,19 @@ from jax.sharding import PartitionSpec as P
 from jax.typing import DTypeLike
 
 from jaxpa import personalize, sampling
+from jaxpa.backbones.backbone import BackboneConfig
 from jaxpa.backbones.registry import backbone_of
 from jaxpa.checkpoint.keys import abstract
 from jaxpa.checkpoint.residence import arrange, path_of
-from jaxpa.config import TransformerConfig, Weights
+from jaxpa.config import Weights
 from jaxpa.devices.sharding import DATA, rules
+from jaxpa.encoders.text import TextEmbedding
 from jaxpa.personalize import Phase, Task
 from jaxpa.presets import PRESETS, Preset
 from jaxpa.quantised import DTYPES, Quantised, of_scale
 from jaxpa.routing import context_routing, context_size, join, replacement_index, replacement_weight
 from jaxpa.sampling import Guided
 from jaxpa.tokens import Placement, Routing, grid_positions
-from jaxpa.transformer import Flux, FluxConditions
 
 
 @dataclass(frozen=True)
@@ -41,7 +42,7 @@ class Job:
     the blocks (None: of `dtype`).
     """
 
-    config: TransformerConfig
+    config: BackboneConfig
     grid: tuple[int, int]
     text_tokens: int = 512
     images: int = 1
@@ -90,7 +91,7 @@ def program(job: Job, mesh: Mesh, platform: str) -> tuple[Callable[..., jax.Arra
     return function, (network, *jax.tree.map(lambda a: _placed(a, mesh, (rows, job.images)), rest))
 
 
-def model(job: Job, mesh: Mesh, platform: str) -> Flux:
+def model(job: Job, mesh: Mesh, platform: str) -> Any:
     """The network as shapes, with the shardings of `sharding.rules`, and arranged as the platform wants it."""
     flat, tree = jax.tree_util.tree_flatten_with_path(abstract("transformer", job.config, np.dtype(job.dtype)))
     rule = rules(mesh)
@@ -143,7 +144,8 @@ def _conditions(job: Job, text: Text, references: int = 0, positions: jax.Array 
     guidance = None if text.guidance is None else text.guidance[start:]
     if text.negative is not None:
         txt, vec = (jnp.concatenate(pair) for pair in zip((txt, vec), text.negative, strict=True))
-    plain = FluxConditions(txt, vec, guidance, grid_positions(*job.grid) if positions is None else positions)
+    positions = grid_positions(*job.grid) if positions is None else positions
+    plain = backbone_of(job.config).conditions(TextEmbedding(txt, vec), guidance, positions)
     return plain if text.negative is None else Guided(plain, jnp.float32(4.0), references)
 
 
@@ -151,7 +153,7 @@ def _conditions(job: Job, text: Text, references: int = 0, positions: jax.Array 
 class _Sample:
     job: Job
 
-    def __call__(self, model: Flux, text: Text, x: jax.Array, times: jax.Array) -> jax.Array:
+    def __call__(self, model: Any, text: Text, x: jax.Array, times: jax.Array) -> jax.Array:
         return sampling.sample(_conditions(self.job, text).bind(model), x, times)
 
 
@@ -159,7 +161,7 @@ class _Sample:
 class _Personalize:
     job: Job
 
-    def __call__(self, model: Flux, text: Text, x: jax.Array, times: jax.Array, reference: Reference) -> jax.Array:
+    def __call__(self, model: Any, text: Text, x: jax.Array, times: jax.Array, reference: Reference) -> jax.Array:
         job, preset = self.job, self.job.preset
         rows, alone = _conditions(job, text, job.references), _conditions(job, text)
         weight = replacement_weight(preset.parts, preset.blocks, job.config.blocks)

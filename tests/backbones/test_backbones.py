@@ -29,7 +29,9 @@ from jaxpa.checkpoint.residence import arrange
 from jaxpa.checkpoint.source import resolve
 from jaxpa.config import FromJson, T5Config
 from jaxpa.devices import cost
+from jaxpa.devices.bench import Workload, bench, format_bench, random_model
 from jaxpa.devices.plan import plan
+from jaxpa.devices.programs import Job, Text, program
 from jaxpa.devices.sharding import make_mesh, rules
 from jaxpa.encoders.text import TextEmbedding
 from jaxpa.errors import CheckpointError
@@ -97,12 +99,23 @@ class Toy(nnx.Module):
         return self.leave(x)
 
 
+@jax.tree_util.register_dataclass
+@dataclass(frozen=True)
+class ToyVelocity:
+    model: Toy
+    txt: jax.Array
+
+    def __call__(self, x: jax.Array, t: jax.Array, routing: Any = None) -> jax.Array:
+        return self.model(x, self.txt, t)
+
+
+@jax.tree_util.register_dataclass
 @dataclass(frozen=True)
 class ToyConditions:
     txt: jax.Array
 
-    def bind(self, model: Toy) -> Any:
-        return lambda x, t, routing=None: model(x, self.txt, t)
+    def bind(self, model: Toy) -> ToyVelocity:
+        return ToyVelocity(model, self.txt)
 
 
 def fused(part: str, i: int) -> Row:
@@ -150,6 +163,11 @@ TOY = Backbone(
     stacks=("layers",),
     rounded=re.compile(r"layers\.(up|down)\.kernel"),
     turned=re.compile(r"layers\.down\.kernel"),
+    misfits=lambda config, others: (
+        [f"its captions have {config.joint_attention_dim} channels"]
+        if others["text_encoder_2"].d_model != config.joint_attention_dim
+        else []
+    ),
     conditions=lambda text, guidance, positions: ToyConditions(text.txt),
 )
 SMALL = ToyConfig(num_layers=2)
@@ -255,7 +273,7 @@ def test_without_its_entry_it_is_unknown(folder, tmp_path, toy, monkeypatch):
         load_parts(folder)
     assert 'allowed: a pipeline of FLUX, such as "FluxPipeline"' in str(caught.value)
     save_file(original(toy, ""), tmp_path / "toy.safetensors")
-    with pytest.raises(CheckpointError, match="FLUX transformer"):
+    with pytest.raises(CheckpointError, match="the names of a FLUX transformer or an autoencoder"):
         resolve(tmp_path / "toy.safetensors")
     with pytest.raises(TypeError, match="ToyConfig"):
         backbone_of(SMALL)
@@ -266,7 +284,7 @@ def test_parts_must_fit(folder):
     (folder / "text_encoder_2" / "config.json").write_text(
         json.dumps({"architectures": ["T5EncoderModel"], "feed_forward_proj": "gated-gelu", **asdict(t5)})
     )
-    assert any("d_model is 20, joint_attention_dim is 12" in line for line in resolve(folder).misfits())
+    assert "its captions have 12 channels" in resolve(folder).misfits()
 
 
 # On machines ----------------------------------------------------------------------------------------------------
@@ -279,6 +297,27 @@ def test_is_planned(folder):
     assert content["tflop_per_forward"] == 2e-12 * (2 * 16 * d * n + 12 * d * m + 2 * n * (2 * d * 2 * d + 2 * d * d))
     weights = sum(x.size for x in jax.tree.leaves(abstract("transformer", SMALL, np.float32)))
     assert content["weight_bytes"]["transformer"] == 4 * weights
+
+
+def test_is_timed():
+    result = bench(random_model(SMALL), Workload(16, 16, text_tokens=5, steps=2, repeats=1), vae_downscale=2)
+    assert result["blocks"] == {"layers": 2}
+    assert result["tflop_per_step"] == cost.transformer_flops(SMALL, 16, 5) / 1e12
+    assert "2 layers" in format_bench(result)
+
+
+@pytest.mark.parametrize("guided", [False, True])
+def test_is_compiled_as_a_program(toy, guided):
+    """The same function that `plan --device` compiles, run: the toy's own Euler steps."""
+    job = Job(SMALL, (4, 4), text_tokens=5, images=2, steps=2, guided=guided, dtype=np.float32)
+    function, _ = program(job, make_mesh(), "cpu")
+    vec, times = np.zeros((2, 8), np.float32), np.float32([1, 0.4, 0])
+    got = jax.jit(function)(arrange(toy), Text(TXT, vec, None, (-TXT, vec) if guided else None), X, times)
+    want = X
+    for t, step in zip(times, np.diff(times), strict=False):
+        plain, pushed = (toy(want, txt, np.full(2, t)) for txt in (TXT, -TXT))
+        want = want + step * (pushed + 4 * (plain - pushed) if guided else plain)
+    np.testing.assert_allclose(got, want, atol=1e-4)
 
 
 def test_is_spread(folder):

@@ -8,7 +8,7 @@ import pytest
 from jaxpa.checkpoint.keys import abstract
 from jaxpa.config import TransformerConfig, flux_dev
 from jaxpa.devices import cost
-from jaxpa.devices.bench import _random_tree, bench, format_bench, matmul_ceiling, random_model
+from jaxpa.devices.bench import Workload, _random_tree, bench, format_bench, matmul_ceiling, random_model
 from jaxpa.errors import JaxpaError
 
 CONFIG = TransformerConfig(in_channels=16, num_layers=2, num_single_layers=3, num_attention_heads=2,
@@ -23,7 +23,7 @@ def model():
 
 @pytest.fixture(scope="module")
 def result(model):
-    return bench(model, 64, 48, text_tokens=12, batch=2, steps=3, vae_downscale=4, repeats=2)
+    return bench(model, Workload(64, 48, text_tokens=12, batch=2, steps=3, repeats=2), vae_downscale=4)
 
 
 def test_what_was_run(result, model):
@@ -32,7 +32,7 @@ def test_what_was_run(result, model):
                     "dtype": "float32"}  # fmt: skip
     assert result["jax"] == jax.__version__
     assert result["devices"] == 1
-    assert result["blocks"] == [2, 3]
+    assert result["blocks"] == {"double blocks": 2, "single blocks": 3}
     assert result["parameters"] == sum(x.size for x in jax.tree.leaves(model))
 
 
@@ -93,9 +93,9 @@ def test_ceiling_is_a_rate():
                                                           (3, 8, "the nearest valid size is 8 x 8")])  # fmt: skip
 def test_bad_size(model, height, width, message):
     with pytest.raises(JaxpaError, match=message):
-        bench(model, height, width, 4, 1, 1, vae_downscale=4)
+        bench(model, Workload(height, width, 4), vae_downscale=4)
 
 
 def test_nothing_to_run(model):
     with pytest.raises(JaxpaError, match="steps must be a whole number, 1 or more"):
-        bench(model, 8, 8, 4, 1, 0, vae_downscale=4)
+        Workload(8, 8, 4, steps=0)

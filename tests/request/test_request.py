@@ -141,7 +141,7 @@ def test_a_tau_of_blocks():
     same = [BlockTau(0, 9, 0.25), BlockTau(12, 12, Steps(0.4))]
     for said in (same, ["0-9=0.25", "12=40%"], {(0, 9): 0.25, (12, 12): Steps(0.4)}):
         assert Method(tau_blocks=said).tau_blocks == tuple(same)
-    assert to_json(Request.of(tau_blocks=same)) == {"prompt": "", "method": {"tau_blocks": ["0-9=0.25", "12-12=40%"]}}
+    assert to_json(Request.of(tau_blocks=same)) == {"method": {"tau_blocks": ["0-9=0.25", "12-12=40%"]}}
     times = np.linspace(1, 0, 11, dtype=np.float32)
     want = np.float32([0.25] * 10 + [0.8] * 2 + [0.45] + [0.8])  # 40% of ten steps remain below (0.5 + 0.4) / 2
     np.testing.assert_array_equal(block_taus(0.8, same, times, 14), want)
