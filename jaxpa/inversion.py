@@ -50,7 +50,7 @@ class ForwardTimes:
     control: Float[Array, " S"]
 
 
-def forward_times(times: Float[Array, " times"], ask: Literal["end", "start"] = "end") -> ForwardTimes:
+def forward_times(times: Float[Array | np.ndarray, " times"], ask: Literal["end", "start"] = "end") -> ForwardTimes:
     """A schedule walked backwards; with gamma = 1 it ends exactly at the noise.
 
     ask: the end of each step at which the model is asked. At "end", the noisier one, the times are those at which the
@@ -64,7 +64,7 @@ def forward_times(times: Float[Array, " times"], ask: Literal["end", "start"] = 
     return ForwardTimes(end if ask == "end" else start, end - start, start)
 
 
-def official_forward_times(times: Float[Array, " times"]) -> ForwardTimes:
+def official_forward_times(times: Float[Array | np.ndarray, " times"]) -> ForwardTimes:
     """The official code's times: i / (S + 1) for model and controller, the schedule's widths in sampling order.
 
     Raises ValueError for times that do not fall.

@@ -55,7 +55,7 @@ class Steps:
     share: float
 
 
-def tau_time(tau: Scalar | Steps, times: Float[Array, " times"]) -> float:
+def tau_time(tau: Scalar | Steps, times: Float[Array | np.ndarray, " times"]) -> float:
     """tau in flow time: a number is one already; `Steps(s)` leaves the first (1 - s) S steps above it.
 
     Raises ValueError for a value outside [0, 1].

@@ -44,7 +44,8 @@ def flags_of(kind: type[Any]) -> dict[str, Any]:
     hints, found = typing.get_type_hints(kind), {}
     for each in fields(kind):
         hint = hints[each.name]
-        found |= flags_of(hint) if is_dataclass(hint) else {each.name.replace("_", "-"): hint}
+        group = isinstance(hint, type) and is_dataclass(hint)
+        found |= flags_of(hint) if group else {each.name.replace("_", "-"): hint}
     return found
 
 
