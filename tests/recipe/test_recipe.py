@@ -1,6 +1,8 @@
 """The training recipe on networks of a few thousand numbers: stages, their states, and what they export."""
 
 import json
+import os
+import signal
 from dataclasses import replace
 
 import jax
@@ -19,15 +21,16 @@ from weights.recipe import distill, flow, training
 from weights.recipe.classifiers import identity_loss, label_loss
 from weights.recipe.classifiers import train as train_judge
 from weights.recipe.export import export
-from weights.recipe.flow import Batch, TextToImage
+from weights.recipe.flow import TextToImage
 from weights.recipe.judge import EMBEDDING, Classifier, halves, load, present, save
 from weights.recipe.judge_data import HEADS, pairs, triplets, unit
 from weights.recipe.judge_report import accuracy, wanted
+from weights.recipe.latents import Batch, positions
 from weights.recipe.latents import Tokenizers as RecipeTokenizers
 from weights.recipe.tokenizers import make_tokenizers
 from weights.recipe.world import PATTERNS
 
-LENGTH, GRID = 8, (2, 2)
+LENGTH = 8
 CONFIG = FluxConfig(
     transformer=TransformerConfig(in_channels=16, num_layers=1, num_single_layers=1, num_attention_heads=2,
                                   attention_head_dim=8, joint_attention_dim=12, pooled_projection_dim=8,
@@ -63,10 +66,10 @@ def teacher() -> TextToImage:
 @pytest.fixture(scope="module")
 def data() -> Batch:
     rng = np.random.default_rng(1)
-    latents = rng.standard_normal((16, 4, 4, 4)).astype(np.float16)
+    tokens = rng.standard_normal((16, 4, 16)).astype(np.float16)
     t5, clip = (rng.integers(3, 30, (16, LENGTH), dtype=np.int32) for _ in range(2))
     clip[:, -1] = CONFIG.text_encoder.eos_token_id
-    return Batch(latents, t5, clip)
+    return Batch(tokens, t5, clip, rng.uniform(-1, 1, (16, 4, 4)).astype(np.float16), positions((16, 16)))
 
 
 WORDS = (np.array([5, 6, 7], np.int32), np.array([5, 6, 7], np.int32))  # of patterns
@@ -91,7 +94,7 @@ def equal(a, b) -> bool:
 WORDED = replace(
     CONFIG,
     text_encoder=replace(CONFIG.text_encoder, vocab_size=640),
-    text_encoder_2=replace(CONFIG.text_encoder_2, vocab_size=144),
+    text_encoder_2=replace(CONFIG.text_encoder_2, vocab_size=160),
 )
 
 
@@ -154,12 +157,64 @@ def test_training_moves_everything_but_t5s_last_queries(data, tmp_path):
     """And resumes where it stopped: at its end there is nothing left to do."""
     start = random(jax.eval_shape(lambda: flow.initial(TWO_BLOCKS, 0)))
     options = {"steps": 2, "batch": 16, "seed": 0, "ema": 0.0, "start": start}
-    trained = flow.train(tmp_path, TWO_BLOCKS, data, data, EMPTY, **options)
+    trained = flow.train(tmp_path, TWO_BLOCKS, [data], data, EMPTY, **options)
     moved = zip(jax.tree.leaves(trained), jax.tree.leaves(start), strict=True)
     assert all(not np.array_equal(new, old) for new, old in moved)
     new, old = (np.asarray(model.t5.blocks.attention.q.kernel[...]) for model in (trained, start))
     np.testing.assert_array_equal(new == old, np.broadcast_to(LAST, old.shape))
-    assert equal(flow.train(tmp_path, TWO_BLOCKS, data, data, EMPTY, **options), trained)
+    assert equal(flow.train(tmp_path, TWO_BLOCKS, [data], data, EMPTY, **options), trained)
+    assert equal(flow.average_of(tmp_path / "flow.state", TWO_BLOCKS), (trained, 2))
+
+
+def test_a_run_that_is_stopped_ends_as_one_that_is_not(data, tmp_path, monkeypatch):
+    """SIGTERM in the second of four updates, then the same command again: to the last bit."""
+    options = {"steps": 4, "batch": 4, "seed": 0, "start": random(jax.eval_shape(lambda: flow.initial(CONFIG, 0)))}
+    runs = [tmp_path / name for name in ("whole", "stopped")]
+    for run in runs:
+        run.mkdir()
+    whole = flow.train(runs[0], CONFIG, [data], data, EMPTY, **options)
+    handler, made = signal.getsignal(signal.SIGTERM), []
+    original = training.Log.__call__
+
+    def log(self, step, *rest):
+        original(self, step, *rest)
+        made.append(step)
+        if made == [1, 2]:
+            os.kill(os.getpid(), signal.SIGTERM)
+
+    monkeypatch.setattr(training.Log, "__call__", log)
+    training.stop_politely()
+    try:
+        with pytest.raises(SystemExit):
+            flow.train(runs[1], CONFIG, [data], data, EMPTY, **options)
+    finally:
+        signal.signal(signal.SIGTERM, handler)
+    resumed = flow.train(runs[1], CONFIG, [data], data, EMPTY, **options)
+    assert equal(resumed, whole)
+    assert made[-1] == 4
+    assert len(made) < 6  # the second run did not begin anew
+    assert not list(runs[1].glob("*.part"))
+
+
+def test_batches_cost_the_same_and_show_every_picture(data):
+    assert [flow.rows_of(n, 32, 64) for n in (64, 144, 400)] == [118, 64, 26]
+    large = data._replace(tokens=np.repeat(data.tokens, 4, 1), positions=positions((32, 32)))
+    few = data.rows(np.arange(8))
+    stream = flow.batches([large, few], 2, 7, 0)
+    made = [next(stream) for _ in range(300)]
+    sizes = {len(each.tokens) for each in made}
+    assert sizes == {flow.rows_of(16, LENGTH, 2), 8}  # no more rows than there are
+    seen = sum(len(each.tokens) for each in made if each.tokens.shape[1] == 16) / 16
+    assert seen == pytest.approx(sum(len(each.tokens) for each in made if each.tokens.shape[1] == 4) / 8, rel=0.3)
+    later = flow.batches([large, few], 2, 7, 299)
+    assert all(np.array_equal(a, b) for a, b in zip(next(later), made[-1], strict=True))
+
+
+def test_larger_pictures_are_asked_at_noisier_times():
+    small, own, large = (np.asarray(flow.flow_times(jax.random.key(0), 256, n)) for n in (64, 144, 400))
+    assert ((small > 0) & (small < own) & (own < large) & (large < 1)).all()
+    odds = np.median(large / (1 - large)) / np.median(own / (1 - own))
+    assert odds == pytest.approx(20 / 12, rel=0.01)  # of the sides
 
 
 # Distillation ------------------------------------------------------------------------------------------------
@@ -171,7 +226,7 @@ ASK = jax.jit(lambda velocity, x: velocity(x, jnp.full(len(x), 0.6)))
 def asked(model: TextToImage, guidance, data: Batch):
     """The velocity at one place of the flow."""
     x = np.random.default_rng(2).standard_normal((16, 4, 16)).astype(np.float32)
-    velocity = flow.bind(model, jnp.asarray(data.t5_ids), jnp.asarray(data.clip_ids), GRID)
+    velocity = flow.bind(model, jnp.asarray(data.t5_ids), jnp.asarray(data.clip_ids), jnp.asarray(data.positions))
     if guidance is not None:
         velocity = replace(velocity.conditions, guidance=jnp.full(16, guidance)).bind(velocity.model)
     return np.asarray(ASK(velocity, x)), x
@@ -198,14 +253,14 @@ def test_what_the_student_learns(teacher, data):
     )
     caption, x = asked(teacher, None, data)
     guidance = jnp.linspace(1, 5, 16)
-    velocity = distill.guided_velocity(teacher, captions, nothing, others, guidance, GRID)
+    velocity = distill.guided_velocity(teacher, captions, nothing, others, guidance, data.positions)
     got = np.asarray(jax.jit(velocity)(jnp.asarray(x), jnp.full(16, 0.6)))
     pull = caption - empty + distill.CONTRAST * (caption - other)
     # Three times the rows are summed in another order.
     np.testing.assert_allclose(got, caption + (guidance[:, None, None] - 1) * pull, atol=5e-5)
     np.testing.assert_allclose(got[0], caption[0], atol=2e-5)
     early = np.asarray(jax.jit(velocity)(jnp.asarray(x), jnp.full(16, 0.9)))  # before the onset
-    empties = distill.guided_velocity(teacher, captions, captions, others, guidance, GRID)
+    empties = distill.guided_velocity(teacher, captions, captions, others, guidance, data.positions)
     np.testing.assert_allclose(early, np.asarray(jax.jit(empties)(jnp.asarray(x), jnp.full(16, 0.9))), atol=5e-5)
     drawn = np.asarray(distill.draw_guidance(jax.random.key(1), 2000))
     assert drawn.min() == 1.0
@@ -230,12 +285,12 @@ def test_a_caption_with_another_pattern(tokenizers):
 def test_distillation_learns_and_resumes(teacher, data, tmp_path):
     """Steps reduce the loss; a run that is taken up at its end has nothing left to do."""
     options = {"steps": 200, "batch": 16, "seed": 0, "muon_rate": 0.001, "adam_rate": 2e-3, "ema": 0.8}
-    trained = distill.train(tmp_path, teacher, data, data, EMPTY, WORDS, **options)
+    trained = distill.train(tmp_path, teacher, [data], data, EMPTY, WORDS, **options)
     first, *_, last = (float(line.split(",")[1]) for line in (tmp_path / "distill.csv").read_text().splitlines())
     assert last < 0.9 * first  # means over fifty steps each
     assert equal((trained.t5, trained.clip), (teacher.t5, teacher.clip))
     assert not np.allclose(asked(trained, 1.0, data)[0], asked(trained, 4.0, data)[0], atol=1e-3)
-    assert equal(distill.train(tmp_path, teacher, data, data, EMPTY, WORDS, **options), trained)
+    assert equal(distill.train(tmp_path, teacher, [data], data, EMPTY, WORDS, **options), trained)
 
 
 def test_a_state_resumes_exactly(tmp_path):

@@ -6,6 +6,7 @@ convolution, because the file format has one scale and one shift for all channel
 so that the latents keep their measured statistics.
 """
 
+import itertools
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -18,8 +19,9 @@ from flax import nnx
 
 from jaxpa.config import AutoencoderConfig
 from jaxpa.encoders.autoencoder import Autoencoder
-from weights.recipe.training import Log, load_state, optimiser, save_state, trapezoid
-from weights.recipe.world import SIZE, dataset
+from weights.recipe import compositions
+from weights.recipe.training import Log, advance, load_state, optimiser, trapezoid
+from weights.recipe.world import SIZE
 
 CROP = 64
 NATURAL = ("astronaut", "coffee", "rocket", "cat", "retina", "immunohistochemistry", "hubble_deep_field")
@@ -47,17 +49,28 @@ def natural_crop(picture: np.ndarray, rng: np.random.Generator, size: int, held_
     return np.asarray(crop)
 
 
-def batches(drawn: np.ndarray, natural: list[np.ndarray], batch: int, seed: int) -> Iterator[np.ndarray]:
-    """Crops in [-1, 1]: four fifths drawn, one fifth natural, half of them mirrored."""
-    rng = np.random.default_rng(seed)
-    while True:
+def drawings(seed: int, count: int) -> list[np.ndarray]:
+    """About `count` pictures of all canvases, (n, H, W, 3) uint8 for each; the first are of the checkpoint's own."""
+    own_first = sorted(compositions.CANVASES, key=lambda canvas: canvas[:2] != (SIZE, SIZE))
+    sizes = [((height, width), max(1, round(share * count))) for height, width, share in own_first]
+    return [np.concatenate([made[0] for made in compositions.dataset(seed, size, 0, n)]) for size, n in sizes]
+
+
+def batches(
+    drawn: list[np.ndarray], natural: list[np.ndarray], batch: int, seed: int, start: int
+) -> Iterator[np.ndarray]:
+    """Crops in [-1, 1], from batch `start` on: four fifths drawn, one fifth natural, half of them mirrored."""
+    share = np.array([len(each) for each in drawn])
+    for k in itertools.count(start):
+        rng = np.random.default_rng([seed, k])
         out = np.empty((batch, CROP, CROP, 3), np.uint8)
         for i in range(batch):
             if i < batch // 5:
                 out[i] = natural_crop(natural[rng.integers(len(natural))], rng, CROP)
             else:
-                y, x = rng.integers(SIZE - CROP + 1, size=2)
-                out[i] = drawn[rng.integers(len(drawn)), y : y + CROP, x : x + CROP]
+                pictures = drawn[rng.choice(len(drawn), p=share / share.sum())]
+                y, x = rng.integers(np.array(pictures.shape[1:3]) - CROP + 1)
+                out[i] = pictures[rng.integers(len(pictures)), y : y + CROP, x : x + CROP]
         out[::2] = out[::2, :, ::-1]
         yield out.astype(np.float32) / 127.5 - 1
 
@@ -82,7 +95,7 @@ def decoder_loss(model: Autoencoder, images: jax.Array, key: jax.Array) -> jax.A
 
 def normalise(model: Autoencoder, images: np.ndarray) -> Autoencoder:
     """The same autoencoder with latents of mean 0 and variance 1 in every channel (except at the picture's rim)."""
-    z = jnp.concatenate([model.encode(jnp.asarray(x)).mean for x in np.split(images, len(images) // 16)])
+    z = jnp.concatenate([model.encode(jnp.asarray(x)).mean for x in np.array_split(images, max(1, len(images) // 16))])
     mean, std = z.mean((0, 1, 2)), z.std((0, 1, 2))
     out, back = model.encoder.conv_out, model.decoder.conv_in
     assert out.bias is not None
@@ -129,8 +142,6 @@ def measure(model: Autoencoder) -> dict[str, float]:
 
 def train(out: Path, config: AutoencoderConfig, *, steps: int, batch: int, pictures: int, seed: int) -> Autoencoder:
     """Train, or resume `out/autoencoder.state`; returns the finished model."""
-    drawn = np.concatenate([b.images for b in dataset(seed, pictures, workers=2)])
-    stream = batches(drawn, natural_images(), batch, seed)
     model: Any = Autoencoder(config, rngs=nnx.Rngs(seed))
     rate = trapezoid(1.0, steps, decay=0.5)
     tx = optimiser(
@@ -141,6 +152,10 @@ def train(out: Path, config: AutoencoderConfig, *, steps: int, batch: int, pictu
     file = out / "autoencoder.state"
     if file.exists():
         state = load_state(file, state)
+    if (done := int(state[-1])) >= steps:
+        return state[0]
+    drawn = drawings(seed, pictures)
+    stream = batches(drawn, natural_images(), batch, seed, done)
 
     def step(objective: Any, state: Any, images: Any) -> Any:
         model, opt, i = state
@@ -153,17 +168,16 @@ def train(out: Path, config: AutoencoderConfig, *, steps: int, batch: int, pictu
         return (_with_encoder(new, state[0]), opt, i), value
 
     first, second = jax.jit(lambda s, x: step(loss, s, x)), jax.jit(decoder_step)
-    log, fold_at = Log(out / "autoencoder.csv", 100), int(0.6 * steps)
-    for i in range(int(state[2]), steps):
-        if i == fold_at:
-            sample = drawn[:1024].astype(np.float32) / 127.5 - 1
-            state = (normalise(state[0], sample), *state[1:])
-            save_state(file, state)  # latents that are encoded from here on stay valid
-        state, value = (first if i < fold_at else second)(state, next(stream))
-        log(i + 1, value)
-        if (i + 1) % 500 == 0 or i + 1 == steps:
-            save_state(file, state)
-    return state[0]
+    log, fold_at = Log(out / "autoencoder.csv", 100, done), int(0.6 * steps)
+
+    def update(state: Any, i: int) -> Any:
+        if i == fold_at + 1:
+            state = (normalise(state[0], drawn[0][:1024].astype(np.float32) / 127.5 - 1), *state[1:])
+        state, value = (first if i <= fold_at else second)(state, next(stream))
+        log(i, value)
+        return state
+
+    return advance(file, state, steps, update)[0]
 
 
 def _with_encoder(model: Autoencoder, source: Autoencoder) -> Autoencoder:

@@ -11,6 +11,7 @@ caption with another pattern, pulls back. A fifth of the batch has g = 1 exactly
 inversions run there. The text encoders stay the teacher's. The exponential average is kept.
 """
 
+from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -22,10 +23,10 @@ import optax
 
 from jaxpa.config import FluxConfig
 from jaxpa.sampling import Velocity
-from jaxpa.tokens import patchify
 from jaxpa.transformer import Flux
-from weights.recipe.flow import Batch, TextToImage, batches, bind, hidden_matrix, reconfigured
-from weights.recipe.training import Log, load_state, optimiser, save_state, trapezoid
+from weights.recipe.flow import TextToImage, batches, bind, hidden_matrix, reconfigured
+from weights.recipe.latents import Batch
+from weights.recipe.training import Log, advance, load_state, optimiser, trapezoid
 
 LEAST, MOST = 1.0, 5.0  # of the guidance
 ONSET = 0.8  # flow time
@@ -63,11 +64,11 @@ def reworded(ids: jax.Array, words: np.ndarray, shift: jax.Array) -> jax.Array:
 
 
 def guided_velocity(
-    teacher: TextToImage, caption: Ids, empty: Ids, other: Ids, guidance: jax.Array, grid: tuple[int, int]
+    teacher: TextToImage, caption: Ids, empty: Ids, other: Ids, guidance: jax.Array, positions: jax.Array
 ) -> Velocity:
     """The guided teacher: ids of captions, of none and of those with another pattern, guidance (B,)."""
     t5_ids, clip_ids = (jnp.concatenate(ids) for ids in zip(caption, empty, other, strict=True))
-    velocity = bind(teacher, t5_ids, clip_ids, grid)
+    velocity = bind(teacher, t5_ids, clip_ids, positions)
 
     def guided(x: jax.Array, t: jax.Array, routing: Any = None) -> jax.Array:
         told, untold, else_told = jnp.split(velocity(jnp.tile(x, (3, 1, 1)), jnp.tile(t, 3)), 3)
@@ -93,9 +94,9 @@ def distillation_loss(
     patterns: ids of the patterns' words (K,) in both encoders. Captions with the last pattern are their own contrast:
     pushed away from stripes and plain colour, dots ran together into stripes.
     """
-    size, grid = len(batch.latents), (batch.latents.shape[1] // 2, batch.latents.shape[2] // 2)
+    size, positions = len(batch.tokens), jnp.asarray(batch.positions)
     k_time, k_noise, k_drop, k_guidance = jax.random.split(key, 4)
-    x0 = patchify(jnp.asarray(batch.latents, jnp.float32))  # (B, N, C)
+    x0 = jnp.asarray(batch.tokens, jnp.float32)  # (B, N, C)
     noise = jax.random.normal(k_noise, x0.shape)
     # Times are uniform: a sampler visits every part of the flow, not only those with most to learn.
     t = (jax.random.permutation(k_time, size) + jax.random.uniform(k_drop, (size,))) / size  # (B,)
@@ -107,15 +108,15 @@ def distillation_loss(
     other = reworded(caption[0], patterns[0], shift), reworded(caption[1], patterns[1], shift)
 
     mixed = x0 + t[:, None, None] * (noise - x0)
-    guided = guided_velocity(teacher, caption, nothing, other, guidance, grid)
+    guided = guided_velocity(teacher, caption, nothing, other, guidance, positions)
     target = jax.lax.stop_gradient(guided(mixed, t))
-    own = bind(teacher._replace(transformer=student.transformer), *caption, grid)
+    own = bind(teacher._replace(transformer=student.transformer), *caption, positions)
     own = replace(own.conditions, guidance=guidance).bind(own.model)
     return jnp.mean((own(mixed, t) - target) ** 2)
 
 
 def train(
-    out: Path, teacher: TextToImage, data: Batch, held_out: Batch, empty: tuple[np.ndarray, np.ndarray],
+    out: Path, teacher: TextToImage, data: Sequence[Batch], held_out: Batch, empty: tuple[np.ndarray, np.ndarray],
     patterns: tuple[np.ndarray, np.ndarray], *, steps: int, batch: int, seed: int, muon_rate: float = 0.005,
     adam_rate: float = 6e-4, ema: float = 0.99,
 ) -> TextToImage:  # fmt: skip
@@ -129,7 +130,7 @@ def train(
         state = load_state(file, state)
 
     @jax.jit
-    def update(state: Any, teacher: TextToImage, batch: Batch) -> tuple[Any, jax.Array]:
+    def step(state: Any, teacher: TextToImage, batch: Batch) -> tuple[Any, jax.Array]:
         student, average, opt, i = state
         key = jax.random.fold_in(jax.random.key(seed), i)
         value, grads = jax.value_and_grad(distillation_loss)(student, teacher, batch, empty, patterns, key)
@@ -140,11 +141,12 @@ def train(
         return (student, average, opt, i + 1), value
 
     validate = jax.jit(lambda own, other: distillation_loss(own, other, held_out, empty, patterns, jax.random.key(0)))
-    log, stream = Log(out / "distill.csv", 50), batches(data, batch, seed + 1, int(state[3]))
-    for i in range(int(state[3]) + 1, steps + 1):
-        state, value = update(state, teacher, next(stream))
-        note = f"validation {float(validate(state[1], teacher)):.5f}" if i % 250 == 0 else ""
-        log(i, value, note)
-        if i % 250 == 0 or i == steps:
-            save_state(file, state)
-    return teacher._replace(transformer=state[1].transformer)
+    done = int(state[-1])
+    log, stream = Log(out / "distill.csv", 50, done), batches(data, batch, seed + 1, done)
+
+    def update(state: Any, i: int) -> Any:
+        state, value = step(state, teacher, next(stream))
+        log(i, value, f"validation {float(validate(state[1], teacher)):.5f}" if i % 250 == 0 else "")
+        return state
+
+    return teacher._replace(transformer=advance(file, state, steps, update)[1].transformer)

@@ -282,9 +282,13 @@ FAMILIES: dict[str, Callable[[float, float], list[Part]]] = {
 
 
 class Frame:
-    """The map from a family's units to a window of the large canvas: flip, tilt, scale and shift."""
+    """The map from a family's units to a window of the large canvas: flip, tilt, scale and shift.
 
-    def __init__(self, look: Look, parts: list[Part], side: int):
+    canvas: its height and width; unit: the length that spans and line widths are parts of. All in pixels.
+    """
+
+    def __init__(self, look: Look, parts: list[Part], canvas: tuple[int, int], unit: int):
+        across = np.array(canvas[::-1])
         c, s = math.cos(math.radians(look.tilt)), math.sin(math.radians(look.tilt))
         f = -1.0 if look.flip else 1.0
         self.turn = np.array([[f * c, f * s], [-s, c]])  # row vectors: p @ turn
@@ -293,20 +297,30 @@ class Frame:
         low = np.min([q.min(0) - w for q, w in reach], axis=0)
         high = np.max([q.max(0) + w for q, w in reach], axis=0)
         self.unit = float((high - low).max())
-        self.scale = look.span * side / self.unit
+        self.scale = look.span * unit / self.unit
         anchor = np.array([(low[0] + high[0]) / 2, high[1]])
-        self.shift = np.array([look.x * side, look.bottom * side]) - anchor * self.scale
+        self.shift = np.array([look.x, look.bottom]) * across - anchor * self.scale
         self.centre = (low + high) / 2 @ self.turn.T  # in family units: where a pattern is anchored
         self.low, self.high = low * self.scale + self.shift, high * self.scale + self.shift
         # Only this window of the canvas is drawn, for speed: whole pixels of the picture, outlines included.
-        rim, step = EDGE * side, SUPERSAMPLE
-        self.first = np.clip((self.low - rim) // step, 0, side // step - 1).astype(int)
-        self.last = np.clip((self.high + rim) // step + 1, self.first + 1, side // step).astype(int)
+        rim, step = EDGE * unit, SUPERSAMPLE
+        self.first = np.clip((self.low - rim) // step, 0, across // step - 1).astype(int)
+        self.last = np.clip((self.high + rim) // step + 1, self.first + 1, across // step).astype(int)
         self.size = tuple(((self.last - self.first) * step).tolist())
         self.shift = self.shift - self.first * step
 
     def __call__(self, points: np.ndarray) -> np.ndarray:
         return points @ self.turn * self.scale + self.shift
+
+
+def extent(size: int | tuple[int, int]) -> tuple[int, int]:
+    """One side of a square, or (height, width) -> (height, width)."""
+    return (size, size) if isinstance(size, int) else size
+
+
+def middles(pixels: int) -> np.ndarray:
+    """Where the pixels of a side have their middles, as parts of it."""
+    return (np.arange(pixels, dtype=np.float32) + 0.5) / pixels
 
 
 def flat(points: np.ndarray) -> list[float]:
@@ -358,12 +372,17 @@ def dot(pen: ImageDraw.ImageDraw, x: float, y: float, width: float, fill: tuple[
     pen.ellipse((x - r, y - r, x + r, y + r), fill=fill)
 
 
-def draw_subject(look: Look, size: int) -> tuple[np.ndarray, np.ndarray, tuple[float, float, float]]:
+def draw_subject(
+    look: Look, size: int | tuple[int, int], unit: int | None = None
+) -> tuple[np.ndarray, np.ndarray, tuple[float, float, float]]:
     """-> colour already multiplied by coverage (H, W, 3) in 0..255, coverage (H, W) in 0..1, and the
-    footprint for a shadow: its middle, its half width and the line it stands on, as parts of the side."""
-    side = size * SUPERSAMPLE
+    footprint for a shadow: its middle, its half width and the line it stands on, as parts of width and height.
+
+    size: of the picture, (H, W) or one side; unit: the pixels that `span` is a part of, or None: the shorter side."""
+    canvas = extent(size)
+    side = (min(canvas) if unit is None else unit) * SUPERSAMPLE
     parts = FAMILIES[look.family](*look.shape)
-    frame = Frame(look, parts, side)
+    frame = Frame(look, parts, (canvas[0] * SUPERSAMPLE, canvas[1] * SUPERSAMPLE), side)
     layer = Image.new("RGBA", frame.size, (0, 0, 0, 0))
     pen, edge = ImageDraw.Draw(layer), EDGE * side
     paints = {**FIXED, "main": MAIN[look.colour], "second": SECOND[look.second]}
@@ -384,17 +403,18 @@ def draw_subject(look: Look, size: int) -> tuple[np.ndarray, np.ndarray, tuple[f
             pen.polygon(flat(points), fill=fill)
         if part.edge:
             outline(pen, points, edge)
-    small = np.zeros((size, size, 4), np.float32)
+    small = np.zeros((*canvas, 4), np.float32)
     (x0, y0), (x1, y1) = frame.first, frame.last
     small[y0:y1, x0:x1] = np.asarray(layer.convert("RGBa").reduce(SUPERSAMPLE))
-    low, high = frame.low / side, frame.high / side
+    across = np.array(canvas[::-1]) * SUPERSAMPLE
+    low, high = frame.low / across, frame.high / across
     foot = ((low[0] + high[0]) / 2, (high[0] - low[0]) / 2, high[1])
-    return small[..., :3] * light(size, low, high), small[..., 3] / 255, foot
+    return small[..., :3] * light(canvas, low, high), small[..., 3] / 255, foot
 
 
-def light(size: int, low: np.ndarray, high: np.ndarray) -> np.ndarray:
+def light(size: tuple[int, int], low: np.ndarray, high: np.ndarray) -> np.ndarray:
     """Light from the upper left: a gentle fall of brightness over the subject's box, (H, W, 1)."""
-    u = (np.arange(size, dtype=np.float32) + 0.5) / size
-    across, down = (u - low[0]) / (high[0] - low[0]), (u - low[1]) / (high[1] - low[1])
+    v, u = (middles(each) for each in size)
+    across, down = (u - low[0]) / (high[0] - low[0]), (v - low[1]) / (high[1] - low[1])
     shade = 1.02 - 0.09 * np.clip(across, 0, 1)[None, :] - 0.13 * np.clip(down, 0, 1)[:, None]
     return np.minimum(shade, 1.0)[..., None]

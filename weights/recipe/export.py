@@ -18,6 +18,7 @@ from safetensors.numpy import save
 
 from jaxpa.checkpoint.keys import COMPONENTS, Config, leaves
 from jaxpa.config import FluxConfig
+from jaxpa.encoders.t5 import T5Encoder
 
 WEIGHTS = {
     "transformer": "diffusion_pytorch_model.safetensors",
@@ -44,6 +45,17 @@ def tensors(name: str, config: Config, module: Any) -> dict[str, np.ndarray]:
         for key, block in zip(leaf.sources, blocks, strict=True):
             leaf.put(block, out.setdefault(key, np.empty(leaf.stored_shape, block.dtype)))
     return out
+
+
+def with_rows(encoder: T5Encoder, rows: list[int], sources: list[int]) -> T5Encoder:
+    """The encoder in which the token ids `rows` have the embeddings of the ids `sources`."""
+    table = encoder.token_embedding[...]
+    table = table.at[np.array(rows, int)].set(table[np.array(sources, int)])
+
+    def pick(path: Any, leaf: jax.Array) -> jax.Array:
+        return table if "token_embedding" in jax.tree_util.keystr(path, simple=True, separator=".") else leaf
+
+    return jax.tree_util.tree_map_with_path(pick, encoder)
 
 
 def component_json(name: str, config: Any) -> dict[str, Any]:

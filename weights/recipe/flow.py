@@ -1,11 +1,16 @@
 """Stage 3: text encoders and MM-DiT together, by conditional flow matching.
 
-With x_t = (1 - t) x0 + t e, the network predicts e - x0. Times are logit-normal, stratified over the batch; a tenth of
-the captions is dropped, for guidance. Hidden matrices learn by Muon, the rest by Adam; the exponential average of the
-weights is kept.
+With x_t = (1 - t) x0 + t e, the network predicts e - x0. Times are logit-normal, later on larger canvases, stratified
+over the batch; a tenth of the captions is dropped, for guidance. Hidden matrices learn by Muon, the rest by Adam; the
+exponential average of the weights is kept.
+
+A second loss asks the image tokens that leave the double blocks where in the subject they lie, if anywhere
+(`compositions.whereabouts`), through a linear layer that is not exported. As in Yu et al. 2024 (REPA), what the early
+blocks should know is given to them, so that the others can draw; here it need not come from another network. Its weight
+falls with the rate.
 """
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -21,9 +26,13 @@ from jaxpa.config import AutoencoderConfig, CLIPConfig, FluxConfig, T5Config, Tr
 from jaxpa.encoders.autoencoder import Autoencoder
 from jaxpa.encoders.clip import CLIPTextEncoder
 from jaxpa.encoders.t5 import T5Encoder
-from jaxpa.tokens import grid_positions, patchify
+from jaxpa.layers import Linear
 from jaxpa.transformer import Flux, FluxConditions, FluxVelocity
-from weights.recipe.training import Log, load_state, optimiser, save_state, trapezoid
+from weights.recipe.compositions import WHERE
+from weights.recipe.latents import Batch
+from weights.recipe.training import Log, advance, load_state, optimiser, trapezoid
+
+OWN_TOKENS = 144  # of the checkpoint's own canvas
 
 
 class TextToImage(NamedTuple):
@@ -34,12 +43,11 @@ class TextToImage(NamedTuple):
     clip: CLIPTextEncoder
 
 
-class Batch(NamedTuple):
-    """latents (B, h, w, C) float, t5_ids (B, M), clip_ids (B, 77)."""
+class Learner(NamedTuple):
+    """All that learns: the networks, and the layer that reads whereabouts from the image stream."""
 
-    latents: np.ndarray
-    t5_ids: np.ndarray
-    clip_ids: np.ndarray
+    networks: TextToImage
+    where: Linear
 
 
 def initial(config: FluxConfig, seed: int) -> TextToImage:
@@ -106,40 +114,60 @@ def reconfigured(network: Flux, config: TransformerConfig, seed: int = 0) -> Flu
     return jax.tree_util.tree_map_with_path(known.get, fresh)
 
 
-def bind(model: TextToImage, t5_ids: jax.Array, clip_ids: jax.Array, grid: tuple[int, int]) -> FluxVelocity:
-    """The velocity of captions: ids (B, M) and (B, 77)."""
+def bind(model: TextToImage, t5_ids: jax.Array, clip_ids: jax.Array, positions: jax.Array) -> FluxVelocity:
+    """The velocity of captions: ids (B, M) and (B, 77), positions (N, 3)."""
     guidance = jnp.ones(len(t5_ids)) if model.transformer.config.guidance_embeds else None
-    conditions = FluxConditions(model.t5(t5_ids), model.clip(clip_ids).pooled, guidance, grid_positions(*grid))
-    return conditions.bind(model.transformer)
+    return FluxConditions(model.t5(t5_ids), model.clip(clip_ids).pooled, guidance, positions).bind(model.transformer)
 
 
-def flow_loss(model: TextToImage, batch: Batch, empty: tuple[np.ndarray, np.ndarray], key: jax.Array) -> jax.Array:
-    """Mean squared error of the velocity."""
-    size = len(batch.latents)
+def flow_times(key: jax.Array, size: int, tokens: int) -> jax.Array:
+    """Times (B,), one from each of B equal slices of the distribution, so that the batch's loss varies less.
+
+    A larger picture needs more noise to lose what one token shows of it (Esser et al. 2024), so the odds grow with its
+    side.
+    """
+    u = (jnp.arange(size) + jax.random.uniform(key, (size,))) / size
+    middle = 0.5 + 0.5 * np.log(tokens / OWN_TOKENS)
+    return jax.nn.sigmoid(middle + 1.1 * jax.scipy.stats.norm.ppf(jnp.clip(u, 1e-4, 1 - 1e-4)))
+
+
+def flow_loss(
+    learner: Learner, batch: Batch, empty: tuple[np.ndarray, np.ndarray], key: jax.Array, share: jax.Array | float
+) -> tuple[jax.Array, jax.Array]:
+    """-> the mean squared error of the velocity plus `share` times that of the whereabouts, and the first alone."""
+    size, model = len(batch.tokens), learner.networks
     k_time, k_noise, k_drop = jax.random.split(key, 3)
-    x0 = patchify(jnp.asarray(batch.latents, jnp.float32))  # (B, N, C)
+    x0 = jnp.asarray(batch.tokens, jnp.float32)  # (B, N, C)
     noise = jax.random.normal(k_noise, x0.shape)
-    # One time from each of B equal slices of the distribution, so that the batch's loss varies less.
-    u = (jnp.arange(size) + jax.random.uniform(k_time, (size,))) / size
-    t = jax.nn.sigmoid(0.3 + jax.scipy.stats.norm.ppf(jnp.clip(u, 1e-4, 1 - 1e-4)))  # (B,)
+    t = flow_times(k_time, size, x0.shape[1])  # (B,)
     drop = jax.random.uniform(k_drop, (size, 1)) < 0.1
-    velocity = bind(
-        model, jnp.where(drop, empty[0], batch.t5_ids), jnp.where(drop, empty[1], batch.clip_ids),
-        (batch.latents.shape[1] // 2, batch.latents.shape[2] // 2),
-    )  # fmt: skip
+    ids = jnp.where(drop, empty[0], batch.t5_ids), jnp.where(drop, empty[1], batch.clip_ids)
+    velocity = bind(model, *ids, jnp.asarray(batch.positions))
     mixed = x0 + t[:, None, None] * (noise - x0)
-    return jnp.mean((velocity(mixed, t) - (noise - x0)) ** 2)
+    predicted, (double, _) = velocity(mixed, t, observe=lambda trace: trace.img)  # (B, N, C), (L, B, N, D)
+    error = jnp.mean((predicted - (noise - x0)) ** 2)
+    where = jnp.mean((learner.where(double[-1]) - batch.where) ** 2)
+    return error + share * where, error
 
 
-def batches(data: Batch, size: int, seed: int, start: int) -> Iterator[Batch]:
-    """Endless shuffled epochs; with `start`, the batches that follow the first `start` ones."""
-    per_epoch = len(data.latents) // size
-    for epoch in range(start // per_epoch, 1_000_000):
-        order = np.random.default_rng([seed, epoch]).permutation(len(data.latents))
-        first = start % per_epoch if epoch == start // per_epoch else 0
-        for i in range(first, per_epoch):
-            rows = np.sort(order[i * size : (i + 1) * size])
-            yield Batch(*(column[rows] for column in data))
+def rows_of(tokens: int, text: int, batch: int) -> int:
+    """How many pictures of so many tokens cost as much as `batch` of the checkpoint's own canvas."""
+    return max(2, round(batch * (OWN_TOKENS + text) / (tokens + text) / 2) * 2)
+
+
+def batches(data: Sequence[Batch], size: int, seed: int, start: int) -> Iterator[Batch]:
+    """Endless batches of one canvas each, from batch `start` on; batch k is a function of the seed and k alone.
+
+    Every picture is seen equally often.
+    """
+    rows = [min(rows_of(each.tokens.shape[1], each.t5_ids.shape[1], size), len(each.tokens)) for each in data]
+    share = np.array([len(each.tokens) / n for each, n in zip(data, rows, strict=True)])
+    k = start
+    while True:
+        rng = np.random.default_rng([seed, k])
+        canvas = int(rng.choice(len(data), p=share / share.sum()))
+        yield data[canvas].rows(np.sort(rng.choice(len(data[canvas].tokens), rows[canvas], replace=False)))
+        k += 1
 
 
 def hidden_matrix(path: str, leaf: Any) -> bool:
@@ -148,39 +176,57 @@ def hidden_matrix(path: str, leaf: Any) -> bool:
 
 
 def train(
-    out: Path, config: FluxConfig, data: Batch, held_out: Batch, empty: tuple[np.ndarray, np.ndarray], *,
+    out: Path, config: FluxConfig, data: Sequence[Batch], held_out: Batch, empty: tuple[np.ndarray, np.ndarray], *,
     steps: int, batch: int, seed: int, start: TextToImage | None = None, muon_rate: float = 0.014,
-    adam_rate: float = 1.7e-3, ema: float = 0.999,
+    adam_rate: float = 1.7e-3, ema: float = 0.999, where: float = 0.5,
 ) -> TextToImage:  # fmt: skip
     """Train from `start` (None: random weights), or resume `out/flow.state`; returns the averaged weights."""
-    model: Any = initial(config, seed) if start is None else start
     rate = trapezoid(1.0, steps)
-    tx = optimiser(model, lambda s: muon_rate * rate(s), lambda s: adam_rate * rate(s), hidden_matrix)
-    state = (model, model, tx.init(model), jnp.zeros((), jnp.int32))
+    state = begin(config, seed, start)
+    tx = optimiser(state[0], lambda s: muon_rate * rate(s), lambda s: adam_rate * rate(s), hidden_matrix)
+    state = (*state, jax.jit(tx.init)(state[0]), jnp.zeros((), jnp.int32))
     file = out / "flow.state"
     if file.exists():
         state = load_state(file, state)
 
     @jax.jit
-    def update(state: Any, batch: Batch) -> tuple[Any, jax.Array]:
-        model, average, opt, i = state
+    def step(state: Any, batch: Batch) -> tuple[Any, jax.Array]:
+        learner, average, opt, i = state
         key = jax.random.fold_in(jax.random.key(seed), i)
-        value, grads = jax.value_and_grad(flow_loss)(model, batch, empty, key)
-        changes, opt = tx.update(grads, opt, model)
-        model = optax.apply_updates(model, without_queries(changes))
+        grads, value = jax.grad(flow_loss, has_aux=True)(learner, batch, empty, key, where * rate(i))
+        changes: Any
+        changes, opt = tx.update(grads, opt, learner)
+        learner = optax.apply_updates(learner, changes._replace(networks=without_queries(changes.networks)))
         keep = jnp.minimum(ema, (1 + i) / (10 + i))
-        average = jax.tree.map(lambda a, m: keep * a + (1 - keep) * m, average, model)
-        return (model, average, opt, i + 1), value
+        average = jax.tree.map(lambda a, m: keep * a + (1 - keep) * m, average, learner)
+        return (learner, average, opt, i + 1), value
 
-    validate = jax.jit(lambda model: flow_loss(model, held_out, empty, jax.random.key(0)))
-    log, stream = Log(out / "flow.csv", 50), batches(data, batch, seed, int(state[3]))
-    for i in range(int(state[3]) + 1, steps + 1):
-        state, value = update(state, next(stream))
-        note = f"validation {float(validate(state[1])):.4f}" if i % 250 == 0 else ""
-        log(i, value, note)
-        if i % 250 == 0 or i == steps:
-            save_state(file, state)
-    return state[1]
+    validate = jax.jit(lambda average: flow_loss(average, held_out, empty, jax.random.key(0), 0.0)[1])
+    done = int(state[-1])
+    log, stream = Log(out / "flow.csv", 50, done), batches(data, batch, seed, done)
+
+    def update(state: Any, i: int) -> Any:
+        state, value = step(state, next(stream))
+        log(i, value, f"validation {float(validate(state[1])):.4f}" if i % 250 == 0 else "")
+        return state
+
+    return advance(file, state, steps, update)[1].networks
+
+
+def begin(config: FluxConfig, seed: int, start: TextToImage | None = None) -> tuple[Any, Any]:
+    """What learns, and its average, before the first update."""
+    networks = initial(config, seed) if start is None else start
+    learner = Learner(networks, Linear(config.transformer.width, len(WHERE), rngs=nnx.Rngs(seed)))
+    return learner, learner
+
+
+def average_of(file: Path, config: FluxConfig) -> tuple[TextToImage, int]:
+    """The averaged networks of a run's `flow.state`, finished or not, and its number of updates."""
+    learner, average = begin(config, 0)
+    tx = optimiser(learner, optax.constant_schedule(0.0), optax.constant_schedule(0.0), hidden_matrix)
+    like = jax.eval_shape(lambda: (learner, average, tx.init(learner), jnp.zeros((), jnp.int32)))
+    state = load_state(file, like)
+    return state[1].networks, int(state[-1])
 
 
 def small_config(width: int, heads: int, double: int, single: int, channels: int, vocab: tuple[int, int]) -> FluxConfig:

@@ -1,18 +1,39 @@
-"""Stage 2: draw the training pictures, encode them, and keep latents and token ids on disk."""
+"""Stage 2: draw the training pictures, encode them, and keep tokens and captions' ids on disk."""
 
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
 import numpy as np
+from safetensors.numpy import load_file
 from transformers import CLIPTokenizer, T5Tokenizer
 
 from jaxpa.encoders.autoencoder import Autoencoder
-from weights.recipe.flow import Batch
-from weights.recipe.world import dataset, render_many
+from jaxpa.tokens import grid_positions, patchify
+from weights.recipe.compositions import CANVASES, CELL, WHERE, dataset
+from weights.recipe.training import save_state
+from weights.recipe.world import SIZE, render_many
 
 CLIP_TOKENS = 32  # a caption and its end fit; the encoder is causal, so the padding beyond changes nothing
+CHUNK = 1024  # pictures in a file
+
+
+class Batch(NamedTuple):
+    """tokens (B, N, C), t5_ids (B, M), clip_ids (B, CLIP_TOKENS), where (B, N, len(WHERE)), positions (N, 3).
+
+    Arrays in which only N may differ from one canvas to another; canvases of as many tokens share their programs.
+    """
+
+    tokens: np.ndarray
+    t5_ids: np.ndarray
+    clip_ids: np.ndarray
+    where: np.ndarray
+    positions: np.ndarray
+
+    def rows(self, index: np.ndarray) -> "Batch":
+        tokens, t5_ids, clip_ids, where = (column[index] for column in self[:-1])
+        return Batch(tokens, t5_ids, clip_ids, where, self.positions)
 
 
 class Tokenizers:
@@ -42,39 +63,50 @@ class Tokenizers:
         return found[0], found[1]
 
 
+_encode = jax.jit(lambda model, x: patchify(model.encode_latents(x)))
+
+
 def encode(model: Autoencoder, images: np.ndarray, batch: int = 32) -> np.ndarray:
-    """uint8 pictures (B, H, W, 3) -> latents (B, h, w, C) float16."""
-    run = jax.jit(lambda m, x: m.encode_latents(x))
+    """uint8 pictures (B, H, W, 3) -> tokens (B, N, C) float16."""
     parts = np.array_split(images, range(batch, len(images), batch))
-    return np.concatenate([np.asarray(run(model, x.astype(np.float32) / 127.5 - 1), np.float16) for x in parts])
+    return np.concatenate([np.asarray(_encode(model, x.astype(np.float32) / 127.5 - 1), np.float16) for x in parts])
 
 
-def prepare(file: Path, model: Autoencoder, pictures: int, seed: int, two: float = 0.05) -> Batch:
-    """Latents and ids of the first `pictures` training pictures of the world `seed`; a share `two` has two subjects.
+def positions(size: tuple[int, int]) -> np.ndarray:
+    """Of the tokens of a picture of (H, W) pixels, (N, 3)."""
+    return np.asarray(grid_positions(size[0] // CELL, size[1] // CELL))
 
-    Only pictures that `file` does not hold yet are drawn. The tokenizers lie beside it.
+
+def prepare(folder: Path, model: Autoencoder, pictures: int, seed: int) -> list[Batch]:
+    """About `pictures` training pictures, one batch for each canvas.
+
+    They lie in files of CHUNK pictures under `folder`/pictures, each written once; the tokenizers lie in `folder`.
     """
-    columns = [_read(file)] if file.exists() else []
-    done = len(columns[0].latents) if columns else 0
-    if done < pictures:
-        tokenizers = Tokenizers(file.parent)
-        for i, batch in enumerate(dataset(seed, pictures, workers=2, first=done, two=two)):
-            columns.append(Batch(encode(model, batch.images), *tokenizers(batch.captions)))
-            if i % 10 == 0:
-                print(f"encoded {min(done + 512 * (i + 1), pictures)} of {pictures} pictures", flush=True)
-        columns = [Batch(*(np.concatenate(column) for column in zip(*columns, strict=True)))]
-        part = file.with_suffix(".part.npz")
-        np.savez(part, **columns[0]._asdict())
-        part.rename(file)
-    return Batch(*(column[:pictures] for column in columns[0]))
+    tokenizers = Tokenizers(folder)
+    return [
+        _prepare_canvas(folder / "pictures", model, tokenizers, (height, width), max(2, round(share * pictures)), seed)
+        for height, width, share in CANVASES
+    ]
 
 
-def _read(file: Path) -> Batch:
-    stored = np.load(file)
-    return Batch(*(stored[name] for name in Batch._fields))
+def _prepare_canvas(
+    folder: Path, model: Autoencoder, tokenizers: Tokenizers, size: tuple[int, int], count: int, seed: int
+) -> Batch:
+    folder.mkdir(exist_ok=True)
+    files = [folder / f"{size[0]}x{size[1]}-{i:04d}.safetensors" for i in range(-(-count // CHUNK))]
+    done = sum(file.exists() for file in files)
+    made = dataset(seed, size, done * CHUNK, count, CHUNK)
+    for file, (images, where, captions) in zip(files[done:], made, strict=True):
+        save_state(file, (encode(model, images), *tokenizers(captions), where))
+        print(f"drew {file.stem} of {len(files)}", flush=True)
+    stored = [load_file(file) for file in files]
+    tokens, t5_ids, clip_ids, where = (np.concatenate([each[f"{i:05d}"] for each in stored]) for i in range(4))
+    return Batch(tokens, t5_ids, clip_ids, where, positions(size))
 
 
 def held_out(out: Path, model: Autoencoder, count: int = 256) -> Batch:
-    """Pictures of combinations that training never sees."""
+    """Pictures of combinations that training never sees, as the evaluations draw them."""
     batch = render_many(seed=992, start=0, count=count, held_out=True)
-    return Batch(encode(model, batch.images), *Tokenizers(out)(batch.captions))
+    tokens = encode(model, batch.images)
+    where = np.zeros((*tokens.shape[:2], len(WHERE)), np.float16)
+    return Batch(tokens, *Tokenizers(out)(batch.captions), where, positions((SIZE, SIZE)))

@@ -1,6 +1,6 @@
 """The two tokenizers, trained on the world's captions: a byte-level BPE like CLIP's, a unigram model like T5's.
 
-Every caption word is one token in each. Other words are not lost: they break into pieces, down to single characters.
+Every caption word is one token in each. Of other words, CLIP reads pieces, down to single bytes, and T5 one "unknown".
 """
 
 import json
@@ -12,7 +12,8 @@ from pathlib import Path
 from tokenizers import AddedToken, Regex, Tokenizer, decoders, models, normalizers, pre_tokenizers, processors, trainers
 from transformers import CLIPTokenizer, T5Tokenizer
 
-from weights.recipe.world import numbered_scene
+from weights.recipe.compositions import WORDS, numbered
+from weights.recipe.world import SIZE
 
 CLIP_LENGTH = 77
 START, END = "<|startoftext|>", "<|endoftext|>"
@@ -37,17 +38,17 @@ def make_clip(captions: list[str], folder: Path) -> None:
 
 
 def make_t5(captions: list[str], folder: Path, length: int) -> None:
-    """A unigram model whose pieces are the captions' words, by their frequency, and single characters."""
+    """A unigram model whose pieces are the captions' words, by their frequency, and marks of punctuation."""
     marks = ["<pad>", "</s>", "<unk>"]
     counts = Counter(word for text in captions for word in text.split())
     total = sum(counts.values())
     pieces = [(mark, 0.0) for mark in marks]
     pieces += [(f"▁{word}", math.log(count / total)) for word, count in sorted(counts.items())]
-    # Any word costs less than its letters.
-    pieces += [(letter, -20.0) for letter in ["▁", *string.ascii_letters, *string.digits, *string.punctuation]]
+    pieces += [(mark, -20.0) for mark in string.punctuation]  # no letters: what they would spell was never learned
+    pieces += [(f"▁{form}", -20.0) for word in sorted(counts) for form in capitals(word)]
     model = Tokenizer(models.Unigram(pieces, unk_id=2))
     spaces = normalizers.Replace(Regex(" {2,}"), " ")
-    model.normalizer = normalizers.Sequence([normalizers.NFKC(), normalizers.Lowercase(), spaces])  # pyright: ignore[reportAttributeAccessIssue]
+    model.normalizer = normalizers.Sequence([normalizers.NFKC(), spaces])  # pyright: ignore[reportAttributeAccessIssue]
     words = [pre_tokenizers.Metaspace(), pre_tokenizers.Punctuation()]
     model.pre_tokenizer = pre_tokenizers.Sequence(words)  # pyright: ignore[reportAttributeAccessIssue]
     model.decoder = decoders.Metaspace()  # pyright: ignore[reportAttributeAccessIssue]
@@ -61,8 +62,21 @@ def make_t5(captions: list[str], folder: Path, length: int) -> None:
     ).save_pretrained(folder)  # fmt: skip
 
 
+def capitals(word: str) -> list[str]:
+    """The word's other forms, like `Red` and `RED`: T5's tokenizer, as transformers has it, does not lower a letter."""
+    return list(dict.fromkeys([word.capitalize(), word.upper()]))
+
+
+def capital_ids(vocabulary: dict[str, int]) -> tuple[list[int], list[int]]:
+    """Ids of T5's pieces with capitals, and of the same words without them, whose embeddings they are to have."""
+    known = {piece: i for piece, i in vocabulary.items() if piece != piece.lower() and piece.lower() in vocabulary}
+    return list(known.values()), [vocabulary[piece.lower()] for piece in known]
+
+
 def make_tokenizers(out: Path, length: int, captions: int = 20_000, seed: int = 0) -> None:
     """Write `out/tokenizer` (CLIP) and `out/tokenizer_2` (T5)."""
-    texts = [numbered_scene(seed, i)[1] for i in range(captions)]
+    known = {word for phrases in WORDS.values() for phrase in phrases for word in phrase.split()}
+    texts = [numbered(seed, (SIZE, SIZE), i).caption for i in range(captions)]
+    texts = [" ".join(word for word in text.split() if word in known) for text in texts]
     make_clip(texts, out / "tokenizer")
     make_t5(texts, out / "tokenizer_2", length)

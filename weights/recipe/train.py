@@ -1,19 +1,23 @@
 """Train the embedded checkpoint from nothing: `python -m weights.recipe.train --out runs/mini`.
 
 The stages are tokenizers and autoencoder, latents, flow (the teacher), guidance distillation (the student), and export.
-Each resumes from its state in the run's folder.
+Each resumes from its state in the run's folder, to the same numbers.
+SIGTERM stops a run, which saves first; the same command takes it up.
 """
 
 from dataclasses import dataclass
 from pathlib import Path
 
-import numpy as np
 import tyro
 
+from jaxpa.config import FluxConfig
+from jaxpa.encoders.autoencoder import Autoencoder
 from weights.recipe import autoencoder, distill, flow, latents
-from weights.recipe.export import export
-from weights.recipe.tokenizers import make_tokenizers
-from weights.recipe.world import PATTERNS, SIZE, WORDS
+from weights.recipe.compositions import WORDS
+from weights.recipe.export import export, with_rows
+from weights.recipe.tokenizers import capital_ids, make_tokenizers
+from weights.recipe.training import stop_politely
+from weights.recipe.world import PATTERNS, SIZE
 
 
 @dataclass(frozen=True)
@@ -35,17 +39,18 @@ class Recipe:
     """Latent channels of the autoencoder."""
     text_length: int = 32
     """T5 tokens a prompt is padded to."""
-    autoencoder_steps: int = 1300
-    pictures: int = 96_000
-    """Training pictures to draw, one in twenty with two subjects."""
-    pairs: int = 48_000
-    """Further training pictures, all with two subjects: they take longer to learn."""
-    steps: int = 8000
-    """Updates of the flow stage."""
+    autoencoder_steps: int = 2000
+    pictures: int = 120_000
+    """Training pictures to draw, of all canvases together."""
+    steps: int = 12_000
+    """Updates of the flow stage. Until 70% of them are done, a run that is taken up may be given another number."""
     batch: int = 64
-    distill_steps: int = 420
+    """Pictures of 96 x 96 in an update; of other sizes, as many as cost the same."""
+    distill_steps: int = 900
     """Updates of the guidance distillation, which makes one forward of two; 0: the teacher itself is exported."""
     seed: int = 1
+    peek: bool = False
+    """Only export the averaged teacher as far as it is, while a run goes on or after it has stopped."""
 
 
 def run(recipe: Recipe) -> None:
@@ -63,32 +68,41 @@ def run(recipe: Recipe) -> None:
     else:
         first, vae = flow.start_from(recipe.start, config)
     print({name: round(value, 2) for name, value in autoencoder.measure(vae).items()}, flush=True)
-    data = latents.prepare(recipe.out / "latents.npz", vae, recipe.pictures, recipe.seed)
-    if recipe.pairs:
-        pairs = latents.prepare(recipe.out / "pairs.npz", vae, recipe.pairs, recipe.seed + 1, two=1.0)
-        data = flow.Batch(*(np.concatenate(column) for column in zip(data, pairs, strict=True)))
+    if recipe.peek:
+        trained, done = flow.average_of(recipe.out / "flow.state", config)
+        print(f"the teacher after {done} updates", flush=True)
+        return finish(recipe, config, vae, trained)
+    data = latents.prepare(recipe.out, vae, recipe.pictures, recipe.seed)
+    held_out = latents.held_out(recipe.out, vae)
     empty = tuple(ids[0] for ids in tokenizers([""]))
     trained = flow.train(
-        recipe.out, config, data, latents.held_out(recipe.out, vae), (empty[0], empty[1]),
+        recipe.out, config, data, held_out, (empty[0], empty[1]),
         steps=recipe.steps, batch=recipe.batch, seed=recipe.seed, start=first,
     )  # fmt: skip
     if recipe.distill_steps:
         config = distill.guided_config(config)
         trained = distill.train(
-            recipe.out, trained, data, latents.held_out(recipe.out, vae), (empty[0], empty[1]),
+            recipe.out, trained, data, held_out, (empty[0], empty[1]),
             tokenizers.words(PATTERNS), steps=recipe.distill_steps, batch=recipe.batch, seed=recipe.seed,
         )  # fmt: skip
+    finish(recipe, config, vae, trained)
+
+
+def finish(recipe: Recipe, config: FluxConfig, vae: Autoencoder, trained: flow.TextToImage) -> None:
+    """Export the checkpoint. Captions of training have no capitals: a word with them means what it means without."""
+    upper, lower = capital_ids(latents.Tokenizers(recipe.out).t5.get_vocab())
     networks = {
         "transformer": trained.transformer,
         "vae": vae,
         "text_encoder": trained.clip,
-        "text_encoder_2": trained.t5,
+        "text_encoder_2": with_rows(trained.t5, upper, lower),
     }
     settings = {"preset": "mini", "size": SIZE, "steps": 28, "guidance": 4.0, "max_length": recipe.text_length}
     export(recipe.checkpoint, config, networks, recipe.out, settings | {"words": WORDS})
 
 
 def main() -> None:
+    stop_politely()
     run(tyro.cli(Recipe, description=__doc__))
 
 

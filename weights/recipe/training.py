@@ -1,6 +1,8 @@
 """What every stage of the recipe shares: the optimiser, its schedule, and a state on disk from which a run resumes."""
 
 import os
+import signal
+import sys
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -54,6 +56,8 @@ def save_state(path: Path, state: Any) -> None:
     leaves = {f"{i:05d}": np.asarray(leaf) for i, leaf in enumerate(jax.tree.leaves(state))}
     part = path.with_suffix(".part")
     save_file(leaves, part)
+    with part.open("rb+") as file:
+        os.fsync(file.fileno())
     os.replace(part, path)
 
 
@@ -67,12 +71,41 @@ def load_state(path: Path, like: Any) -> Any:
     return jax.tree.unflatten(jax.tree.structure(like), new)
 
 
-class Log:
-    """Prints a line now and then, and writes the same figures to a CSV file for the loss curve."""
+def stop_politely() -> None:
+    """Make SIGTERM an exit that `advance` sees, so that it saves first."""
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(128 + signal.SIGTERM))
 
-    def __init__(self, path: Path, every: int):
-        self.path, self.every = path, every
-        self.start, self.values = time.monotonic(), []
+
+def advance(file: Path, state: Any, steps: int, update: Callable[[Any, int], Any], minutes: float = 10.0) -> Any:
+    """Update until `steps` updates are done -> the last state. The last item of a state counts its updates.
+
+    The state is written every `minutes`, at the end, and when the process is told to stop. `update(state, i)` makes
+    update i, from 1, of what it is given and i alone, so a run that is taken up goes the way it would have gone.
+    """
+    saved = time.monotonic()
+    try:
+        for i in range(int(state[-1]) + 1, steps + 1):
+            state = update(state, i)
+            if time.monotonic() - saved > 60 * minutes:
+                save_state(file, state)
+                saved = time.monotonic()
+    finally:
+        save_state(file, state)
+    return state
+
+
+class Log:
+    """Prints a line now and then, and writes the same figures to a CSV file for the loss curve.
+
+    done: the updates that are behind; lines of later ones, which a stop has lost, are dropped.
+    """
+
+    def __init__(self, path: Path, every: int, done: int = 0):
+        self.path, self.every, self.values = path, every, []
+        lines = path.read_text().splitlines() if path.exists() else []
+        kept = [line for line in lines if int(line.split(",")[0]) <= done]
+        path.write_text("".join(line + "\n" for line in kept))
+        self.start = time.monotonic() - (float(kept[-1].split(",")[2]) if kept else 0.0)
 
     def __call__(self, step: int, value: float, note: str = "") -> None:
         self.values.append(float(value))
@@ -81,5 +114,6 @@ class Log:
         mean, seconds = float(np.mean(self.values)), time.monotonic() - self.start
         with self.path.open("a") as file:
             file.write(f"{step},{mean:.6f},{seconds:.1f}\n")
-        print(f"{self.path.stem} step {step}  loss {mean:.4f}  {seconds / 60:.1f} min  {note}", flush=True)
+        now = time.strftime("%m-%d %H:%M")
+        print(f"{now}  {self.path.stem} step {step}  loss {mean:.4f}  {seconds / 60:.1f} min  {note}", flush=True)
         self.values = []

@@ -77,7 +77,8 @@ class Subject(draw.Look):
     named       family, colour, pattern
     hidden      second (colour), shape (two proportions, 0..1), angle (degrees, 90 is upright), phase (two, in periods),
                 period (as a part of the larger side), flip, tilt (degrees)
-    placement   x (middle), bottom (lowest point), span (larger side), as parts of the picture's side
+    placement   x (middle) as a part of the width, bottom (lowest point) of the height, span (larger side) of the unit:
+                the shorter side, unless the renderer is told another
     """
 
 
@@ -182,29 +183,41 @@ def caption(scene: Scene, variant: int | np.random.Generator = 0) -> str:
 # Pictures -------------------------------------------------------------------------------------------------
 
 
-def shadow(size: int, foot: tuple[float, float, float], drop: float) -> np.ndarray:
-    """A soft ellipse on the ground, (H, W, 1): 1 is light."""
+def shadow(size: tuple[int, int], unit: int, foot: tuple[float, float, float], drop: float) -> np.ndarray:
+    """A soft ellipse on the ground, (H, W, 1): 1 is light. There is none in the sky."""
     middle, half, ground = foot
-    u = (np.arange(size, dtype=np.float32) + 0.5) / size
+    v, u = (draw.middles(each) for each in size)
     far = ((u - middle) / (half * 0.92)) ** 2
-    deep = ((u - ground - drop + 0.008) / 0.042) ** 2
-    return 1 - 0.42 * np.exp(-1.4 * (far[None, :] ** 2 + deep[:, None]))[..., None]
+    deep = ((v - ground) * (size[0] / unit) - drop + 0.008) / 0.042
+    dark = 0.42 * min(max((ground - 0.55) / 0.15, 0.0), 1.0)
+    return 1 - dark * np.exp(-1.4 * (far[None, :] ** 2 + deep[:, None] ** 2))[..., None]
 
 
-def render_each(scene: Scene, size: int = SIZE) -> tuple[np.ndarray, np.ndarray]:
-    """-> image (H, W, 3) uint8 and the silhouette of every subject, (len(scene.subjects), H, W) bool."""
-    picture = draw_background(scene.background.kind, scene.background.detail, size)
-    drawn = [draw.draw_subject(s, size) for s in scene.subjects]
+def render_each(
+    scene: Scene, size: int | tuple[int, int] = SIZE, unit: int | None = None
+) -> tuple[np.ndarray, np.ndarray]:
+    """-> image (H, W, 3) uint8 and the silhouette of every subject, (len(scene.subjects), H, W) bool.
+
+    size: the picture's (H, W), or its side; unit: the pixels that lengths are parts of, or None: the shorter side. A
+    larger canvas of the same unit shows more of the place, not larger things.
+    """
+    height, width = draw.extent(size)
+    unit = min(height, width) if unit is None else unit
+    picture = draw_background(scene.background.kind, scene.background.detail, (height, width), unit)
+    drawn = [draw.draw_subject(s, (height, width), unit) for s in scene.subjects]
     for subject, (_, _, foot) in zip(scene.subjects, drawn, strict=True):
-        picture *= shadow(size, foot, FLOATING.get(subject.family, 0.0))
+        picture *= shadow((height, width), unit, foot, FLOATING.get(subject.family, 0.0))
     for colour, cover, _ in drawn:
         picture = picture * (1 - cover[..., None]) + colour
-    return np.clip(picture + 0.5, 0, 255).astype(np.uint8), np.stack([cover >= 0.5 for _, cover, _ in drawn])
+    masks = np.zeros((len(drawn), height, width), bool)
+    for mask, (_, cover, _) in zip(masks, drawn, strict=True):
+        mask[:] = cover >= 0.5
+    return np.clip(picture + 0.5, 0, 255).astype(np.uint8), masks
 
 
-def render(scene: Scene, size: int = SIZE) -> tuple[np.ndarray, np.ndarray]:
+def render(scene: Scene, size: int | tuple[int, int] = SIZE, unit: int | None = None) -> tuple[np.ndarray, np.ndarray]:
     """-> image (H, W, 3) uint8, mask (H, W) bool of all subjects (`render_each` keeps them apart)."""
-    image, masks = render_each(scene, size)
+    image, masks = render_each(scene, size, unit)
     return image, np.any(masks, axis=0)
 
 
