@@ -24,6 +24,7 @@ from jaxpa.adapters.lay import over
 from jaxpa.adapters.spec import Lora, Loras, to_loras
 from jaxpa.backbones.registry import backbone_of
 from jaxpa.checkpoint.load import Parts
+from jaxpa.checkpoint.redux import Redux
 from jaxpa.checkpoint.stages import Staged
 from jaxpa.config import Settings
 from jaxpa.devices.memory import Held
@@ -47,6 +48,7 @@ from jaxpa.tokens import grid_positions, patchify, pixel_channels, unpatchify
 _encode = jax.jit(lambda vae, x: patchify(vae.encode_latents(x)).astype(jnp.float32))
 _decode = jax.jit(lambda vae, x, h, w: vae.decode_latents(unpatchify(x, h, w)), static_argnums=(2, 3))
 _row = jax.jit(lambda x, k: jax.lax.dynamic_slice_in_dim(x, k, 1))
+_redux = jax.jit(lambda encoder, embedder, pixels: embedder(encoder(pixels).states))
 _noise = jax.jit(sampling.initial_noise, static_argnums=1)
 _positions = jax.jit(grid_positions, static_argnums=(0, 1))
 _picture = jax.jit(partial(grid_positions, index=1), static_argnums=(0, 1))
@@ -84,6 +86,7 @@ class Model:
     tokenizers: Tokenizers
     mesh: Mesh | None = None  # the devices that the networks and the rows of a batch are spread over
     merged: tuple[Lora, ...] = ()  # LoRAs in the weights themselves
+    redux: Redux | None = None  # what makes text tokens of a picture
 
     def on_devices(self) -> AbstractContextManager[Any]:
         """Where the programs run: within this, kernels that XLA cannot partition find the mesh."""
@@ -172,10 +175,34 @@ class Model:
             return
         said = request.sampling
         guided = not self.embeds_guidance and self.spec.guidance(said.guidance) > 1
-        prompts = () if request.embedding is not None else request.prompts
+        prompts = request.prompts if request.reads_text else ()
         texts = [*captions, *prompts, *[said.negative_prompt or ""] * guided]
         self.parts.texts.clear()
         jax.block_until_ready(self.encode_text(texts) if texts else None)
+
+    def encode_image_prompt(self, picture: Picture) -> jax.Array:
+        """What FLUX.1-Redux makes of a picture: text tokens (1, M', Dt), for `TextEmbedding.extended`."""
+        if self.redux is None:
+            raise JaxpaError("an image prompt needs FLUX.1-Redux: name its folder or hub id with redux (--redux)")
+        side = self.redux.encoder.config.image_size
+        return _redux(*self.redux, images.squared(images.read_image(picture), side)[None])
+
+    def prompt_rows(
+        self, request: Request, embedded: TextEmbedding | None, which: np.ndarray, image: jax.Array | None
+    ) -> TextEmbedding:
+        """Those of a request's prompts, a row each; embedded: all, if they are; image: text tokens of a picture.
+
+        A picture without words follows zeros, as in the reference.
+        """
+        if embedded is not None:
+            text = embedded[which]
+        elif request.reads_text:
+            text = self.encode_text([request.prompts[k] for k in which])
+        else:
+            config, rows = self.parts.config.transformer, len(which)
+            txt = jnp.zeros((rows, self.settings.max_length, config.joint_attention_dim), self.dtype)
+            text = TextEmbedding(txt, jnp.zeros((rows, config.pooled_projection_dim), self.dtype))
+        return text if image is None else text.extended(image)
 
     def read_embedding(self, embedding: str | os.PathLike[str] | TextEmbedding) -> TextEmbedding:
         """Encoded prompts, or the file that has them, in this checkpoint's widths. Raises JaxpaError for others."""

@@ -23,6 +23,7 @@ from jaxpa.adapters.lay import adapt
 from jaxpa.adapters.spec import Loras, to_loras
 from jaxpa.attention.observe import THRESHOLD, Attention, FoundMask, Look, Search, capture, find_mask
 from jaxpa.checkpoint.load import load_parts, load_stages
+from jaxpa.checkpoint.redux import load_redux
 from jaxpa.checkpoint.source import resolve
 from jaxpa.config import VariantName, Weights
 from jaxpa.devices.memory import GIB, machine_bytes, peak_bytes
@@ -99,7 +100,8 @@ class Pipeline(Model):
         """Pictures of a prompt, or of one prompt each. Image k has the seed `seed + k`, or seed[k].
 
         prompt: text, or what `encode_text` made of it. An image depends on its own seed alone, whatever the batch.
-        control: a picture whose shapes it follows, for FLUX.1-Canny and -Depth.
+        control: a picture whose shapes it follows, for FLUX.1-Canny and -Depth. image_prompt: a picture whose look it
+        takes, by FLUX.1-Redux; the prompt may then be empty.
         """
         return self.make(Request.of(prompt, **keywords), on_step=on_step)
 
@@ -131,11 +133,12 @@ class Pipeline(Model):
         guidance, grid = self.spec.guidance(said.guidance), self.grid(*canvas)
         times, made = self.times(said.steps, grid), []
         self.encode_ahead(request)
+        image = None if request.image_prompt is None else self.encode_image_prompt(request.image_prompt)
         beside = self.beside(pictures)
         which = np.arange(len(said.seeds(count))) % count  # prompts take turns
         for rows, kept in self._batches(request, which, grid):
             seeds, turn = np.asarray(said.seeds(count), np.uint32)[rows], which[rows]
-            text = self.encode_text([request.prompts[k] for k in turn]) if embedded is None else embedded[turn]
+            text = self.prompt_rows(request, embedded, turn, image)
             negative = self.negative(said.negative_prompt, guidance, len(rows))
             # The velocity, which holds the network, is kept by nobody.
             tokens = sampled(
@@ -358,6 +361,7 @@ def load(
     source: str | Path = "mini", dtype: DTypeLike | None = None, mesh: Mesh | None = None, *,
     components: str | Path | None = None, weights: Weights | None = None, resident: bool | None = None,
     variant: VariantName | None = None, loras: Loras = (), keep_loras: bool | None = None,
+    redux: str | Path | None = None,
 ) -> Pipeline:  # fmt: skip
     """Load a checkpoint.
 
@@ -369,7 +373,7 @@ def load(
     loaded for its stage and freed after: text, sampling, pictures (None: they stay if they all fit); variant: which of
     FLUX.1's sister models it is (`jaxpa.backbones.variants`; None: as its files say); loras: files, or pairs of a file
     and a scale; keep_loras: keep them beside the weights, where `with_loras` exchanges them, instead of merging them
-    into the weights (None: beside weights of eight bits).
+    into the weights (None: beside weights of eight bits); redux: a folder or hub id of FLUX.1-Redux, for image prompts.
     Raises CheckpointError with everything that is wrong.
     """
     mesh = None if mesh is None else automatic(mesh)
@@ -381,4 +385,5 @@ def load(
     read = load_parts if resident else load_stages
     parts = read(found, dtype=dtype, sharding=sharding, weights=weights)
     clip, t5 = (parts.tokenizers[name].parent for name in ("tokenizer", "tokenizer_2"))
-    return Pipeline(parts, Tokenizers.load(clip, t5), mesh, () if parts.bare else loras)
+    prior = None if redux is None else load_redux(redux, found.config.transformer.joint_attention_dim, dtype)
+    return Pipeline(parts, Tokenizers.load(clip, t5), mesh, () if parts.bare else loras, prior)

@@ -38,7 +38,7 @@ FLOOR = {name: floor for floor, names in enumerate(FLOORS) for name in names.spl
 ROOMS = {  # modules in the order in which they build on each other
     "backbones": "tables shapes backbone variants flux registry",
     "encoders": "autoencoder t5 clip vision vocabulary text",
-    "checkpoint": "documents files hub keys parts fit source residence stages load convert report",
+    "checkpoint": "documents files hub keys parts fit source residence stages load redux convert report",
     "adapters": "spec names read lay report",
     "media": "masks figures images places subjects edits edges",
     "request": "spec groups request record prepare",

@@ -16,12 +16,13 @@ from PIL import Image
 from sister_reference import error, load_reference, make_sister
 
 import jaxpa
+from jaxpa.checkpoint.redux import load_redux
 from jaxpa.checkpoint.source import resolve
 from jaxpa.config import FluxConfig, Settings
 from jaxpa.devices.cost import transformer_flops
-from jaxpa.devices.plan import format_plan
+from jaxpa.devices.plan import format_plan, plan
 from jaxpa.devices.timing import Clock
-from jaxpa.errors import JaxpaError
+from jaxpa.errors import CheckpointError, JaxpaError
 from jaxpa.request.request import Request
 from jaxpa.request.spec import Spec
 
@@ -265,6 +266,72 @@ def test_what_the_text_model_refuses(pipes):
         pipe.generate(PROMPT, control=picture(1))
 
 
+# Redux ---------------------------------------------------------------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def redux(folders, torch, tmp_path_factory):
+    """A small FLUX.1-Redux as diffusers and transformers have it, its folder, and a pipeline with it."""
+    import transformers
+    from diffusers.pipelines.flux.modeling_flux import ReduxImageEncoder
+
+    torch.manual_seed(0)
+    sizes = {"hidden_size": 24, "intermediate_size": 40, "num_hidden_layers": 2, "num_attention_heads": 3}
+    config = transformers.SiglipVisionConfig(**sizes, image_size=30, patch_size=8)
+    networks = {"image_encoder": transformers.SiglipVisionModel(config), "image_embedder": ReduxImageEncoder(24, 96)}
+    folder = tmp_path_factory.mktemp("redux")
+    for name, network in networks.items():
+        with torch.no_grad():
+            for value in network.parameters():
+                value += 0.2 * torch.randn_like(value)
+        network.eval().save_pretrained(folder / name)
+    return networks, folder, jaxpa.load(folders("text"), redux=folder)
+
+
+def test_redux_equals_the_references(redux, folders, torch):
+    """The prior, then the pipeline: a picture and a prompt, or a picture alone."""
+    from diffusers import FluxPriorReduxPipeline
+    from transformers import SiglipImageProcessor
+
+    networks, _, pipe = redux
+    text = load_reference(folders("text"), "text")
+    with torch.no_grad():
+        txt, vec, _ = text.encode_prompt(PROMPT, PROMPT, max_sequence_length=32)
+        prior = FluxPriorReduxPipeline(
+            **networks, feature_extractor=SiglipImageProcessor(size={"height": 30, "width": 30}),
+            **{name: getattr(text, name) for name in ("text_encoder", "tokenizer", "text_encoder_2", "tokenizer_2")},
+        )  # fmt: skip
+        noise = torch.tensor(np.array(pipe.noise(np.array([6]), pipe.grid(*SIZE))))
+        words: dict[str, Any] = {"image_prompt": picture(1), "steps": STEPS, "seed": 6}
+        words |= {"height": SIZE[0], "width": SIZE[1]}
+        for prompt, given in ((PROMPT, (txt, vec)), ("", (torch.zeros_like(txt), torch.zeros_like(vec)))):
+            said = prior(picture(1), prompt_embeds=given[0].clone(), pooled_prompt_embeds=given[1].clone())
+            want = text(
+                **said, latents=noise, num_inference_steps=STEPS, guidance_scale=pipe.settings.guidance,
+                height=SIZE[0], width=SIZE[1], output_type="latent",
+            ).images.numpy()  # fmt: skip
+            assert said.prompt_embeds.shape == (1, 32 + 9, 96)
+            assert error(ours(pipe, Request.of(prompt, **words)), want) < LATENTS
+    assert error(ours(pipe, Request.of(PROMPT, **words | {"image_prompt": picture(2)})), want) > 1e-2
+
+
+def test_an_image_prompt_compiles_once_and_is_refused_where_nothing_reads_it(redux, pictures, pipes, folders, tmp_path):
+    _, folder, pipe = redux
+    pipe.generate(PROMPT, image_prompt=picture(1), steps=STEPS)
+    with Clock() as clock:
+        pipe.generate("a blue mug", image_prompt=picture(2), steps=STEPS, seed=3)
+    assert clock.programs == 0
+    car = jaxpa.Subject(pictures / "car.png", pictures / "car-mask.png")
+    with pytest.raises(JaxpaError, match="personalize by token replacement reads no image prompt"):
+        pipe.personalize("a car", [car], image_prompt=picture(1))
+    with pytest.raises(JaxpaError, match=r"needs FLUX\.1-Redux.*--redux"):
+        pipes("kontext").generate(PROMPT, image_prompt=picture(1))
+    with pytest.raises(CheckpointError, match="lacks image_encoder and image_embedder"):
+        load_redux(folders("text"), 96)
+    with pytest.raises(CheckpointError, match=r"maps 24 channels to 96; .* should map 24 to 12"):
+        load_redux(folder, 12)
+
+
 # On the command line -------------------------------------------------------------------------------------------
 
 
@@ -285,6 +352,8 @@ def test_commands(run, folders, tmp_path):
     status, line, err = run("generate", "--model", folders("control"), "--control", tmp_path / "in.png", "--prompt",
                             "a cat", "--steps", 2, "--out", tmp_path / "in.png")  # fmt: skip
     assert (status, "is an input of this command" in err) == (2, True)
+    status, _, err = run("generate", "--image-prompt", tmp_path / "in.png", "--out", out)
+    assert (status, "with --redux" in err) == (2, True)
     for verb, reads, said in (("invert", "fill", "as invert would have it"), ("edit", "control", "--variant kontext")):
         status, _, err = run(verb, "--model", folders(reads), *given, "--out", out)
         assert (status, err.count("\n"), said in err) == (2, 1, True), err
@@ -309,6 +378,8 @@ def test_plans(run, folders):
     assert [each["drawn_by"] for each in (fill, planned("kontext", "--references", 1))] == [
         "FLUX.1-Fill", "token replacement"
     ]  # fmt: skip
+    source = resolve(folders("text"))
+    assert plan(source, Request(image_prompt="a.png"))["text_tokens"] == 32 + 729
     text = format_plan(kontext)
     assert "144 image + 32 text tokens + 144 of the picture" in text
     assert kontext["stage_bytes"]["sample"] > alone["stage_bytes"]["sample"]

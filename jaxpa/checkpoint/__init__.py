@@ -10,6 +10,7 @@ source  a name, a path or a hub id -> the components
 residence  how a platform wants a transformer to lie in its memory
 stages  networks that take turns in memory
 load    components -> networks
+redux   FLUX.1-Redux: a picture -> text tokens
 convert  any checkpoint -> a folder in the networks' own layout
 report  what `jaxpa info` says
 """

@@ -85,7 +85,8 @@ def _load_once(said: Checkpoint, mesh: str | None) -> "Pipeline":
     dtype = None if said.dtype == "auto" else said.dtype
     devices = None if mesh is None else parse_mesh(mesh)
     given = {"components": said.components, "weights": said.weights, "resident": said.keep_resident}
-    return load(said.model, dtype, devices, variant=said.variant, loras=said.lora, keep_loras=False, **given)
+    given |= {"variant": said.variant, "loras": said.lora, "keep_loras": False, "redux": said.redux}
+    return load(said.model, dtype, devices, **given)
 
 
 class Made(NamedTuple):
@@ -172,6 +173,8 @@ class Picturing(Making):
     """What the picture shows."""
     embedding: Path | None = None
     """An encoded prompt in place of --prompt: a file that TextEmbedding.save wrote."""
+    image_prompt: Path | None = None
+    """A picture whose look and content the new one takes (FLUX.1-Redux; see --redux), beside --prompt or without."""
     sampling: OmitArgPrefixes[Sampling] = field(default_factory=Sampling)
     distributed: bool = False
     """This process is one of several that run the same command: --mesh spreads it over the devices of all of them, and
@@ -192,11 +195,17 @@ class Picturing(Making):
 
     def words(self) -> dict[str, Any]:
         """The parts of the request that every command has."""
-        if (self.prompt is None) == (self.embedding is None):
+        if self.prompt is not None and self.embedding is not None:
             raise JaxpaError("give either --prompt TEXT or --embedding FILE")
-        return {"prompt": self.prompt or "", "embedding": self.embedding, "sampling": self.sampling}
+        if self.prompt is self.embedding is self.image_prompt is None:
+            raise JaxpaError("give either --prompt TEXT or --embedding FILE, or an --image-prompt")
+        if self.image_prompt is not None and self.checkpoint.redux is None:
+            raise JaxpaError("--image-prompt is read by FLUX.1-Redux: name its folder or hub id with --redux")
+        said = {"prompt": self.prompt or "", "embedding": self.embedding, "sampling": self.sampling}
+        return said | {"image_prompt": self.image_prompt}
 
     def prepare(self) -> Prepared:
+        from jaxpa.media.images import read_image
         from jaxpa.media.subjects import has_mask, load_subject
         from jaxpa.request.prepare import prepare
 
@@ -204,6 +213,8 @@ class Picturing(Making):
         spec = spec_of(self.source(download=True))
         request.check(spec)
         read = replace(request, subjects=tuple(load_subject(each) for each in request.subjects))
+        if request.image_prompt is not None:
+            read_image(request.image_prompt)
         known = not [each for each in read.subjects if not has_mask(each)]  # all are asked: one has neither
         pictures = prepare(read, spec) if known else None
         costs = self.require_memory(request, canvas_of(pictures, spec))

@@ -73,7 +73,7 @@ def is_ours(file: Path) -> bool:
 
 def inputs_of(request: Request) -> list[Path]:
     """The files that a request names."""
-    named: list[Any] = [request.embedding]
+    named: list[Any] = [request.embedding, request.image_prompt]
     for subject in (*request.subjects, *([request.scene] if isinstance(request.scene, Subject) else [])):
         named += [subject.image, subject.mask]
     if request.editing is not None:

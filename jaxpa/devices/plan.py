@@ -33,6 +33,8 @@ from jaxpa.routing import block_taus
 from jaxpa.schedule import steps_above
 from jaxpa.solvers import evaluations
 
+REDUX_TOKENS = 27 * 27  # of an image prompt: SigLIP's patches of 14 pixels at 384 x 384
+
 
 class Run(NamedTuple):
     """A request on a checkpoint, in numbers.
@@ -83,6 +85,7 @@ def run_of(request: Request, spec: Spec, canvas: tuple[int, int] | None = None) 
     times, n = spec.times(said.steps, grid), grid[0] * grid[1]
     images = len(said.seeds(len(request.prompts))) * max(1, len(request.places))
     guided, text = spec.guided(said.guidance), spec.settings.max_length
+    text += REDUX_TOKENS if request.image_prompt is not None else 0
     read, beside = _read(request, spec, grid)
     if not request.riding(spec):
         return Run(spec, grid, text, times, [1.0], images, 0, 0, 0, guided, None, beside, read)
@@ -198,7 +201,7 @@ def plan(
     load = run.load(max(1, together), held)
     activations = activation_bytes(load, device.platform)
     results = result_bytes(load, images * len(above)) if device.platform == "cpu" else 0
-    text = cost.t5_flops(config.text_encoder_2, m) + cost.clip_flops(config.text_encoder)
+    text = cost.t5_flops(config.text_encoder_2, run.spec.settings.max_length) + cost.clip_flops(config.text_encoder)
     height, width = (side * run.spec.cell for side in run.grid)
     pictures = (r + run.pictures) * cost.autoencoder_flops(config.vae, height, width, "encode")
     pictures += len(above) * images * cost.autoencoder_flops(config.vae, height, width, "decode")

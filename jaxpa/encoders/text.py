@@ -54,6 +54,10 @@ class TextEmbedding:
             raise ValueError(f"text embeddings of different shapes: {sorted(shapes)}")
         return _concatenate(*parts)
 
+    def extended(self, tokens: jax.Array) -> "TextEmbedding":
+        """The same with more text tokens (1 | B, M', Dt) behind its own."""
+        return _extend(self, tokens)
+
     def save(self, path: str | os.PathLike[str]) -> None:
         """Write `txt` and `vec` as .safetensors; a reader sees the old file or the whole new one."""
         path = Path(path)
@@ -86,6 +90,12 @@ class TextEmbedding:
 @jax.jit
 def _concatenate(*parts: TextEmbedding) -> TextEmbedding:
     return jax.tree.map(lambda *rows: jnp.concatenate(rows), *parts)
+
+
+@jax.jit
+def _extend(text: TextEmbedding, tokens: jax.Array) -> TextEmbedding:
+    tokens = jnp.broadcast_to(tokens, (len(text), *tokens.shape[1:])).astype(text.txt.dtype)
+    return TextEmbedding(jnp.concatenate([text.txt, tokens], 1), text.vec)
 
 
 @jax.jit

@@ -208,6 +208,11 @@ def to_array(image: Image.Image, height: int, width: int, box: Box | None = None
     return np.asarray(pixels, np.float32) / 127.5 - 1
 
 
+def squared(image: Image.Image, side: int) -> np.ndarray:
+    """A whole picture, stretched, as vision transformers read it: (side, side, 3) float32 in [-1, 1]."""
+    return np.asarray(image.resize((side, side), Image.Resampling.BICUBIC), np.float32) / 127.5 - 1
+
+
 LANCZOS = 3  # pixels to both sides, of the coarser grid, that a resized pixel depends on
 
 

@@ -109,6 +109,8 @@ class Checkpoint:
     """A folder or hub id that has the rest, where --model is a single file."""
     variant: VariantName | None = None
     """Which of FLUX.1's sister models it is, where neither its files nor their names say so."""
+    redux: str | None = None
+    """A folder or hub id of FLUX.1-Redux, which reads the --image-prompt."""
     dtype: Literal["auto", "float32", "bfloat16"] = "auto"
     """Type of the weights; auto: float32 on CPU, bfloat16 on GPU and TPU."""
     weights: Weights | None = None

@@ -29,6 +29,7 @@ from typing import Any, Literal, Self
 from jaxpa.box import Box
 from jaxpa.encoders.text import TextEmbedding
 from jaxpa.errors import JaxpaError, did_you_mean
+from jaxpa.media.images import Picture
 from jaxpa.media.places import Place, to_place
 from jaxpa.media.subjects import Subject
 from jaxpa.presets import Preset, asks_network
@@ -58,6 +59,8 @@ class Request:
     """Layout: a picture with the last subject at each of these places (None: where the subject itself says)."""
     editing: Editing | None = None
     following: Following | None = None
+    image_prompt: Picture | None = None
+    """A picture whose look and content the new one takes (FLUX.1-Redux), beside a prompt or without one."""
 
     def __post_init__(self) -> None:
         if not isinstance(self.prompt, str):
@@ -124,6 +127,11 @@ class Request:
         return self
 
     @property
+    def reads_text(self) -> bool:
+        """Whether there is a prompt to encode: an image prompt needs none."""
+        return self.embedding is None and (self.image_prompt is None or any(self.prompts))
+
+    @property
     def prompts(self) -> tuple[str, ...]:
         return (self.prompt,) if isinstance(self.prompt, str) else self.prompt
 
@@ -169,6 +177,11 @@ class Request:
                     raise JaxpaError(f"{name} must lie in 0 to {spec.blocks - 1} here, not {first}-{last}")
             if self.sampling.solver != "euler" and "sweeps" in self.method.given():
                 raise JaxpaError("sweeps would have no effect: only Euler's steps are repeated. Leave them out")
+        if self.image_prompt is not None:
+            if self.riding(spec):
+                raise JaxpaError(f"{self.verb} by token replacement reads no image prompt: the references are pictures")
+            if spec.guided(self.sampling.guidance):
+                raise JaxpaError("an image prompt has nothing to be guided away from: set guidance to 1 here")
         if self.editing is not None and "coverage" in self.method.given():
             raise JaxpaError("coverage would have no effect: an edit keeps the tokens without a pixel that may change")
         captions = [each.caption for each in (*self.subjects, self.scene, self.editing) if each is not None]

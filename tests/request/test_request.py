@@ -55,6 +55,7 @@ REQUESTS = (
     Request.of("a car", image="a.png", pad=(1, 2, 3, 4), preset=PRESETS["paper"]),
     Request(embedding="text.safetensors"),
     Request.of("make it red", picture="a.png"),
+    Request(image_prompt="a.png"),
     Request.of("a car", control="edges.png", image="a.png", mask="m.png"),
 )  # fmt: skip
 
