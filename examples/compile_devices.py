@@ -35,6 +35,7 @@ ROWS = {
     "h100": DEV, "h100 512": SMALL, "h100 batch 4": replace(DEV, images=4), "h100 reference": REFERENCE,
     "h100x4": DEV,
     "v6e-1": DEV, "v6e-1 reference": REFERENCE, "v6e-1 512": SMALL, "v6e-1 batch 4": replace(DEV, images=4),
+    "v5e-1 int8": replace(DEV, weights="int8"), "v5e-1 fp8": replace(DEV, weights="fp8"),
     "v5p-8": DEV, "v5e-4": DEV, "v6e-4": DEV,
 }  # fmt: skip
 HEAD = ("device", "mesh", "fits", "GiB: peak", "weights", "temporaries", "kernel", "a step", "collectives a step",

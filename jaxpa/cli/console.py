@@ -50,12 +50,14 @@ def one_line_warnings() -> Iterator[None]:
 
 
 def compilation_cache() -> Path | None:
-    """Keep compiled programs between processes, unless the user's JAX is told where already.
+    """Keep compiled programs between processes: where the user's JAX is told to, else in a folder of this program.
 
     Returns the folder; None, after a warning, where none can be written: everything runs without.
     """
     import jax
 
+    if "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS" not in os.environ:
+        jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.0)
     if named := jax.config.values["jax_compilation_cache_dir"]:
         return Path(named)
     try:
@@ -68,7 +70,6 @@ def compilation_cache() -> Path | None:
         warnings.warn(f"compiled programs are not kept: {error}", stacklevel=1)  # one place: it is said once
         return None
     jax.config.update("jax_compilation_cache_dir", str(folder))
-    jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.0)
     return folder
 
 
