@@ -8,13 +8,21 @@ one step, its attention kernel left out; ms are a roofline of one step's instruc
 
 2026-11-25, jax 0.10.2, jax-cuda13-plugin 0.10.2, 1024 x 1024, 512 text tokens, bfloat16:
 
-    h100            22.48 GiB   83.5 ms (products 60.2, attention 15.0, fusions 8.3)     984 launches a step
-    h100x4           5.89 GiB   26.8 ms (products 15.1, attention 3.8, fusions 7.9)     1269, 76 all-reduces of 27 MiB
+    h100            22.48 GiB   82.7 ms (products 60.2, attention 15.0, fusions 7.5)     1003 launches a step
+    h100 512        22.40 GiB   24.2 ms (products 20.1, attention 1.7, fusions 2.5)      1004
+    h100 batch 4    23.30 GiB  330.6 ms (products 240.7, attention 60.2, fusions 29.7)   1006
+    h100 reference  22.80 GiB  167.2 ms (products 120.4, attention 30.1, fusions 16.7)   1062, a step above tau
+    h100x4           5.85 GiB   24.9 ms (products 15.1, attention 3.8, fusions 6.0)      1307, 76 all-reduces of 27 MiB
 
-libtpu 0.0.42.1, one double and one single block of its width, from a program of 2 + 2 blocks:
+libtpu 0.0.42.1, M cycles of a step, and of a double and a single block in it:
 
-    v6e-1           4.305 and 4.150 M cycles: 239.9 M for 19 + 38 blocks and what is beside them
-    v6e-4           2.051 and 1.485 M cycles a chip, 2 all-reduces of 27 MiB and 1
+    v6e-1           22.43 GiB    227.1 (4.13, 3.90)
+    v6e-1 512                     78.5 (1.50, 1.31)
+    v6e-1 batch 4               1151.7 (21.9, 19.1)
+    v6e-1 reference              533.6 (10.4, 8.69), a step above tau
+    v5e-1 int8      15.10 GiB    588.7 (10.7, 10.1); fp8 the same
+    v5p-8            6.13 GiB    113.5 (2.52, 1.72) a chip, 2 all-reduces of 27 MiB in a double block, 1 in a single one
+    v5e-4            6.10 GiB    219.7 (4.65, 3.43) a chip, the same all-reduces
 """
 
 import sys

@@ -17,9 +17,12 @@ def test_a_second_process_compiles_nothing(tmp_path):
 
     def made(prompt: str, seed: int, name: str) -> dict:
         words = ["generate", "--prompt", prompt, "--seed", seed, "--steps", 1, "--json", "--out", tmp_path / name]
-        env = os.environ | {"JAX_COMPILATION_CACHE_DIR": str(tmp_path / "programs"), "JAX_PLATFORMS": "cpu",
-                            "XLA_FLAGS": "", "JAX_DISABLE_MOST_OPTIMIZATIONS": "1", "PYTHONPATH": str(ROOT)}  # fmt: skip
-        done = subprocess.run([sys.executable, "-m", "jaxpa", *map(str, words)], env=env, capture_output=True, text=True)
+        variables = {"JAX_COMPILATION_CACHE_DIR": str(tmp_path / "programs"), "PYTHONPATH": str(ROOT), "XLA_FLAGS": "",
+                     "JAX_PLATFORMS": "cpu", "JAX_DISABLE_MOST_OPTIMIZATIONS": "1"}  # fmt: skip
+        env = os.environ | variables
+        done = subprocess.run(
+            [sys.executable, "-m", "jaxpa", *map(str, words)], env=env, capture_output=True, text=True
+        )
         assert done.returncode == 0, done.stderr
         return json.loads(done.stdout)
 
