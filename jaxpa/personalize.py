@@ -35,13 +35,13 @@ class Phase(NamedTuple):
     conditions  what `bind(model)` makes the velocity of, or a velocity itself. Of the R + G rows [references; images]
                 where the references ride along, else of the G images
     routing     of those rows; None: the images go alone, unchanged
-    joined      indices into R * N: the reference tokens that are a part of each image's sequence, [image; reference]
-                of N + K tokens in G rows (`routing.join`); None: there are none
+    joined      indices into R * N, for all images or for each: the reference tokens that are a part of its sequence,
+                [image; reference] of N + K tokens in G rows (`routing.join`); None: there are none
     """
 
     conditions: Any
     routing: Routing | None = None
-    joined: Int[Array, " K"] | None = None
+    joined: Int[Array, "*images K"] | None = None
 
 
 @jax.tree_util.register_dataclass
@@ -172,8 +172,10 @@ def _enter_late(task: Task, state: State) -> tuple[_Stretch, State]:
     if phase.joined is None:
         return _enter(task, phase, "apart" if phase.routing is None else "rows", trajectory, state)
 
-    def pick(references: Float[Array, "*times R N C"]) -> Float[Array, "*times 1 K C"]:
-        return references.reshape(*references.shape[:-3], 1, -1, references.shape[-1])[..., phase.joined, :]
+    chosen = jnp.atleast_2d(phase.joined)
+
+    def pick(references: Float[Array, "*times R N C"]) -> Float[Array, "*times rows K C"]:
+        return references.reshape(*references.shape[:-3], -1, references.shape[-1])[..., chosen, :]
 
     picked = pick(state.references)
     references = jnp.broadcast_to(picked, (len(state.images), *picked.shape[1:]))
@@ -222,7 +224,7 @@ def _check(task: Task, x: Array) -> None:
     else:
         checks.number("tau", task.tau, 0, 1)
     if task.late.joined is not None:
-        checks.indices("late.joined", task.late.joined, ("K",), references * n)
+        checks.indices("late.joined", task.late.joined, ("...", "K"), references * n)
     rows = references + x.shape[0]
     for name, phase in (("early", task.early), ("late", task.late)):
         if phase.routing is not None and phase.routing.source is not None:

@@ -224,7 +224,17 @@ class Pipeline(Model):
         self, request: Request, references: References, encoded: tuple[jax.Array, Beside | None], seeds: np.ndarray,
         on_step: OnStep | None,
     ) -> jax.Array:  # fmt: skip
-        """`sample_personalized` for some of the seeds; encoded: the references' trajectory, and what is read beside."""
+        """`sample_personalized` for some of the seeds."""
+        tasks, x = self.tasks(request, references, encoded, seeds)
+        return jnp.concatenate([personalized(task, x, on_step) for task in tasks])
+
+    def tasks(
+        self, request: Request, references: References, encoded: tuple[jax.Array, Beside | None], seeds: np.ndarray
+    ) -> tuple[list[Task], jax.Array]:
+        """What `personalize.sample` is asked for, a task for each tau, and the noise of every seed and place.
+
+        encoded: the references' trajectory, and what is read beside.
+        """
         trajectory, conditions = encoded[0], partial(self.conditions, beside=encoded[1])
         preset, taus = request.switches(self.spec), request.taus(self.spec)
         steps, negative_prompt = request.sampling.steps, request.sampling.negative_prompt
@@ -263,8 +273,7 @@ class Pipeline(Model):
             after = Phase(conditions(rows, grid, guidance, negative, r), routing)
         eta, model = jnp.asarray(inversion.control(len(times) - 1, preset.eta)), self.parts.transformer
         task = Task(trajectory, eta, jnp.asarray(times), jnp.float32(0), before, after, model, preset.level, solver)
-        tasks = [dataclasses.replace(task, tau=jnp.asarray(gate)) for gate in gates]
-        return jnp.concatenate([personalized(task, x, on_step) for task in tasks])
+        return [dataclasses.replace(task, tau=jnp.asarray(gate)) for gate in gates], x
 
     def replacement(self, preset: Preset, references: References, placement: Placement) -> Routing:
         """What feeds every token while t > tau, and how far: placement (G, R, N)."""

@@ -7,7 +7,7 @@ key and value and which other tokens are attended to; an observer is a function 
 a function with parameters of its own that adds to the image stream of every block.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from typing import Any, NamedTuple, Protocol, runtime_checkable
 
@@ -259,9 +259,21 @@ class FluxConditions:
 
     def rows(self, index: slice | Int[Array, " rows"]) -> "FluxConditions":
         """The conditions of some of the rows."""
-        positions = self.positions if self.positions.ndim == 2 else self.positions[index]
-        guidance, channels = (None if x is None else x[index] for x in (self.guidance, self.channels))
-        return FluxConditions(self.txt[index], self.vec[index], guidance, positions, channels)
+        return self.each_row(lambda x: x[index])
+
+    def each_row(self, change: Callable[..., Array], *others: "FluxConditions") -> "FluxConditions":
+        """What `change` makes of every array that has rows, of these conditions and of others."""
+        made = {}
+        for name in ("txt", "vec", "guidance", "channels", "positions"):
+            arrays = [getattr(each, name) for each in (self, *others)]
+            shared = arrays[0] is None or (name == "positions" and arrays[0].ndim == 2)
+            made[name] = arrays[0] if shared else change(*arrays)
+        return FluxConditions(**made)
+
+    @staticmethod
+    def concatenate(parts: Sequence["FluxConditions"]) -> "FluxConditions":
+        """The rows of several conditions, in order; positions without rows are the first's."""
+        return parts[0].each_row(lambda *x: jnp.concatenate(x), *parts[1:])
 
 
 @jax.tree_util.register_dataclass

@@ -25,7 +25,7 @@ FLOORS = (
     "routing backbones",
     "personalize checkpoint media",
     "adapters",
-    "request runs",
+    "request runs batching",
     "devices",
     "model",
     "attention",
@@ -47,7 +47,7 @@ ROOMS = {  # modules in the order in which they build on each other
     "evaluation": "metrics scores evaluate",
     "cli": "console flags words files command plan bench checkpoints pictures invert mask parse batch main",
 }
-METHOD = {"sampling", "inversion", "presets", "routing", "personalize"}
+METHOD = {"sampling", "inversion", "presets", "routing", "personalize", "batching"}
 NETWORKS = {"partition", "layers", "kernels", "blocks", "transformer", "encoders"}  # the method knows none
 PURE = {"arrays", "box", "tokens", "rope", "schedule", "loops", "solvers", "checks", *METHOD}
 ARRAYS = {"jax", "numpy", "chex", "jaxtyping"}  # all that these may import from outside

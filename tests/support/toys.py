@@ -77,6 +77,13 @@ class ToyConditions:
     def bind(self, model: jax.Array) -> Toy:
         return Toy(model, self.shift)
 
+    def rows(self, index: np.ndarray) -> "ToyConditions":
+        return ToyConditions(self.shift[index])
+
+    @staticmethod
+    def concatenate(parts: "list[ToyConditions]") -> "ToyConditions":
+        return ToyConditions(jnp.concatenate([part.shift for part in parts]))
+
 
 @jax.tree_util.register_dataclass
 @dataclass(frozen=True)
