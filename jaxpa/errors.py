@@ -11,6 +11,10 @@ class JaxpaError(Exception):
     """Bad input. The user reads its text, without a traceback."""
 
 
+class OutputError(JaxpaError):
+    """A result that cannot be written: a full disk, a folder that is gone or closed. The input is not to blame."""
+
+
 class CheckpointError(JaxpaError):
     """A checkpoint that cannot be found, fetched or loaded.
 

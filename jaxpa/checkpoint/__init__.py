@@ -6,6 +6,7 @@ keys    which stored tensors make which parameter, as tables
 parts   one component as its headers describe it, with every fault
 fit     whether components belong together
 hub     checkpoints of the Hugging Face hub
+remote  files at URLs
 source  a name, a path or a hub id -> the components
 residence  how a platform wants a transformer to lie in its memory
 stages  networks that take turns in memory

@@ -22,6 +22,7 @@ from jaxpa.checkpoint.files import PICKLES
 from jaxpa.checkpoint.fit import TOKENIZERS
 from jaxpa.checkpoint.keys import Layout
 from jaxpa.checkpoint.parts import PARTS, Part, open_bfl, open_folder
+from jaxpa.checkpoint.remote import fetch_url, is_url
 from jaxpa.config import (
     FluxConfig,
     ScheduleConfig,
@@ -208,18 +209,21 @@ def _resolve(source: str | Path, path: Path, components: str | Path | None, down
 
 
 def locate(source: str | Path, parts: Iterable[str] = PARTS, download: bool = True) -> Path:
-    """The file or folder that a source names; a hub id is fetched, with the weights of these parts."""
+    """The file or folder that a source names; a hub id is fetched, with the weights of these parts, and a URL whole."""
     if source == "mini":
         return find_mini()
     if isinstance(source, str) and (repo := hub.hub_id(source)):
         return hub.fetch(repo, parts, download)
+    if isinstance(source, str) and is_url(source):
+        return fetch_url(source, download)
     try:
         path = Path(source).expanduser()
         os.stat(path)
     except FileNotFoundError:
         raise CheckpointError(
             f"{source}: no such file or folder\n"
-            "  - a model is 'mini', a hub id (owner/name), a diffusers or converted folder, or a .safetensors file\n"
+            "  - a model is 'mini', a hub id (owner/name), a URL, a diffusers or converted folder, or a .safetensors "
+            "file\n"
             f"  - in a folder that exists here a name counts as a path; {hub.PREFIX}owner/name is always a hub id"
         ) from None
     except (OSError, ValueError, RuntimeError) as error:  # a name that is too long, a null in it, no such user's home

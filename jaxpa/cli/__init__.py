@@ -5,7 +5,8 @@ parse        from words to commands; help
 pictures     generate, personalize, inpaint, outpaint
 invert       a picture to noise and back
 mask         the command that makes masks
-batch        a file of commands
+lines        the lines of a batch as commands that have been checked
+batch        a file of them, worked through
 plan         what a run would cost
 bench        how fast this machine is
 checkpoints  convert, info

@@ -1,109 +1,126 @@
-"""The command that works through a file of commands: networks load once, and what is done stays done."""
+"""The command that works through a file of requests: networks load once, and what is done stays done."""
 
+import contextlib
 import json
-import shlex
+import signal
 import sys
-from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, field, replace
-from glob import escape
+import threading
+import time
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, Literal
 
 from tyro.conf import Positional
 
-from jaxpa.cli import console, files
-from jaxpa.cli.command import Making
-from jaxpa.cli.invert import InvertCommand
-from jaxpa.cli.mask import MaskCommand
-from jaxpa.cli.parse import parse_command
-from jaxpa.cli.pictures import EditCommand, GenerateCommand, InpaintCommand, OutpaintCommand, PersonalizeCommand
-from jaxpa.errors import JaxpaError, did_you_mean
+from jaxpa.batch.groups import sizes
+from jaxpa.batch.journal import Journal, Progress, key_of, read_progress, status
+from jaxpa.checkpoint.remote import is_url, open_url
+from jaxpa.cli import console
+from jaxpa.cli.command import Made, headers_read_once
+from jaxpa.cli.lines import Job, Naming, in_order, read_jobs, shared
+from jaxpa.errors import JaxpaError, OutputError
 
-JOBS = {
-    "generate": GenerateCommand,
-    "personalize": PersonalizeCommand,
-    "inpaint": InpaintCommand,
-    "outpaint": OutpaintCommand,
-    "edit": EditCommand,
-    "invert": InvertCommand,
-    "mask": MaskCommand,
-}
-
-
-class Job(NamedTuple):
-    """A line of the file: where it stands, its words, and the command that they are."""
-
-    place: str
-    words: list[str]
-    command: Making
+TERMINATED = 143  # as a shell counts signals: 128 + SIGTERM
 
 
 @dataclass(kw_only=True)
 class BatchCommand:
-    """Work through a file of commands, one a line, as one types them after `jaxpa`.
+    """Work through a file of requests: commands, one a line, as one types them; a JSON object a line (.jsonl); or a
+    CSV table (.csv, .tsv) whose header has the same names.
 
-    The networks load once. Every line is checked first. What is done is written into a journal beside the file
-    (FILE.done.jsonl), with seeds, settings and seconds: when it is run again, only what is missing is made.
+    The networks load once. Every line is checked first. Pictures of one size, number of steps and kind are sampled
+    together, whichever lines they belong to: a picture depends on its own line alone. What is done is written into a
+    journal (FILE.done.jsonl): when it is run again, only what is missing is made. Paths count from the file's folder.
     """
 
-    file: Positional[Path]
-    """Lines such as: generate --prompt "a red cat" --seed 3 --out cat.png. A # begins a comment."""
+    file: Positional[str | None] = None
+    """Lines such as: generate --prompt "a red cat" --seed 3 --out cat.png. A # begins a comment; `jaxpa` may stand in
+    front. -: stdin (then --journal says where the journal goes)."""
     model: str | None = None
-    """For lines that name no --model."""
+    """For lines that name no model."""
+    out: str | None = None
+    """For lines that name no file: a template such as {line:05d}-{seed}.png, of line, seed, tau, place, verb and
+    prompt."""
+    out_dir: str | None = None
+    """Where the files go, instead of the file's folder; a fsspec URL (gs://, s3://) too."""
+    journal: str | None = None
+    """Where the journal is, instead of beside the file; a fsspec URL too."""
+    batch_size: int | None = None
+    """Pictures that are sampled together; auto: as many as fit the memory, 8 at most. Another number is another
+    program, whose pictures may differ by a grey level."""
     share: str = "1/1"
-    """I/N: of N machines that work on the same file, this is the I-th and takes every N-th line."""
+    """I/N: this is the I-th of N processes that take every N-th line each, for who has only a shell on each machine."""
+    engine: Literal["local", "ray"] = "local"
+    """ray: the devices of a Ray cluster work on the file together (`pip install 'jaxpa[ray]'`)."""
+    actors: int | None = None
+    """With ray: how many; auto: one for each GPU or TPU chip, else one for each machine."""
+    retry_failed: bool = False
+    """Try lines again that failed by their own fault."""
     again: bool = False
     """Make everything again."""
+    status: bool = False
+    """Say what is made, failed and left, and how long it will take; make nothing."""
+    schema: bool = False
+    """Print the JSON schema of a line of JSON."""
     json: bool = False
     """A JSON line on stdout for every job; everything else goes to stderr."""
 
     def run(self) -> int:
-        index, count = parse_share(self.share)
-        jobs = read_jobs(self.file, self.model)
-        share_networks(jobs)
-        suffix = ".done.jsonl" if count == 1 else f".{index}of{count}.done.jsonl"
-        done = set() if self.again else finished(self.file)
-        own = jobs[index - 1 :: count]
-        todo = [job for job in own if tuple(job.words) not in done]
-        failed = 0
-        journal = self.file.with_name(self.file.name + suffix)
-        for number, job in enumerate(todo, 1):
-            try:
-                content, line = job.command.make(job.command.prepare())
-                append(journal, {"job": job.words, **content})
-            except Exception as error:  # whatever it is, the lines after it are made
-                said = str(error) if isinstance(error, JaxpaError) else f"{type(error).__name__}: {error}"
-                print(f"jaxpa: {job.place}: {said}", file=sys.stderr)
-                failed += 1
-                continue
-            content = {"job": job.words, **content}
-            console.report(self.json, content, [line.replace("jaxpa: ", f"jaxpa: [{number}/{len(todo)}] ", 1)])
-        print(
-            f"jaxpa: {self.file}: {len(todo) - failed} made, {failed} failed, {len(own) - len(todo)} done before",
-            file=sys.stderr,
-        )
-        return 1 if failed else 0
+        if self.schema:
+            from jaxpa.batch.table import table_schema
+
+            print(json.dumps(table_schema(), indent=1))
+            return 0
+        if self.file is None:
+            raise JaxpaError("name the file of the batch, or say --schema")
+        share = parse_share(self.share)
+        journal = self.open_journal(share)
+        with contextlib.ExitStack() as stack:
+            stack.enter_context(headers_read_once())
+            work = None
+            if self.out_dir is not None and is_url(self.out_dir):
+                from tempfile import TemporaryDirectory
+
+                work = Path(stack.enter_context(TemporaryDirectory()))
+            jobs = read_jobs(self.file, Naming(self.model, self.out, self.out_dir), work)
+            if self.status:
+                return self.say_status(jobs, journal)
+            stack.enter_context(journal.locked())
+            return Session(self, jobs, share, journal, work).run()
+
+    def open_journal(self, share: tuple[int, int]) -> Journal:
+        assert self.file is not None
+        if self.journal is not None:
+            return Journal(self.journal)
+        if not Path(self.file).is_file():
+            raise JaxpaError(f"{self.file} is no file that a journal could stand beside: name one with --journal")
+        return Journal.beside(Path(self.file), share)
+
+    def progress(self, jobs: Sequence[Job], journal: Journal) -> Progress:
+        """What the journal says of the jobs, whose files must still be there."""
+        there = existing(self.out_dir) if self.out_dir is not None and is_url(self.out_dir) else None
+        expected = {key_of(job.said): job.names for job in jobs
+                    if all(name in there if there is not None else file.exists()
+                           for name, file in zip(job.names, job.files, strict=True))}  # fmt: skip
+        return read_progress(journal.entries(), expected)
+
+    def say_status(self, jobs: Sequence[Job], journal: Journal) -> int:
+        content = status({key_of(job.said): job.place for job in jobs}, self.progress(jobs, journal), journal.entries())
+        rate, left = content["pictures_per_minute"], content["seconds_left"]
+        lines = [f"{content['made']} of {content['lines']} lines made, {len(content['failed'])} failed, "
+                 f"{content['left']} left" + (f"; {rate:g} pictures a minute" if rate else "")
+                 + (f", {left // 3600}:{left // 60 % 60:02d}:{left % 60:02d} to go" if left else "")]  # fmt: skip
+        lines += [f"{place}: {why}" for place, why in content["failed"].items()]
+        print(console.as_line(content) if self.json else "\n".join(lines))
+        return 0
 
 
-def share_networks(jobs: Sequence[Job]) -> None:
-    """Where lines differ in LoRAs, keep these beside the weights, which then load once; a line may say otherwise."""
-    if len({job.command.checkpoint.lora for job in jobs}) > 1:
-        for job in jobs:
-            said = job.command.checkpoint
-            job.command.checkpoint = replace(said, keep_lora=True if said.keep_lora is None else said.keep_lora)
-
-
-def append(journal: Path, entry: dict[str, Any]) -> None:
-    """Add a line to a journal, after a line break that a crash may have cost it. Raises JaxpaError."""
-    try:
-        with journal.open("a+b") as file:
-            if file.tell():
-                file.seek(-1, 2)
-                torn = file.read() != b"\n"
-                file.write(b"\n" if torn else b"")
-            file.write(console.as_line(entry).encode() + b"\n")
-    except OSError as error:
-        raise JaxpaError(f"made, but {journal} cannot be written: {error.strerror or error}") from None
+def existing(url: str) -> set[str]:
+    """The names of the files below a URL."""
+    system, path = open_url(url)
+    root = path.rstrip("/") + "/"
+    return {each.removeprefix(root) for each in system.find(path)} if system.exists(path) else set()
 
 
 def parse_share(text: str) -> tuple[int, int]:
@@ -115,90 +132,171 @@ def parse_share(text: str) -> tuple[int, int]:
 
 
 @dataclass
-class Claims:
-    """The files that the lines of a batch write, as far as they have been read, and where each stands."""
+class Session:
+    """One run of a batch, by a process that holds the journal."""
 
-    places: dict[Path, str] = field(default_factory=dict)
+    command: BatchCommand
+    jobs: list[Job]
+    share: tuple[int, int]
+    journal: Journal
+    work: Path | None
+    made: int = 0
+    failed: int = 0
+    total: int = 0
+    stop: threading.Event = field(default_factory=threading.Event)
 
-    def add(self, place: str, command: Making) -> None:
-        """Raises JaxpaError if another line writes one of these files."""
-        own = [file.absolute().resolve() for file in possible_outputs(command)]
-        for file in own:
-            if file in self.places:
-                raise JaxpaError(f"--out {command.out}: {file.name} is written by {self.places[file]} already")
-        self.places.update(dict.fromkeys(own, place))
+    def run(self) -> int:
+        said, (index, count) = self.command, self.share
+        own = [job for k, job in enumerate(self.jobs) if k % count == index - 1]
+        if said.again:
+            skip, failed = set[str](), dict[str, str]()
+        else:
+            progress = said.progress(own, self.journal)
+            failed = {} if said.retry_failed else {k: v for k, v in progress.failed.items() if k not in progress.again}
+            skip = progress.done | failed.keys()
+        keys = {job.number: key_of(job.said) for job in own}
+        todo = {job.number for job in own if keys[job.number] not in skip}
+        self.total = len(todo)
+        before = sum(keys[job.number] in failed for job in own)
+        with terminated(self.stop):
+            for level in range(1 + max(job.level for job in self.jobs)):
+                self.run_level([job for job in self.jobs if job.level == level], todo)
+        line = (
+            f"jaxpa: {said.file}: {self.made} made, {self.failed} failed, {len(own) - len(todo) - before} done before"
+        )
+        line += f", {before} failed before (--retry-failed tries them again)" if before else ""
+        if self.stop.is_set():
+            line += f"; stopped, {len(todo) - self.made - self.failed} left"
+        print(line, file=sys.stderr)
+        return TERMINATED if self.stop.is_set() else 1 if self.failed or before else 0
 
-    def has(self, words: Sequence[str]) -> bool:
-        """Whether an earlier line makes a file that is named here."""
-        named = (part for word in words for part in (word, word.partition("=")[2]) if part)
-        return any(Path(word).absolute().resolve() in self.places for word in named if "\0" not in word)
-
-
-def possible_outputs(command: Making) -> list[Path]:
-    """Every file that a command will write."""
-    labels = command.labels()
-    return files.outputs(command.out, labels, command.figure).all
-
-
-def read_jobs(file: Path, model: str | None = None) -> list[Job]:
-    """Every line of a file as a command that has been checked. Raises JaxpaError with all that is wrong."""
-    jobs, faults, claims = [], [], Claims()
-    for place, words in read_lines(file):
-        if model is not None and not any(word.partition("=")[0] == "--model" for word in words):
-            words = [words[0], "--model", model, *words[1:]]
-        try:
-            job = Job(place, words, parse(place, words))
-            if not claims.has(words):  # else its input may not exist yet
-                job.command.prepare()
-            claims.add(place, job.command)
-            jobs.append(job)
-        except JaxpaError as error:
-            faults.append(f"{place}: {error}")
-    if faults:
-        raise JaxpaError("\n".join(faults))
-    if not jobs:
-        raise JaxpaError(f"{file} holds no command: write one a line, such as: generate --prompt TEXT --out a.png")
-    return jobs
-
-
-def read_lines(file: Path) -> Iterator[tuple[str, list[str]]]:
-    """(FILE:NUMBER, words) of every line that is not empty."""
-    try:
-        lines = file.read_text(encoding="utf-8").split("\n")  # and not where Unicode, too, sees the end of a line
-    except (OSError, UnicodeDecodeError) as error:
-        raise JaxpaError(f"{file} cannot be read: {error}") from None
-    for number, line in enumerate(lines, 1):
-        try:
-            words = shlex.split(line, comments=True)
-        except ValueError as error:
-            raise JaxpaError(f"{file}:{number}: {error}") from None
-        if words:
-            yield f"{file}:{number}", words
-
-
-def parse(place: str, words: Sequence[str]) -> Making:
-    """The command that the words are. What is wrong with a flag is explained on stderr, as for one that is typed."""
-    if words[0] not in JOBS:
-        near = did_you_mean(words[0], JOBS)
-        raise JaxpaError(f"{words[0]!r} is not a command of a batch: a line begins with {', '.join(JOBS)}{near}")
-    try:
-        command = parse_command(JOBS[words[0]], words[0], words[1:], f"{place}: {words[0]}")
-    except SystemExit:
-        raise JaxpaError(f"not the flags of {words[0]}: see jaxpa {words[0]} --help") from None
-    if getattr(command, "distributed", False):
-        raise JaxpaError("--distributed is for a command of its own: machines share a batch by --share I/N")
-    return command
-
-
-def finished(file: Path) -> set[tuple[str, ...]]:
-    """The words of every job that a journal beside the file names, and whose files are still there."""
-    found = set()
-    for journal in file.parent.glob(f"{escape(file.name)}*.done.jsonl"):
-        for line in journal.read_bytes().split(b"\n"):
+    def run_level(self, jobs: list[Job], todo: set[int]) -> None:
+        """Lines whose inputs are all there."""
+        ready: list[Job] = []
+        for job in jobs:
             try:
-                entry: Any = json.loads(line)
-                if all(Path(made).exists() for made in entry["files"]):
-                    found.add(tuple(entry["job"]))
-            except (ValueError, TypeError, KeyError):  # torn by a crash, or not of this program: the job is made again
-                continue
-    return found
+                ready.append(shared(job) if job.level and (job.number in todo or job.share is None) else job)
+            except Exception as error:  # what should have made its input has failed
+                if job.number in todo:
+                    self.done(job, None, error)
+                    todo.discard(job.number)
+        # The size of a batch is that of the whole file's: what is done already counts.
+        size = sizes([job.share for job in ready if job.share is not None], self.command.batch_size)
+        groups = ([job for job in group if job.number in todo] for group in in_order(ready))
+        groups = [group for group in groups if group]
+        sized = [(group, size.get(None if group[0].share is None else group[0].share.kind)) for group in groups]
+        if self.command.engine == "ray":
+            self.run_on_ray(sized)
+            return
+        run = LineRunner(self.out_url, self.stop)
+        for group, each in sized:
+            if not self.stop.is_set():
+                run(group, each, lambda outcome: self.done(*outcome))
+
+    def run_on_ray(self, sized: list[tuple[list[Job], Any]]) -> None:
+        from jaxpa.batch.engine_ray import Task, chunks, run_tasks
+
+        cache, run = console.compilation_cache(), LineRunner(self.out_url)
+        tasks = [Task(chunk, size, run, cache and str(cache)) for group, size in sized for chunk in chunks(group, size)]
+        by_number = {job.number: job for group, _ in sized for job in group}
+        for number, made, error in run_tasks(tasks, self.command.actors) if tasks else ():
+            self.done(by_number[number], made, error)
+            if self.stop.is_set():
+                return
+
+    @property
+    def out_url(self) -> str | None:
+        """Where results go that are made in a folder of their own."""
+        return None if self.work is None else self.command.out_dir
+
+    def done(self, job: Job, made: Made | None, error: Exception | None) -> None:
+        """A line is made, or failed: into the journal, and said. Raises OutputError if the journal is not writable."""
+        entry: dict[str, Any] = {"job": job.said, "line": job.number}
+        if made is None:
+            from jaxpa.batch.worker import said_of
+
+            assert error is not None
+            # What the line cannot help is tried again without being asked: a full disk, a full memory.
+            own = isinstance(error, JaxpaError) and not isinstance(error, OutputError)
+            entry |= {"failed": said_of(error), "again": not own, "at": time.time()}
+            print(f"jaxpa: {job.place}: {said_of(error)}", file=sys.stderr)
+            self.failed += 1
+            self.journal.append(entry)
+            return
+        entry |= {**made.content, "files": job.names, "at": time.time()}
+        self.journal.append(entry)
+        self.made += 1
+        number = f"[{self.made + self.failed}/{self.total}]"
+        console.report(self.command.json, entry, [made.line.replace("jaxpa: ", f"jaxpa: {number} ", 1)])
+
+
+@dataclass
+class LineRunner:
+    """Runs jobs that are sampled together, or that are not (size None); done: hears (job, made, error) of each.
+
+    url: where their files go from the folder in which they are made; stop: no further batch is begun once it is set.
+    """
+
+    url: str | None = None
+    stop: threading.Event | None = None
+
+    def __call__(self, jobs: list[Job], size: Any, done: Callable[[tuple[Job, Made | None, Any]], None]) -> None:
+        from jaxpa.batch.worker import Worker
+
+        console.compilation_cache()
+        for folder in {file.parent for job in jobs for file in job.files if self.url is not None}:
+            folder.mkdir(parents=True, exist_ok=True)
+
+        def sent(outcome: tuple[Job, Made | None, Any]) -> None:
+            job, made, error = outcome
+            if made is not None and self.url is not None:
+                try:
+                    upload(job, self.url)
+                except Exception as fault:  # each file system has errors of its own
+                    made, error = None, OutputError(f"{self.url} cannot be written: {fault}")
+            done((job, made, error))
+
+        if size is None:
+            for job in jobs:
+                try:
+                    outcome = job, job.command.make(job.command.prepare()), None
+                except Exception as error:  # whatever it is, the lines after it are made
+                    outcome = job, None, error
+                sent(outcome)
+            return
+        try:
+            pipe = jobs[0].command.load()
+        except Exception as error:
+            for job in jobs:
+                sent((job, None, error))
+            return
+        lines: Any = ((job, job.command) for job in jobs)
+        Worker(pipe, size, lambda each: sent((each.line, each.made, each.error)), self.stop).run(lines)
+
+
+def upload(job: Job, url: str) -> None:
+    """The files of a line to where they belong; their local ones go."""
+    system, path = open_url(url)
+    for name, file in zip(job.names, job.files, strict=True):
+        target = f"{path.rstrip('/')}/{name}"
+        system.makedirs(target.rpartition("/")[0], exist_ok=True)
+        system.pipe_file(target, file.read_bytes())
+        file.unlink()
+
+
+@contextlib.contextmanager
+def terminated(stop: threading.Event) -> Iterator[None]:
+    """Within this, SIGTERM asks for an end after the pictures that are being made."""
+
+    def ask(*_: object) -> None:
+        stop.set()
+        print("jaxpa: the pictures in flight are finished, then this ends", file=sys.stderr)
+
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    before = signal.signal(signal.SIGTERM, ask)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGTERM, before)

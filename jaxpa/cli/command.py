@@ -1,6 +1,8 @@
 """What the commands have in common: a checkpoint, and for those that write pictures how they come to be."""
 
 import itertools
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field, replace
 from functools import lru_cache
 from pathlib import Path
@@ -44,8 +46,11 @@ class Command:
         from jaxpa.checkpoint.source import resolve
 
         said = self.checkpoint
-        found = resolve(said.model, said.components, download=download, variant=said.variant)
-        return adapt(found, said.lora, said.keep_lora, said.weights)
+        known = {} if _headers is None else _headers
+        if (said, download) not in known:
+            found = resolve(said.model, said.components, download=download, variant=said.variant)
+            known[said, download] = adapt(found, said.lora, said.keep_lora, said.weights)
+        return known[said, download]
 
     def load(self, mesh: str | None = None) -> "Pipeline":
         return _load(self.checkpoint, mesh)
@@ -56,6 +61,20 @@ class Command:
     def run(self) -> int:
         """Do it; the exit status."""
         raise NotImplementedError
+
+
+_headers: dict[tuple[Checkpoint, bool], "Source"] | None = None
+
+
+@contextmanager
+def headers_read_once() -> Iterator[None]:
+    """Within this, a checkpoint's headers are read once, whatever the number of commands that ask for them."""
+    global _headers
+    before, _headers = _headers, {}
+    try:
+        yield
+    finally:
+        _headers = before
 
 
 def spec_of(source: "Source") -> Spec:
@@ -107,6 +126,7 @@ class Making(Command):
     """
 
     DEFAULT: ClassVar[Path] = Path("jaxpa.png")
+    naming: ClassVar["Callable[[list[dict[str, Any]]], list[Path]] | None"] = None  # a batch's names of files
     figure: ClassVar[bool] = False  # whether a sheet is written beside; where there is one, it is a flag
 
     out: Path = DEFAULT
@@ -129,9 +149,9 @@ class Making(Command):
         """Make and write the pictures."""
         raise NotImplementedError
 
-    def labels(self) -> list[str]:
-        """What the pictures' names differ in."""
-        return [""]
+    def inputs(self) -> list[Path]:
+        """The files that it reads."""
+        raise NotImplementedError
 
     def require_memory(self, request: Request, canvas: tuple[int, int] | None, beside: int = 0) -> dict[str, Any]:
         """What a request costs. Raises JaxpaError, unless forced, where it does not fit in memory with `beside` bytes.
@@ -146,8 +166,28 @@ class Making(Command):
             require_memory(costs | {"memory_bytes": costs["memory_bytes"] + beside})
         return costs
 
-    def settle(self, labels: list[str], figure: bool, inputs: list[Path]) -> Outputs:
-        return files.settle(self.out, self.DEFAULT, labels, figure, inputs, self.force)
+    def outputs(self) -> Outputs:
+        """The files that it writes where it is told their names."""
+        return self.outputs_of(self.made_with())
+
+    def made_with(self) -> list[dict[str, Any]]:
+        """What each picture is made with, as far as that differs."""
+        return [{}]
+
+    def outputs_of(self, made: list[dict[str, Any]]) -> Outputs:
+        if self.naming is not None:
+            return files.named(self.naming(made), files.labels(made), self.sheet_wanted)
+        return files.outputs(self.out, files.labels(made), self.sheet_wanted)
+
+    @property
+    def sheet_wanted(self) -> bool:
+        return self.figure
+
+    def settle(self, made: list[dict[str, Any]]) -> Outputs:
+        files.check_labels(files.labels(made))
+        if self.naming is None and self.out == self.DEFAULT:
+            return files.free(self.out, files.labels(made), self.sheet_wanted)
+        return files.settle(self.outputs_of(made), self.inputs(), self.force)
 
     def run(self) -> int:
         made = self.make(self.prepare())
@@ -221,18 +261,23 @@ class Picturing(Making):
         if self.force:
             request = replace(request, sampling=replace(request.sampling, batch_size=costs["batch_size"]))
         made = combinations(request, spec)
-        figure = self.figure and (request.references > 0 or request.verb == "edit")
-        outputs = self.settle(files.labels(made), figure, files.inputs_of(request))
-        return Prepared(request, pictures, made, outputs)
+        return Prepared(request, pictures, made, self.settle(made))
 
-    def labels(self) -> list[str]:
-        return files.labels(combinations(self.request(), spec_of(self.source())))
+    def inputs(self) -> list[Path]:
+        return files.inputs_of(self.request())
+
+    def made_with(self) -> list[dict[str, Any]]:
+        return combinations(self.request(), spec_of(self.source()))
+
+    @property
+    def sheet_wanted(self) -> bool:
+        request = self.request()
+        return self.figure and (request.references > 0 or request.verb == "edit")
 
     def make(self, prepared: Prepared) -> Made:
         from jaxpa.devices.processes import writes
-        from jaxpa.media.images import save_image
 
-        request, pictures, made, outputs = prepared
+        request, pictures = prepared.request, prepared.pictures
         with console.clock() as clock:
             with clock.stage("load"):
                 pipe = self.load()
@@ -241,12 +286,21 @@ class Picturing(Making):
                 images = pipe.make(request, pictures, console.Progress())
         if not writes():
             return ELSEWHERE
-        made_with = files.labels(made)
-        if outputs.figure is not None:
-            save_image(sheet_of(pictures, images, made_with, pipe.cell), outputs.figure, {"figure": made_with})
-        return self.write(prepared, images, clock, pipe)
+        return self.write(prepared, pictures, images, clock, pipe)
 
-    def write(self, prepared: Prepared, images: "list[Image.Image]", clock: "Clock", pipe: "Pipeline") -> Made:
+    def finish(
+        self, prepared: Prepared, pictures: Any, images: "list[Image.Image]", seconds: float, pipe: "Pipeline"
+    ) -> Made:
+        """The pictures of a batch, written as `make` writes them."""
+        from jaxpa.devices.timing import Clock
+
+        clock = Clock()
+        clock.seconds["sample"] = seconds
+        return self.write(prepared, pictures, images, clock, pipe)
+
+    def write(
+        self, prepared: Prepared, pictures: Any, images: "list[Image.Image]", clock: "Clock", pipe: "Pipeline"
+    ) -> Made:
         """The pictures with how they were made inside, and the report."""
         from jaxpa.devices.plan import plan, remember, signature
         from jaxpa.media.images import save_image
@@ -265,6 +319,9 @@ class Picturing(Making):
             "switches": asdict(request.switches(pipe.spec)) if request.riding(pipe.spec) else None,
             "request": as_record(request),
         }
+        if outputs.figure is not None:
+            labels = files.labels(made)
+            save_image(sheet_of(pictures, images, labels, pipe.cell), outputs.figure, {"figure": labels})
         for file, image, own in zip(outputs.files, images, made, strict=True):
             save_image(image, file, common | own)
         remember(console.compilation_cache(), signature(source, request, costs))

@@ -36,21 +36,33 @@ def outputs(out: Path, labels: Sequence[str] = ("",), figure: bool = False) -> O
     return Outputs(files, out.with_name(f"{out.stem}-figure.png") if figure else None)
 
 
-def settle(
-    out: Path, default: Path, labels: Sequence[str], figure: bool, inputs: Iterable[Path], force: bool
-) -> Outputs:
-    """The files that may be written, by the rule of this module. Raises JaxpaError."""
-    check_output(out)
+def named(files: Sequence[Path], labels: Sequence[str], figure: bool = False) -> Outputs:
+    """Files that have a name each; where names are alike, the pictures' labels tell them apart."""
+    if len(set(files)) < len(files):
+        files = [file.with_name(f"{file.stem}-{label}{file.suffix}") for file, label in zip(files, labels, strict=True)]
+    return Outputs(list(files), files[0].with_name(f"{files[0].stem}-figure.png") if figure else None)
+
+
+def check_labels(labels: Sequence[str]) -> None:
+    """Raise JaxpaError for a picture that is asked for twice."""
     if twice := [label for k, label in enumerate(labels) if label in labels[:k]]:
-        named = f" ({twice[0]})" if twice[0] else ""
-        raise JaxpaError(f"the same picture is asked for twice{named}: give each tau, seed and place once")
-    if out == default:
-        count, chosen = 1, outputs(out, labels, figure)
-        while any(os.path.lexists(file) for file in chosen.all):
-            count += 1
-            chosen = outputs(out.with_name(f"{out.stem}-{count}{out.suffix}"), labels, figure)
-        return chosen
-    chosen, read = outputs(out, labels, figure), [file for file in inputs if file.exists()]
+        of_label = f" ({twice[0]})" if twice[0] else ""
+        raise JaxpaError(f"the same picture is asked for twice{of_label}: give each tau, seed and place once")
+
+
+def free(out: Path, labels: Sequence[str], figure: bool) -> Outputs:
+    """The first files of a default name that are free."""
+    check_output(out)
+    count, chosen = 1, outputs(out, labels, figure)
+    while any(os.path.lexists(file) for file in chosen.all):
+        count += 1
+        chosen = outputs(out.with_name(f"{out.stem}-{count}{out.suffix}"), labels, figure)
+    return chosen
+
+
+def settle(chosen: Outputs, inputs: Iterable[Path], force: bool) -> Outputs:
+    """The files, if they may be written, by the rule of this module. Raises JaxpaError."""
+    read = [file for file in inputs if file.exists()]
     for file in chosen.all:
         check_output(file)
         if file.exists():

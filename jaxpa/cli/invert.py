@@ -49,7 +49,10 @@ class InvertCommand(Making):
         spec.check_text_alone("invert")
         canvas = spec.canvas(picture.size, self.sampling.height, self.sampling.width)
         self.require_memory(Request(prompt=self.prompt, sampling=self.sampling), canvas)
-        return Walk(picture, canvas, self.settle([""], self.figure, [self.image]))
+        return Walk(picture, canvas, self.settle([{}]))
+
+    def inputs(self) -> list[Path]:
+        return [self.image]
 
     def make(self, prepared: Walk) -> Made:
         from jaxpa.media.edits import prepare_edit

@@ -13,11 +13,12 @@ import jax
 import tyro
 
 from jaxpa.cli import console
-from jaxpa.cli.batch import JOBS, BatchCommand
+from jaxpa.cli.batch import BatchCommand
 from jaxpa.cli.bench import BenchCommand
 from jaxpa.cli.checkpoints import ConvertCommand, InfoCommand
 from jaxpa.cli.command import Command
 from jaxpa.cli.flags import REGISTRY
+from jaxpa.cli.lines import JOBS
 from jaxpa.cli.parse import parse_command
 from jaxpa.cli.plan import PlanCommand
 from jaxpa.errors import JaxpaError, did_you_mean, printable

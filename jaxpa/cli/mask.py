@@ -93,8 +93,11 @@ class MaskCommand(Making):
             mask = None
             maps = 4 * spec.blocks * (height * width // spec.cell**2) ** 2  # every block's attention, image to image
             self.require_memory(Request(prompt=self.caption or self.word), (height, width), maps)
-        outputs = self.settle([""], self.figure, [self.image])
+        outputs = self.settle([{}])
         return Sketch(picture, mask, (height // spec.cell, width // spec.cell), coverage, outputs)
+
+    def inputs(self) -> list[Path]:
+        return [self.image]
 
     def make(self, prepared: Sketch) -> Made:
         from jaxpa.media.images import save_image

@@ -8,7 +8,6 @@ import errno
 import json
 import math
 import os
-import secrets
 import stat
 import threading
 from pathlib import Path
@@ -18,9 +17,10 @@ import numpy as np
 from PIL import ExifTags, Image, ImageFile, ImageOps, PngImagePlugin, UnidentifiedImageError
 
 from jaxpa.box import Box
-from jaxpa.errors import JaxpaError
+from jaxpa.errors import JaxpaError, OutputError
 from jaxpa.media.figures import over_white
 from jaxpa.media.masks import unit
+from jaxpa.media.replacing import replacing
 
 Picture: TypeAlias = str | os.PathLike[str] | Image.Image | np.ndarray
 """What a caller may hand over: a file, a Pillow image of any mode, or a (H, W, 3 | 4) uint8 array."""
@@ -262,18 +262,18 @@ def to_image(array: np.ndarray) -> Image.Image:
 
 
 def check_output(path: str | os.PathLike[str]) -> Path:
-    """Whether a picture can be written there, asked before any long work. JaxpaError says why not."""
+    """Whether a picture can be written there, asked before any long work. OutputError says why not."""
     path = Path(path)
     if os.path.isdir(path):  # unlike Path.is_dir, no error for a folder that may not be entered
-        raise JaxpaError(f"{path} is a folder: name a file in it, such as {path / 'out.png'}")
+        raise OutputError(f"{path} is a folder: name a file in it, such as {path / 'out.png'}")
     if path.suffix.lower() not in FORMATS:
-        raise JaxpaError(
+        raise OutputError(
             f"{path}: pictures are written as {', '.join(FORMATS)}, not {path.suffix or 'without a suffix'}"
         )
     if not os.path.isdir(path.parent):
-        raise JaxpaError(f"{path}: the folder {path.parent} does not exist: create it or name another")
+        raise OutputError(f"{path}: the folder {path.parent} does not exist: create it or name another")
     if not os.access(path.parent, os.W_OK | os.X_OK):
-        raise JaxpaError(f"{path}: the folder {path.parent} cannot be written to: name another")
+        raise OutputError(f"{path}: the folder {path.parent} cannot be written to: name another")
     return path
 
 
@@ -297,21 +297,17 @@ def _options(metadata: dict[str, Any] | None, form: str) -> dict[str, Any]:
 def save_image(image: Image.Image, path: str | os.PathLike[str], metadata: dict[str, Any] | None = None) -> None:
     """Write .png, .jpg or .webp with the metadata inside; a reader sees the old file or the whole new one.
 
-    JaxpaError: as `check_output`; a disk that is full.
+    OutputError: as `check_output`; a disk that is full.
     """
     path = check_output(path)
     form = FORMATS[path.suffix.lower()]
     if form != "PNG" and image.mode not in ("L", "RGB"):
         image = read_image(image)
-    part = path.with_name(f".{KEY}-{secrets.token_hex(8)}.tmp")
     try:
-        with part.open("xb") as file:  # not a private temporary file: the umask alone decides who may read it
+        with replacing(path) as file:
             image.save(file, form, **_options(metadata, form))
-        os.replace(part, path)
     except (OSError, ValueError) as error:
-        raise JaxpaError(f"{path} could not be written: {_line(error)}") from error
-    finally:
-        part.unlink(missing_ok=True)
+        raise OutputError(f"{path} could not be written: {_line(error)}") from error
 
 
 def read_metadata(path: str | os.PathLike[str]) -> dict[str, Any] | None:

@@ -9,7 +9,7 @@ import os
 from collections.abc import Mapping
 from dataclasses import MISSING, Field, asdict, fields, is_dataclass
 from functools import cache
-from typing import Any
+from typing import Any, TypeVar
 
 import pydantic
 from pydantic.json_schema import GenerateJsonSchema, JsonSchemaValue
@@ -27,10 +27,17 @@ def to_json(request: Request) -> dict[str, Any]:
     return _plain(request, "the request")
 
 
-def from_json(data: Mapping[str, Any] | str) -> Request:
-    """The request that `to_json` wrote. Raises JaxpaError with every key that is unknown or has a wrong value."""
+Kind = TypeVar("Kind", bound=Request)
+
+
+def from_json(data: Mapping[str, Any] | str, kind: type[Kind] = Request, lax: bool = False) -> Kind:
+    """The request that `to_json` wrote; lax: numbers may be written as text, as in the cells of a table.
+
+    Raises JaxpaError with every key that is unknown or has a wrong value.
+    """
     try:
-        return _adapter().validate_json(data if isinstance(data, str) else json.dumps(data))
+        text = data if isinstance(data, str) else json.dumps(data)
+        return _adapter(kind).validate_json(text, strict=False if lax else None)
     except pydantic.ValidationError as error:
         # One fault for each place, though a union complains once for every member.
         faults: dict[str, str] = {}
@@ -83,10 +90,10 @@ Request.__pydantic_config__ = CONFIG  # type: ignore[attr-defined] # inherited b
 
 
 @cache
-def _adapter() -> pydantic.TypeAdapter[Request]:
-    return pydantic.TypeAdapter(Request)
+def _adapter(kind: type[Any]) -> pydantic.TypeAdapter[Any]:
+    return pydantic.TypeAdapter(kind)
 
 
-def schema() -> dict[str, Any]:
+def schema(kind: type[Request] = Request) -> dict[str, Any]:
     """The JSON schema of a request."""
-    return _adapter().json_schema(schema_generator=_Schema)
+    return _adapter(kind).json_schema(schema_generator=_Schema)

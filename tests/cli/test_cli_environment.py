@@ -11,7 +11,7 @@ import pytest
 from PIL import Image
 
 from jaxpa.cli import console
-from jaxpa.cli.files import settle
+from jaxpa.cli.files import free, outputs, settle
 from jaxpa.errors import JaxpaError
 from jaxpa.media.images import read_metadata, save_image
 from jaxpa.presets import PRESETS
@@ -32,21 +32,21 @@ def picture(file, **metadata):
 
 def test_a_default_name_counts_on(folder):
     """Past every file of that name, the sheet's too, whoever made them."""
-    assert settle(DEFAULT, DEFAULT, [""], True, [], False).all == [DEFAULT, Path("jaxpa-figure.png")]
+    assert free(DEFAULT, [""], True).all == [DEFAULT, Path("jaxpa-figure.png")]
     picture("jaxpa.png", seed=1)
     picture("jaxpa-2-figure.png")
-    assert settle(DEFAULT, DEFAULT, [""], True, [], False).files == [Path("jaxpa-3.png")]
-    assert settle(DEFAULT, DEFAULT, ["0", "1"], False, [], False).files == [Path("jaxpa-0.png"), Path("jaxpa-1.png")]
+    assert free(DEFAULT, [""], True).files == [Path("jaxpa-3.png")]
+    assert free(DEFAULT, ["0", "1"], False).files == [Path("jaxpa-0.png"), Path("jaxpa-1.png")]
 
 
 def test_only_pictures_of_this_package_are_replaced(folder):
     out = Path("a.png")
     picture(out, seed=1)
-    assert settle(out, DEFAULT, [""], True, [], False).replaced == (out,)
+    assert settle(outputs(out, [""], True), [], False).replaced == (out,)
     picture("a-figure.png")  # a user's own
     with pytest.raises(JaxpaError, match=r"a-figure\.png exists and was not made by jaxpa"):
-        settle(out, DEFAULT, [""], True, [], False)
-    assert settle(out, DEFAULT, [""], True, [], True).replaced == (out, Path("a-figure.png"))
+        settle(outputs(out, [""], True), [], False)
+    assert settle(outputs(out, [""], True), [], True).replaced == (out, Path("a-figure.png"))
 
 
 def test_an_input_is_never_replaced(folder):
@@ -54,7 +54,7 @@ def test_an_input_is_never_replaced(folder):
     os.link("a.png", "b.png")
     for out in ("a.png", "./a.png", "b.png"):
         with pytest.raises(JaxpaError, match="is an input"):
-            settle(Path(out), DEFAULT, [""], False, [Path("a.png")], True)
+            settle(outputs(Path(out)), [Path("a.png")], True)
 
 
 def test_files_by_command(run, folder, pictures):

@@ -1,0 +1,100 @@
+"""Which pictures are sampled together, and how many at once: decided from the whole file.
+
+A batch's size is a part of its program. It must not depend on what is left to do, on which machine does it, or on the
+order of the lines: then every picture comes from the same program, and a rerun ends in the same bytes.
+"""
+
+import math
+from collections import Counter
+from collections.abc import Hashable, Iterable
+from dataclasses import replace
+from typing import Any, NamedTuple
+
+import jax
+
+from jaxpa.batching import Size
+from jaxpa.devices.memory import Held, batch_that_fits
+from jaxpa.devices.plan import run_of
+from jaxpa.request.request import Request
+from jaxpa.request.spec import Spec
+
+MOST = 8  # images at once, if nobody says: more gain nothing, on two cores of a CPU as on one device that FLUX fills
+
+
+class Share(NamedTuple):
+    """What a line brings to a group.
+
+    kind: lines of equal ones are sampled together (None: the line is run by itself); cast: those of equal ones have the
+    same references; images and references: how many; request, canvas (height, width): one of its kind, for the plan.
+    """
+
+    kind: Hashable
+    cast: Hashable
+    images: int
+    references: int
+    request: Request
+    canvas: tuple[int, int]
+    spec: Spec
+    held: Held
+
+
+def kind_of(request: Request, spec: Spec, canvas: tuple[int, int], references: int) -> Hashable:
+    """What decides the program of a request's pictures, as far as it is known before anything loads; None: its
+    pictures share no batch with others'."""
+    said = request.sampling
+    run = run_of(request, spec, canvas)
+    own = (run.grid, run.steps, said.solver, run.guided, request.embedding is not None)
+    if request.following is not None or request.riding(spec) < request.references:  # the network reads a picture
+        return None
+    if not request.references:
+        return own
+    preset = request.switches(spec)
+    if preset.concat == "target":  # references see where they are put in one of the images
+        return None
+    return (*own, references, preset.level, preset.concat, preset.parts, preset.blocks, preset.soft)
+
+
+def cast_of(request: Request, spec: Spec) -> Hashable:
+    """What decides the references' rows: requests of equal ones share them."""
+    preset = request.switches(spec) if request.references else None
+    inside = None if preset is None else preset.guidance_inside
+    said = replace(request, prompt="", embedding=None, places=request.places[:1], sampling=type(request.sampling)())
+    guidance = spec.guidance(request.sampling.guidance) if inside is None else inside
+    if preset is not None:
+        said = replace(said, method=type(request.method)(preset=replace(preset, shuffle=0.0, outline=0, margin=0)))
+    return repr(said), guidance
+
+
+def sizes(shares: Iterable[Share], asked: int | None) -> dict[Hashable, Size]:
+    """The batch of each kind: `asked` images, or as many as fit and `MOST` at most; no more than the file has."""
+    groups: dict[Hashable, list[Share]] = {}
+    for share in shares:
+        if share.kind is not None:
+            groups.setdefault(share.kind, []).append(share)
+    return {kind: _size(group, asked) for kind, group in groups.items()}
+
+
+def _size(group: list[Share], asked: int | None) -> Size:
+    images, most = sum(share.images for share in group), asked
+    each = max(share.references for share in group)
+    if most is None:
+        run = run_of(group[0].request, group[0].spec, group[0].canvas)
+
+        def load_of(count: int) -> Any:
+            load = run.load(count, group[0].held)
+            return replace(load, rows=load.rows + each * (count - 1))  # every image with references of its own
+
+        most = batch_that_fits(load_of, min(images, MOST), jax.devices()[0].platform)
+    size = max(1, min(most, images))
+    casts = _casts(group, size)
+    # Few sizes: another file should find its programs compiled.
+    return Size(size, each * min(size, 2 ** math.ceil(math.log2(casts)) if casts else 0))
+
+
+def _casts(group: list[Share], size: int) -> int:
+    """How many different casts a batch of the file has at most, its lines being ordered by cast."""
+    counts = Counter[Hashable]()
+    for share in group:
+        counts[share.cast] += share.images if share.references else 0
+    row = [cast for cast, count in counts.items() for _ in range(count)]
+    return max((len(set(row[start : start + size])) for start in range(0, len(row), size)), default=0)

@@ -1,0 +1,161 @@
+"""What a file asks for, line by line: commands as one types them, JSON objects, or the rows of a CSV table.
+
+A JSON object and a CSV row have the names of `Request` and its groups, with `out`, `figure` and those of `Checkpoint`
+beside them. A group's fields may stand at the top (`seed`), in a CSV header with dots (`subjects.0.image`).
+"""
+
+import csv
+import io
+import json
+import shlex
+import sys
+from collections.abc import Iterator
+from dataclasses import dataclass, field, fields
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from jaxpa.errors import JaxpaError, did_you_mean
+from jaxpa.request.groups import Checkpoint
+from jaxpa.request.record import from_json, schema
+from jaxpa.request.request import GROUPS, Request
+
+GROUPED = {**GROUPS, "checkpoint": Checkpoint}
+STDIN = "-"
+
+
+@dataclass(frozen=True, kw_only=True)
+class Row(Request):
+    """A request as a row of a table: what it asks of which checkpoint, and the file that its picture goes to."""
+
+    out: str | None = None
+    """The file to write; None: as --out names it."""
+    figure: bool = False
+    """Also write OUT-figure.png: the inputs, their token masks, the results."""
+    checkpoint: Checkpoint = field(default_factory=Checkpoint)
+
+    @property
+    def request(self) -> Request:
+        return Request(**{each.name: getattr(self, each.name) for each in fields(Request)})
+
+
+class Line(NamedTuple):
+    """Where a line stands, and what it says: words, or a record."""
+
+    number: int
+    place: str
+    said: list[str] | dict[str, Any]
+
+
+def read_table(file: str) -> list[Line]:
+    """Every line of a file (`-`: stdin) that is not empty. Raises JaxpaError."""
+    try:
+        text = sys.stdin.read() if file == STDIN else Path(file).read_text(encoding="utf-8-sig")
+    except (OSError, UnicodeDecodeError, ValueError) as error:
+        raise JaxpaError(f"{file} cannot be read: {error}") from None
+    suffix = "" if file == STDIN else Path(file).suffix.lower()
+    if suffix in (".csv", ".tsv"):
+        return list(_csv(file, text, "\t" if suffix == ".tsv" else ","))
+    rows = suffix in (".jsonl", ".ndjson") or text.lstrip()[:1] == "{"
+    return list((_objects if rows else _commands)(file, text))
+
+
+def _commands(file: str, text: str) -> Iterator[Line]:
+    for number, line in enumerate(text.split("\n"), 1):  # and not where Unicode, too, sees the end of a line
+        try:
+            words = shlex.split(line, comments=True)
+        except ValueError as error:
+            raise JaxpaError(f"{file}:{number}: {error}") from None
+        words = words[1:] if words[:1] == ["jaxpa"] else words
+        if words:
+            yield Line(number, f"{file}:{number}", words)
+
+
+def _objects(file: str, text: str) -> Iterator[Line]:
+    for number, line in enumerate(text.split("\n"), 1):
+        if not line.strip():
+            continue
+        try:
+            record = json.loads(line)
+        except (ValueError, RecursionError) as error:
+            raise JaxpaError(f"{file}:{number}: not JSON ({error}): write one object a line") from None
+        if not isinstance(record, dict):
+            raise JaxpaError(f"{file}:{number}: not a JSON object: write one a line, such as {{'prompt': 'a cat'}}")
+        yield Line(number, f"{file}:{number}", record)
+
+
+def _csv(file: str, text: str, delimiter: str) -> Iterator[Line]:
+    reader = csv.DictReader(io.StringIO(text, newline=""), delimiter=delimiter, strict=True)
+    try:
+        for row in reader:
+            place = f"{file}:{reader.line_num}"
+            if None in row:
+                raise JaxpaError(f"{place}: more cells than the header has")
+            record: dict[str, Any] = {}
+            for name, cell in row.items():
+                if cell:
+                    _put(record, name.strip(), _cell(cell), place)
+            if record:
+                yield Line(reader.line_num, place, record)
+    except csv.Error as error:
+        raise JaxpaError(f"{file}:{reader.line_num}: not CSV ({error})") from None
+
+
+def _cell(text: str) -> Any:
+    """A list or an object in JSON; else the text, which the type of its column reads."""
+    if text.lstrip()[:1] in ("[", "{"):
+        try:
+            return json.loads(text)
+        except ValueError:
+            return text
+    return text
+
+
+def _put(record: dict[str, Any], name: str, value: Any, place: str) -> None:
+    """Set `subjects.0.image` in a record of dictionaries and lists."""
+    *path, last = [int(part) if part.isdecimal() else part for part in name.split(".")]
+    inside: Any = record
+    for part, following in zip(path, [*path, last][1:], strict=True):
+        empty: Any = [] if isinstance(following, int) else {}
+        if isinstance(inside, list):
+            if not isinstance(part, int) or part > len(inside):
+                raise JaxpaError(f"{place}: the column {name!r} comes before the one that it counts on")
+            inside += [empty] * (part == len(inside))
+            inside = inside[part]
+        else:
+            inside = inside.setdefault(part, empty)
+    if not isinstance(inside, dict) or not isinstance(last, str):
+        raise JaxpaError(f"{place}: there is no column {name!r}: end it with a name")
+    inside[last] = value
+
+
+def row_of(record: dict[str, Any], text: bool = False) -> Row:
+    """The row that a record says; text: its values are the words of a table. Raises JaxpaError."""
+    own = {each.name for each in fields(Row)}
+    nested = {name: dict(value) if isinstance(value, dict) else value for name, value in record.items() if name in own}
+    for name in record.keys() - own:
+        home = _home(name, own)
+        group = nested.setdefault(home, {})
+        if not isinstance(group, dict) or name in group:
+            raise JaxpaError(f"{name} is given twice: alone, and as a part of {home}")
+        group[name] = record[name]
+    if text and isinstance(method := nested.get("method"), dict) and not isinstance(method.get("tau", []), list):
+        method["tau"] = [method["tau"]]
+    return from_json(nested, Row, lax=text)
+
+
+def _home(name: str, own: set[str]) -> str:
+    for home, group in GROUPED.items():
+        if name in {each.name for each in fields(group)}:
+            return home
+    known = own | {each.name for group in GROUPED.values() for each in fields(group)}
+    raise JaxpaError(f"there is no column {name!r}{did_you_mean(name, sorted(known))}")
+
+
+def table_schema() -> dict[str, Any]:
+    """The JSON schema of a line of JSON, or of a CSV table's row."""
+    found = schema(Row)
+    for name, group in GROUPED.items():
+        inner = found["$defs"][group.__name__]["properties"]
+        found["properties"] |= {key: value for key, value in inner.items() if key not in found["properties"]}
+        assert name in found["properties"]
+    return found

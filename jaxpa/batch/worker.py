@@ -1,0 +1,318 @@
+"""Works through lines whose pictures are sampled together: batch after batch, while the last one is being written.
+
+The calling thread samples. A second one decodes, writes and reports, so that the device need not wait for files; at
+most one batch waits for it. Lines fail one by one, and a batch that does not fit the memory is halved.
+"""
+
+import sys
+import time
+from collections import OrderedDict
+from collections.abc import Callable, Hashable, Iterable, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import dataclass, field, fields, replace
+from threading import Event
+from typing import Any, NamedTuple, Protocol
+
+import jax
+import numpy as np
+from PIL import Image
+
+from jaxpa.batch.groups import cast_of
+from jaxpa.batching import Part, Size, likeness, merge
+from jaxpa.encoders.text import TextEmbedding
+from jaxpa.errors import JaxpaError
+from jaxpa.media.edits import MaskedPicture
+from jaxpa.media.subjects import References
+from jaxpa.pipeline import Pipeline
+from jaxpa.request.request import Request
+from jaxpa.runs import personalized, sampled
+from jaxpa.sampling import bound
+from jaxpa.tokens import Placement
+
+TEXTS, TRAJECTORIES = 1024, 16  # that are kept for the lines to come
+
+
+class Work(Protocol):
+    """A line, as its command knows it."""
+
+    def prepare(self) -> Any:
+        """What is read before the networks are asked: it has `request` and `pictures` (None: they are still to be)."""
+
+    def finish(self, prepared: Any, pictures: Any, images: list[Image.Image], seconds: float, pipe: Pipeline) -> Any:
+        """Write the pictures; what the journal is told."""
+
+
+class Outcome(NamedTuple):
+    """What became of a line: what was made of it, or the error."""
+
+    line: Any
+    made: Any = None
+    error: Exception | None = None
+
+
+@dataclass(frozen=True)
+class Remembering(Pipeline):
+    """A pipeline that encodes every text once."""
+
+    known: OrderedDict[str, TextEmbedding] = field(default_factory=OrderedDict)
+
+    @classmethod
+    def of(cls, pipe: Pipeline) -> "Remembering":
+        return cls(**{each.name: getattr(pipe, each.name) for each in fields(pipe)})
+
+    def encode_text(self, prompts: str | Sequence[str]) -> TextEmbedding:
+        each = [prompts] if isinstance(prompts, str) else list(prompts)
+        if new := [text for text in dict.fromkeys(each) if text not in self.known]:
+            made = super().encode_text(new)
+            self.known.update((text, made[np.array([k])]) for k, text in enumerate(new))
+        while len(self.known) > TEXTS + len(each):
+            self.known.popitem(last=False)
+        return TextEmbedding.concatenate([self.known[text] for text in each])
+
+
+@dataclass
+class _Lined:
+    """A line in work: what it asks for, the pictures that it has so far, and the seconds that they took."""
+
+    line: Any
+    work: Work
+    prepared: Any
+    request: Request
+    pictures: Any
+    images: list[Image.Image | None]
+    seconds: float = 0.0
+    failed: bool = False
+
+
+class _Unit(NamedTuple):
+    """A picture of a line."""
+
+    of: _Lined
+    number: int
+    part: Part
+    grid: tuple[int, int]
+
+
+class _Ended(BaseException):
+    """`done` could not take an outcome: nothing that follows would be kept."""
+
+
+class Worker:
+    """pipe: the networks; size: of every batch; done: is told every line's outcome, by the thread that writes; stop: no
+    further batch is begun once it is set."""
+
+    def __init__(self, pipe: Pipeline, size: Size, done: Callable[[Outcome], None], stop: Event | None = None):
+        self.pipe, self.size, self.done = Remembering.of(pipe), size, done
+        self.stop = Event() if stop is None else stop
+        self.buckets: dict[Hashable, list[_Unit]] = {}
+        self.trajectories: OrderedDict[Hashable, jax.Array] = OrderedDict()
+        self.writing: Future[None] | None = None
+
+    def run(self, lines: Iterable[tuple[Any, Work]]) -> None:
+        """Work through (line, its work) in order. What `done` raises ends it."""
+        try:
+            with ThreadPoolExecutor(1) as self.writer, self.pipe.on_devices():
+                for line, work in lines:
+                    if self.stop.is_set():
+                        break
+                    self._work(line, work)
+                for bucket in list(self.buckets.values()):
+                    if not self.stop.is_set():
+                        self._flush(bucket)
+                self._written()
+        except _Ended as ended:
+            raise ended.args[0] from None
+
+    def _work(self, line: Any, work: Work) -> None:
+        begun = line
+        try:
+            begun = self._begin(line, work)
+            for unit in self._units(begun):
+                self._add(unit)
+                if self.stop.is_set():
+                    break
+        except Exception as error:  # whatever it is, the lines after it are made
+            self._fail(begun, error)
+
+    # Lines and their pictures ----------------------------------------------------------------------------------
+
+    def _begin(self, line: Any, work: Work) -> _Lined:
+        prepared = work.prepare()
+        request, pictures = prepared.request, prepared.pictures
+        request.check(self.pipe.spec)
+        pictures = self.pipe.prepare(request) if pictures is None else pictures
+        return _Lined(line, work, prepared, request, pictures, [])
+
+    def _units(self, begun: _Lined) -> Iterable[_Unit]:
+        """The pictures of a line: every tau (slowest), seed and place, as `Pipeline.make` has them."""
+        request, pictures = begun.request, begun.pictures
+        if pictures is None:
+            yield from self._generated(begun)
+            return
+        references = pictures.references(self.pipe.cell) if isinstance(pictures, MaskedPicture) else pictures
+        taus, places = request.taus(self.pipe.spec), len(references.where.source)
+        seeds = np.asarray(request.sampling.seeds(), np.uint32)
+        begun.images = [None] * (len(taus) * len(seeds) * places)
+        cast = cast_of(request, self.pipe.spec)
+        trajectory = self._trajectory(cast, request, references)
+        for s in range(len(seeds)):
+            for p in range(places):
+                where = Placement(*(np.asarray(a)[p : p + 1] for a in references.where))  # type: ignore[arg-type]
+                one = replace(references, where=where)
+                tasks, x = self.pipe.tasks(request, one, (trajectory, None), seeds[s : s + 1])
+                for t, task in enumerate(tasks):
+                    number = (t * len(seeds) + s) * places + p
+                    yield _Unit(begun, number, Part(task, x, cast), references.grid)
+
+    def _generated(self, begun: _Lined) -> Iterable[_Unit]:
+        pipe, request = self.pipe, begun.request
+        said, grid = request.sampling, pipe.grid(request.sampling.height, request.sampling.width)
+        embedded = None if request.embedding is None else pipe.read_embedding(request.embedding)
+        count, guidance = len(request.prompts) if embedded is None else len(embedded), pipe.spec.guidance(said.guidance)
+        seeds = said.seeds(count)
+        begun.images = [None] * len(seeds)
+        for k, seed in enumerate(seeds):
+            text = embedded[np.array([k % count])] if embedded else pipe.encode_text(request.prompts[k % count])
+            conditions = pipe.conditions(text, grid, guidance, pipe.negative(said.negative_prompt, guidance, 1))
+            yield _Unit(begun, k, Part(conditions, pipe.noise(np.array([seed], np.uint32), grid)), grid)
+
+    def _trajectory(self, cast: Hashable, request: Request, references: References) -> jax.Array:
+        """The references' way to noise, which lines of the same cast share."""
+        said = request.sampling
+        times = self.pipe.times(said.steps, references.grid)
+        key = cast, references.grid, len(times), said.solver
+        if key not in self.trajectories:
+            preset = request.switches(self.pipe.spec)
+            self.trajectories[key] = self.pipe.trajectory(references, preset, times, None, said.solver)
+            if len(self.trajectories) > TRAJECTORIES:
+                self.trajectories.popitem(last=False)
+        return self.trajectories[key]
+
+    # Batches ---------------------------------------------------------------------------------------------------
+
+    def _add(self, unit: _Unit) -> None:
+        """Put a picture into its batch, and sample the batch that it does not fit into any more, or that it fills."""
+        said = unit.of.request.sampling
+        key = likeness(unit.part), unit.grid, said.steps, said.solver
+        bucket = self.buckets.setdefault(key, [])
+        if not self._fits([*bucket, unit]):
+            self._flush(bucket)
+        bucket.append(unit)
+        if len(bucket) == self.size.images:
+            self._flush(bucket)
+
+    def _fits(self, units: Sequence[_Unit]) -> bool:
+        casts = len({unit.part.cast for unit in units}) * units[0].part.references
+        return len(units) <= self.size.images and casts <= max(self.size.references, units[0].part.references)
+
+    def _flush(self, bucket: list[_Unit]) -> None:
+        """Sample a batch, and let the other thread write it."""
+        units = [unit for unit in bucket if not unit.of.failed]
+        bucket.clear()
+        if not units:
+            return
+        start = time.perf_counter()
+        try:
+            tokens = self._sampled(units)
+        except Exception as error:
+            self._again(units, error)
+            return
+        for unit in units:
+            unit.of.seconds += (time.perf_counter() - start) / len(units)
+        self._written()
+        self.writing = self.writer.submit(self._write, units, tokens)
+        if not self.pipe.parts.resident:  # the autoencoder and the transformer take turns
+            self._written()
+
+    def _sampled(self, units: Sequence[_Unit]) -> jax.Array:
+        size = Size(self.size.images, max(self.size.references, units[0].part.references))
+        if not units[0].part.references:
+            size = size._replace(references=0)
+        what, x = merge([unit.part for unit in units], size)
+        said, pipe = units[0].of.request.sampling, self.pipe
+        if units[0].part.references:
+            return jax.block_until_ready(personalized(what, pipe.spread(x), None))
+        velocity = bound(what, pipe.parts.transformer)
+        times = pipe.times(said.steps, units[0].grid)
+        return jax.block_until_ready(sampled(velocity, pipe.spread(x), times, None, said.solver))
+
+    def _again(self, units: list[_Unit], error: Exception) -> None:
+        """After a batch failed: in halves if the memory was full, else each line's pictures apart."""
+        full = isinstance(error, MemoryError) or "RESOURCE_EXHAUSTED" in str(error) or "out of memory" in str(error)
+        lines = list({id(unit.of): unit.of for unit in units}.values())
+        if full and self.size.images > 1:
+            each = units[0].part.references
+            half = -(-self.size.images // 2)
+            self.size = Size(half, max(each, min(self.size.references, half * each)))
+            print(f"jaxpa: the memory is full: {half} pictures at a time from here on", file=sys.stderr)
+            pieces = [units[start : start + half] for start in range(0, len(units), half)]
+        elif len(lines) > 1 and not full:
+            pieces = [[unit for unit in units if unit.of is line] for line in lines]
+        else:
+            for line in lines:
+                self._fail(line, error)
+            return
+        for piece in pieces:
+            for part in self._fitting(piece):
+                self._flush(part)
+
+    def _fitting(self, units: list[_Unit]) -> Iterable[list[_Unit]]:
+        """The pictures in batches of the present size."""
+        batch: list[_Unit] = []
+        for unit in units:
+            if batch and not self._fits([*batch, unit]):
+                yield batch
+                batch = []
+            batch.append(unit)
+        yield batch
+
+    # Writing ---------------------------------------------------------------------------------------------------
+
+    def _written(self) -> None:
+        """Wait for the batch that is being written. Raises what `done` raised."""
+        if self.writing is not None:
+            writing, self.writing = self.writing, None
+            try:
+                writing.result()
+            except Exception as error:
+                raise _Ended(error) from None
+
+    def _write(self, units: Sequence[_Unit], tokens: jax.Array) -> None:
+        for k, unit in enumerate(units):
+            begun, start = unit.of, time.perf_counter()
+            if begun.failed:
+                continue
+            try:
+                (image,) = self.pipe.decode(tokens[k : k + 1], *(side * self.pipe.cell for side in unit.grid))
+                if isinstance(begun.pictures, MaskedPicture):
+                    feather = 0.0 if begun.request.editing is None else begun.request.editing.feather
+                    image = begun.pictures.paste(image, feather)
+                begun.images[unit.number] = image
+                begun.seconds += time.perf_counter() - start
+                images = [each for each in begun.images if each is not None]
+                if len(images) < len(begun.images):
+                    continue
+                made = begun.work.finish(begun.prepared, begun.pictures, images, begun.seconds, self.pipe)
+            except Exception as error:
+                self._report_failure(begun, error)
+                continue
+            self.done(Outcome(begun.line, made))
+            begun.images = []
+
+    def _fail(self, line: Any, error: Exception) -> None:
+        """A line failed: said by the thread that writes, in its turn."""
+        self._written()
+        self.writing = self.writer.submit(self._report_failure, line, error)
+
+    def _report_failure(self, line: Any, error: Exception) -> None:
+        if isinstance(line, _Lined):
+            if line.failed:
+                return
+            line.failed, line = True, line.line
+        self.done(Outcome(line, None, error))
+
+
+def said_of(error: Exception) -> str:
+    """An error in the words of a report."""
+    text = str(error) if isinstance(error, JaxpaError) else f"{type(error).__name__}: {error}"
+    return " ".join(text.split())

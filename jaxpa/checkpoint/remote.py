@@ -1,0 +1,87 @@
+"""Files at URLs of fsspec (gs://, s3://, memory://): named, opened, and checkpoints fetched from there."""
+
+import hashlib
+import os
+import shutil
+import tempfile
+from pathlib import Path, PurePosixPath
+from typing import Any
+
+from jaxpa.errors import CheckpointError, JaxpaError
+
+
+def is_url(place: str) -> bool:
+    """Whether a place is named as fsspec does it; `hf://` names a repository of the hub, which has a client of its
+    own."""
+    return "://" in place and not place.startswith("hf://")
+
+
+def open_url(url: str) -> tuple[Any, str]:
+    """fsspec's file system of a URL, and the path in it. Raises JaxpaError where its package is not installed."""
+    import fsspec
+
+    try:
+        return fsspec.url_to_fs(url)
+    except (ImportError, ValueError) as error:
+        raise JaxpaError(f"{url} cannot be used: {error}") from None
+
+
+def cache_folder() -> Path:
+    """Where fetched checkpoints are kept."""
+    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache").absolute() / "jaxpa" / "models"
+
+
+def fetch_url(url: str, download: bool = True) -> Path:
+    """The folder or file in the cache with what lies at a URL; fetched if it is not there, or has changed since.
+
+    `download=False` looks into the cache only. Raises CheckpointError.
+    """
+    name = PurePosixPath(url.partition("://")[2]).name or "model"
+    if not download:
+        kept = sorted(cache_folder().glob(f"{_digest(url)}-*/{name}"), key=os.path.getmtime)
+        if not kept:
+            raise CheckpointError(f"{url} has not been fetched yet: run a command that loads it")
+        return kept[-1]
+    try:
+        system, path = open_url(url)
+        files = system.find(path, detail=True)
+    except Exception as error:  # each file system has errors of its own
+        raise CheckpointError(f"{url} cannot be read: {error}") from error
+    if not files:
+        raise CheckpointError(f"{url}: no such file or folder")
+    state = sorted((file, info.get("size"), str(info.get("ETag") or info.get("etag") or info.get("created")))
+                   for file, info in files.items())  # fmt: skip
+    home = cache_folder() / f"{_digest(url)}-{_digest(repr(state))}"
+    if not (home / name).exists():
+        _fetch(system, path, list(files), (home, name), url)
+    return home / name
+
+
+def _digest(text: str) -> str:
+    return hashlib.sha256(text.encode()).hexdigest()[:16]
+
+
+def _fetch(system: Any, path: str, files: list[str], place: tuple[Path, str], url: str) -> None:
+    """Into a folder beside, which is renamed once all of it is there."""
+    home, name = place
+    home.parent.mkdir(parents=True, exist_ok=True)
+    part = Path(tempfile.mkdtemp(prefix=".fetch-", dir=home.parent))
+    try:
+        for file in files:
+            inside = PurePosixPath(file.removeprefix(path.rstrip("/"))).parts
+            target = (part / name).joinpath(*(each for each in inside if each != "/"))
+            if ".." in inside:
+                raise CheckpointError(f"{url} has a file whose name leaves its folder: {file}")
+            target.parent.mkdir(parents=True, exist_ok=True)
+            system.get_file(file, str(target))
+        try:
+            os.rename(part, home)
+        except OSError:  # another process was faster
+            if not (home / name).exists():
+                raise
+    except CheckpointError:
+        raise
+    except Exception as error:
+        raise CheckpointError(f"{url} cannot be fetched: {error}") from error
+    finally:
+        shutil.rmtree(part, ignore_errors=True)

@@ -1,0 +1,283 @@
+"""From the lines of a batch to commands that have been checked: their files, and which lines wait for which."""
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field, fields, is_dataclass, replace
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from jaxpa.batch.groups import Share, cast_of, kind_of
+from jaxpa.batch.names import Template
+from jaxpa.batch.table import STDIN, Line, read_table, row_of
+from jaxpa.checkpoint.remote import is_url
+from jaxpa.cli.command import Making, Picturing, Prepared, canvas_of, spec_of
+from jaxpa.cli.files import labels, outputs
+from jaxpa.cli.invert import InvertCommand
+from jaxpa.cli.mask import MaskCommand
+from jaxpa.cli.parse import parse_command
+from jaxpa.cli.pictures import EditCommand, GenerateCommand, InpaintCommand, OutpaintCommand, PersonalizeCommand
+from jaxpa.errors import JaxpaError, did_you_mean
+from jaxpa.media.subjects import Subject
+from jaxpa.request.groups import Checkpoint, Editing, Following
+from jaxpa.request.request import Request
+
+JOBS = {
+    "generate": GenerateCommand,
+    "personalize": PersonalizeCommand,
+    "inpaint": InpaintCommand,
+    "outpaint": OutpaintCommand,
+    "edit": EditCommand,
+    "invert": InvertCommand,
+    "mask": MaskCommand,
+}
+
+
+@dataclass(kw_only=True)
+class RowCommand(Picturing):
+    """A request that stands in a table."""
+
+    said: Request
+    figure: bool = False  # type: ignore[misc]
+
+    def request(self) -> Request:
+        return self.said
+
+
+class Job(NamedTuple):
+    """A line of the file: where it stands, what it says, the command that this is, and the files that it makes.
+
+    names: of the files, as the journal has them. level: lines of level 1 read what those of level 0 make, and so on.
+    share: what it brings to a batch.
+    """
+
+    number: int
+    place: str
+    said: Any
+    command: Making
+    files: list[Path]
+    names: list[str]
+    level: int = 0
+    share: Share | None = None
+
+
+@dataclass(frozen=True)
+class Naming:
+    """What a batch says for all its lines: the model, the template of the names, the folder of the results."""
+
+    model: str | None = None
+    out: str | None = None
+    folder: str | None = None
+
+    @property
+    def template(self) -> Template | None:
+        text = self.out or ("{line:05d}.png" if self.folder else None)
+        return None if text is None else Template(text)
+
+
+def folder_of(file: str) -> Path:
+    """Where the paths of a file count from: its own folder; of stdin and of a pipe, the working directory."""
+    path = Path(file)
+    return path.parent if file != STDIN and path.is_file() else Path()
+
+
+def read_jobs(file: str, naming: Naming = Naming(), work: Path | None = None) -> list[Job]:
+    """Every line of a file as a command that has been checked. Raises JaxpaError with all that is wrong.
+
+    work: the folder in which results are made that belong somewhere else.
+    """
+    jobs, faults, claims, folder = [], [], Claims(), folder_of(file)
+    parsed = []
+    for line in read_table(file):
+        try:
+            parsed.append((line, *parse(line, naming.model)))
+        except JaxpaError as error:
+            faults.append(f"{line.place}: {error}")
+    share_networks([command for _, command, _ in parsed])
+    for line, command, said in parsed:
+        try:
+            located(command, folder)
+            name_outputs(command, line, naming, (folder, work))
+            level = claims.level(command.inputs())
+            job = with_files(Job(line.number, line.place, said, command, [], [], level), folder, work)
+            claims.add(job)
+            jobs.append(shared(job) if level == 0 else job)  # else its inputs may not exist yet
+        except JaxpaError as error:
+            faults.append(f"{line.place}: {error}")
+    if faults:
+        raise JaxpaError("\n".join(faults))
+    if not jobs:
+        raise JaxpaError(f"{file} holds no command: write one a line, such as: generate --prompt TEXT --out a.png")
+    return jobs
+
+
+def share_networks(commands: Sequence[Making]) -> None:
+    """Where lines differ in LoRAs, keep these beside the weights, which then load once; a line may say otherwise."""
+    if len({command.checkpoint.lora for command in commands}) > 1:
+        for command in commands:
+            said = command.checkpoint
+            command.checkpoint = replace(said, keep_lora=True if said.keep_lora is None else said.keep_lora)
+
+
+def with_files(job: Job, folder: Path, work: Path | None) -> Job:
+    """The job with the files that it makes."""
+    files = job.command.outputs().all
+    if work is not None:
+        for file in files:
+            file.parent.mkdir(parents=True, exist_ok=True)
+    base = folder if work is None else work
+    names = [str(file.relative_to(base)) if base in file.parents and base != Path() else str(file) for file in files]
+    return job._replace(files=files, names=names)
+
+
+def shared(job: Job) -> Job:
+    """The job with what it brings to a batch, once all that it reads is there. Raises JaxpaError."""
+    prepared = job.command.prepare()
+    return job._replace(share=share_of(job.command, prepared) if isinstance(prepared, Prepared) else None)
+
+
+def share_of(command: Any, prepared: Prepared) -> Share:
+    """What a line brings to the batch of its kind; kind None: it is run by itself."""
+    from jaxpa.checkpoint.load import default_dtype
+    from jaxpa.devices.plan import held_as
+
+    request, pictures, spec = prepared.request, prepared.pictures, spec_of(command.source())
+    canvas = canvas_of(pictures, spec)
+    if canvas is None:
+        h, w = spec.grid(request.sampling.height, request.sampling.width)
+        canvas = h * spec.cell, w * spec.cell
+    kind = kind_of(request, spec, canvas, request.references)
+    if kind is not None:
+        kind = (command.checkpoint, command.mesh, kind)
+    said = command.checkpoint
+    held = held_as(spec, np.dtype(command.dtype or default_dtype()).itemsize, said.weights, said.keep_resident)
+    return Share(kind, cast_of(request, spec), len(prepared.made), request.references, request, canvas, spec, held)
+
+
+def parse(line: Line, model: str | None) -> tuple[Making, Any]:
+    """The command of a line, and what the journal knows it by. Raises JaxpaError.
+
+    What is wrong with a flag is explained on stderr, as for one that is typed.
+    """
+    if isinstance(line.said, dict):
+        record = line.said
+        if model is not None and "model" not in record and "model" not in record.get("checkpoint", {}):
+            record = {**record, "model": model}
+        row = row_of(record, text=Path(line.place.rpartition(":")[0]).suffix.lower() in (".csv", ".tsv"))
+        command = RowCommand(said=row.request, checkpoint=row.checkpoint, sampling=row.sampling, figure=row.figure,
+                             prompt="", out=RowCommand.DEFAULT if row.out is None else Path(row.out))  # fmt: skip
+        return command, record
+    words = line.said
+    if words[0] not in JOBS:
+        near = did_you_mean(words[0], JOBS)
+        raise JaxpaError(f"{words[0]!r} is not a command of a batch: a line begins with {', '.join(JOBS)}{near}")
+    if model is not None and not any(word.partition("=")[0] == "--model" for word in words):
+        words = [words[0], "--model", model, *words[1:]]
+    try:
+        command = parse_command(JOBS[words[0]], words[0], words[1:], f"{line.place}: {words[0]}")
+    except SystemExit:
+        raise JaxpaError(f"not the flags of {words[0]}: see jaxpa {words[0]} --help") from None
+    if getattr(command, "distributed", False):
+        raise JaxpaError("--distributed is for a command of its own: machines share a batch by --engine ray or --share")
+    return command, words
+
+
+# Files ------------------------------------------------------------------------------------------------------
+
+
+def located(command: Any, folder: Path) -> None:
+    """Let the paths that a command reads count from a folder."""
+    for each in fields(command):
+        if each.name != "out":
+            setattr(command, each.name, _from(getattr(command, each.name), folder))
+
+
+PICTURES = {Subject: ("image", "mask"), Editing: ("image", "mask"), Following: ("picture", "control"),
+            Request: ("embedding",)}  # fmt: skip
+
+
+def _from(value: Any, folder: Path) -> Any:
+    if isinstance(value, Path):
+        return folder / value
+    if isinstance(value, tuple):
+        return tuple(_from(each, folder) if isinstance(each, Subject) else each for each in value)
+    names = next((names for kind, names in PICTURES.items() if isinstance(value, kind)), ())
+    changed = {name: str(folder / getattr(value, name)) for name in names if isinstance(getattr(value, name), str)}
+    if isinstance(value, Request):
+        changed |= {each.name: _from(getattr(value, each.name), folder) for each in fields(value)
+                    if is_dataclass(getattr(value, each.name)) or each.name == "subjects"}  # fmt: skip
+    elif isinstance(value, Checkpoint):  # folders, and not names
+        named = {name: getattr(value, name) for name in ("model", "components")}
+        changed: dict[str, Any] = {
+            name: str(folder / text) for name, text in named.items() if text and (folder / text).exists()
+        }
+        changed["lora"] = tuple(replace(each, file=str(folder / each.file)) for each in value.lora)
+    return replace(value, **changed) if changed else value
+
+
+def name_outputs(command: Making, line: Line, naming: Naming, places: tuple[Path, Path | None]) -> None:
+    """Where a command writes: by its own --out, or by the template; in the folder of the results, if there is one.
+
+    places: the folder from which names count, and the one in which results are made that go to a URL.
+    """
+    folder, work = places
+    if work is not None:
+        if command.out.is_absolute():
+            raise JaxpaError(f"--out {command.out}: give a name within --out-dir {naming.folder}")
+        folder = work
+    elif naming.folder is not None and not is_url(naming.folder):
+        folder = Path(naming.folder)
+    if command.out != command.DEFAULT:
+        command.out = folder / command.out
+        return
+    if naming.template is None:  # one name, which does not count on: a rerun must find it
+        command.naming = lambda made: outputs(folder / command.DEFAULT, labels(made)).files  # type: ignore[misc]
+        return
+    template, prompt = naming.template, getattr(command, "prompt", None) or ""
+    verb = type(command).__name__.removesuffix("Command").lower()
+    if isinstance(command, Picturing):
+        prompt, verb = command.request().prompt, command.request().verb
+    said = {"line": line.number, "verb": verb, "prompt": prompt if isinstance(prompt, str) else " ".join(prompt)}
+
+    def name(made: list[dict[str, Any]]) -> list[Path]:
+        return [folder / each for each in template.names(said, made)]
+
+    command.naming = name  # type: ignore[misc]
+
+
+@dataclass
+class Claims:
+    """The files that the lines of a batch write, as far as they have been read: where each stands, and its level."""
+
+    places: dict[Path, tuple[str, int]] = field(default_factory=dict)
+
+    def add(self, job: Job) -> None:
+        """Raises JaxpaError if another line writes one of these files."""
+        own = [file.absolute().resolve() for file in job.files]
+        for file in own:
+            if file in self.places:
+                raise JaxpaError(
+                    f"--out {job.command.out.name}: {file.name} is written by {self.places[file][0]} already"
+                )
+        self.places.update(dict.fromkeys(own, (job.place, job.level)))
+
+    def level(self, inputs: Sequence[Path]) -> int:
+        """One more than that of the lines that make what is read; 0: it is all there."""
+        made = [self.places.get(file.absolute().resolve()) for file in inputs if "\0" not in str(file)]
+        return max((level + 1 for each in made if each for level in each[1:]), default=0)
+
+
+def in_order(jobs: Sequence[Job]) -> Iterator[list[Job]]:
+    """Jobs of one level in groups that are run one after the other: one checkpoint after the other; what is sampled
+    together, its references side by side; and each of the others by itself."""
+    groups: dict[Any, list[Job]] = {}
+    for job in jobs:
+        kind = None if job.share is None else job.share.kind
+        alone = job.number if kind is None else 0
+        groups.setdefault((repr(job.command.checkpoint), alone, kind), []).append(job)
+    for key in sorted(groups, key=lambda key: key[:1]):
+        casts: dict[Any, int] = {}
+        for job in groups[key]:
+            if job.share is not None:
+                casts.setdefault(job.share.cast, len(casts))
+        yield sorted(groups[key], key=lambda job: 0 if job.share is None else casts[job.share.cast])

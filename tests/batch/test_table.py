@@ -1,0 +1,95 @@
+"""Files of a batch: what a line, an object and a row of a table say, and the names of pictures."""
+
+import json
+
+import pytest
+
+from jaxpa.batch.names import Template, slug
+from jaxpa.batch.table import read_table, row_of, table_schema
+from jaxpa.errors import JaxpaError
+from jaxpa.media.subjects import Subject
+from jaxpa.request.groups import Sampling
+from jaxpa.request.request import Request
+
+SAID = Request(
+    prompt="a red cat, on a beach",
+    sampling=Sampling(seed=7, steps=4),
+    subjects=(Subject("car.png", mask="mask.png", at=(0.4, 0.6)),),
+)
+
+
+def rows(file, text):
+    file.write_text(text)
+    return [row_of(line.said, text=file.suffix == ".csv") for line in read_table(str(file))]
+
+
+def test_three_spellings_of_one_request(tmp_path):
+    nested = {"prompt": SAID.prompt, "sampling": {"seed": 7, "steps": 4}, "out": "a.png",
+              "subjects": [{"image": "car.png", "mask": "mask.png", "at": [0.4, 0.6]}]}  # fmt: skip
+    flat = {key: value for key, value in nested.items() if key != "sampling"} | {"seed": 7, "steps": 4}
+    found = rows(tmp_path / "a.jsonl", f"{json.dumps(nested)}\n\n{json.dumps(flat)}\n")
+    found += rows(
+        tmp_path / "a.csv",
+        "prompt,seed,sampling.steps,out,subjects.0.image,subjects.0.mask,subjects.0.at\n"
+        '"a red cat, on a beach",7,4,a.png,car.png,mask.png,"[0.4, 0.6]"\n',
+    )
+    assert [row.request for row in found] == [SAID] * 3
+    assert {row.out for row in found} == {"a.png"}
+
+
+def test_cells_are_read_by_their_column(tmp_path):
+    (row,) = rows(tmp_path / "a.csv", "prompt,tau,soft,guidance,model,negative_prompt\n5,80%,true,3.5,mini,\n")
+    assert (row.prompt, row.method.tau[0].share, row.method.soft, row.sampling.guidance) == ("5", 0.8, True, 3.5)
+    assert (row.checkpoint.model, row.sampling.negative_prompt) == ("mini", None)
+
+
+BAD = {
+    "another name": ({"prompt": "x", "sed": 3}, "did you mean 'seed'"),
+    "a wrong value": ({"prompt": "x", "seed": "three"}, "sampling.seed"),
+    "a number that is text": ({"prompt": "x", "seed": "3"}, "sampling.seed"),
+    "a value out of range": ({"prompt": "x", "steps": 0}, "steps must be"),
+    "twice": ({"prompt": "x", "seed": 3, "sampling": {"seed": 4}}, "seed is given twice"),
+    "an unknown group's name": ({"prompt": "x", "subjects": [{"picture": "a.png"}]}, "picture"),
+}
+
+
+@pytest.mark.parametrize("name", BAD)
+def test_bad_rows(name):
+    record, said = BAD[name]
+    with pytest.raises(JaxpaError, match=said):
+        row_of(record)
+
+
+@pytest.mark.parametrize(("suffix", "text", "said"), [
+    (".jsonl", '{"prompt": "x"\n', ":1: not JSON"),
+    (".jsonl", "[1]\n", ":1: not a JSON object"),
+    (".jsonl", "[" * 100_000 + "\n", ":1: not JSON"),
+    (".csv", "prompt\nx,y\n", "more cells"),
+    (".csv", "prompt,subjects.1.image\nx,a.png\n", "subjects.1.image"),
+    (".csv", 'prompt\n"x\n', "not CSV"),
+    (".txt", 'generate --prompt "x', "No closing quotation"),
+])  # fmt: skip
+def test_bad_files(tmp_path, suffix, text, said):
+    file = tmp_path / f"a{suffix}"
+    file.write_text(text)
+    with pytest.raises(JaxpaError, match=said):
+        read_table(str(file))
+
+
+def test_the_schema_has_every_name():
+    found = table_schema()
+    assert {"prompt", "sampling", "seed", "tau", "model", "out", "pad"} <= found["properties"].keys()
+    assert found["additionalProperties"] is False
+
+
+def test_templates():
+    line = {"line": 7, "verb": "generate", "prompt": "A red car, on a beach/../x"}
+    named = Template("{line:05d}-{prompt}-{seed}.png").names(line, [{"seed": 3}, {"seed": 4}])
+    assert named == ["00007-a-red-car-on-a-beach-x-3.png", "00007-a-red-car-on-a-beach-x-4.png"]
+    assert slug("???") == "picture"
+    for text, said in (("{line}{sed}.png", "did you mean 'seed'"), ("a.png", "names the pictures of all lines alike"),
+                       ("{line.__class__}.png", "no {line.__class__}"), ("{line", "expected")):  # fmt: skip
+        with pytest.raises(JaxpaError, match=said):
+            Template(text)
+    with pytest.raises(JaxpaError, match="mask has no seed"):
+        Template("{line}-{seed}.png").names({"line": 1, "verb": "mask"}, [{}])

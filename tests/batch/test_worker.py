@@ -1,0 +1,152 @@
+"""Lines in batches, on the embedded model: what is beside a picture, and what happens to others, changes nothing."""
+
+from threading import Event
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from jaxpa.batch import worker as worker_module
+from jaxpa.batch.groups import sizes
+from jaxpa.batch.worker import Worker
+from jaxpa.batching import Size
+from jaxpa.cli.command import headers_read_once
+from jaxpa.cli.lines import in_order, read_jobs
+from jaxpa.errors import JaxpaError
+from jaxpa.media.images import read_metadata
+
+CANVAS = "--height 64 --width 64 --steps 2 --no-figure"
+
+
+@pytest.fixture(scope="module")
+def jobs(tmp_path_factory, pictures):
+    """Lines of two kinds and of three references, in a file of their own."""
+    folder, car = tmp_path_factory.mktemp("jobs"), f"--subject {pictures}/car.png --mask {pictures}/car-mask.png"
+    cat = f"--subject {pictures}/chelsea.jpg --mask {pictures}/chelsea-mask.png"
+    edit = f"--image {pictures}/car.png --mask {pictures}/car-mask.png"
+    lines = [
+        "generate --prompt 'a red star' --seed 1 --num-images 2 --height 64 --width 64 --steps 2 --out star.png",
+        f"personalize {car} --at 0.4,0.6 --prompt 'a car' {CANVAS} --seed 1 2 --out car.png",
+        f"personalize {cat} --prompt 'a cat' {CANVAS} --out cat.png",
+        f"personalize {car} --prompt 'a red car' {CANVAS} --place 0.3,0.5 --place 0.6,0.5 --out layout.png",
+        f"inpaint {edit} --prompt 'a boat' {CANVAS} --tau 0.5 --out boat.png",
+        "generate --prompt 'a cat' --guidance 2 --height 64 --width 64 --steps 2 --out two.png",
+    ]
+    (folder / "jobs.txt").write_text("\n".join(lines))
+    with headers_read_once():
+        return read_jobs(str(folder / "jobs.txt"))
+
+
+def run(jobs, size, order=None, stop=None):
+    """Every line's pictures as arrays by their names, made in batches of a size; errors by their lines."""
+    made, failed = {}, {}
+    for group in in_order(jobs if order is None else [jobs[k] for k in order]):
+
+        def done(outcome):
+            job, _, error = outcome
+            if error is not None:
+                failed[job.number] = error
+                return
+            pictures = zip(job.names, job.files, strict=True)
+            made.update({name: np.asarray(Image.open(file), int) for name, file in pictures})
+
+        Worker(group[0].command.load(), size, done, stop).run((job, job.command) for job in group)
+    return made, failed
+
+
+@pytest.fixture(scope="module")
+def together(jobs):
+    made, failed = run(jobs, Size(4, 2))
+    assert failed == {}
+    return made
+
+
+def same(a, b, levels=0):
+    assert a.keys() == b.keys()
+    for name in a:
+        assert np.abs(a[name] - b[name]).max() <= levels, name
+
+
+def test_order_and_company_change_no_byte(jobs, together):
+    """The same program: other neighbours, other rows, more of it filled up."""
+    made, _ = run(jobs, Size(4, 2), order=[5, 3, 4, 2, 1, 0])
+    same(made, together)
+    for k in (1, 2):
+        alone, _ = run(jobs, Size(4, 2), order=[k])
+        same(alone, {name: together[name] for name in alone})
+
+
+def test_pictures_are_those_of_the_commands(jobs, together):
+    """Of other programs, one picture after the other: within a grey level."""
+    for job in (jobs[1], jobs[5]):
+        pipe = job.command.load()
+        images = pipe.make(job.command.request())
+        own = {name: np.asarray(image, int) for name, image in zip(job.names, images, strict=True)}
+        same(own, {name: together[name] for name in own}, levels=1)
+        assert read_metadata(job.files[0])["request"]["prompt"] == job.command.request().prompt
+
+
+def test_sizes_depend_on_the_whole_file(jobs):
+    shares = [job.share for job in jobs]
+    kinds = {share.kind for share in shares}
+    assert len(kinds) == 2  # edits ride with personalisations of their size
+    found = sizes(shares, None)
+    assert sizes(reversed(shares), None) == found
+    assert found[shares[0].kind] == Size(3, 0)
+    assert found[shares[1].kind] == Size(6, 4)  # the second layout's references stand elsewhere in their picture
+    assert sizes(shares, 2)[shares[1].kind].images == 2
+
+
+def test_a_full_memory_halves_the_batch(jobs, together, monkeypatch, capsys):
+    real, asked = worker_module.merge, []
+
+    def merge(parts, size):
+        asked.append(size.images)
+        if size.images > 2:
+            raise RuntimeError("RESOURCE_EXHAUSTED: Out of memory while trying to allocate 34 bytes")
+        return real(parts, size)
+
+    monkeypatch.setattr(worker_module, "merge", merge)
+    made, failed = run(jobs, Size(4, 2), order=[0, 5])
+    assert failed == {}
+    same(made, {name: together[name] for name in made}, levels=1)
+    assert asked[0] == 4 > max(asked[1:])
+    assert "2 pictures at a time from here on" in capsys.readouterr().err
+
+
+def test_a_failing_line_fails_alone(jobs, together, monkeypatch):
+    """While it is prepared, sampled and written."""
+
+    def raises(error):
+        def called(*_):
+            raise error
+
+        return called
+
+    monkeypatch.setattr(jobs[1].command, "prepare", raises(JaxpaError("no such file")), raising=False)
+    monkeypatch.setattr(jobs[2].command, "finish", raises(OSError(28, "No space left")), raising=False)
+    made, failed = run(jobs, Size(4, 2))
+    assert {number: type(error) for number, error in failed.items()} == {2: JaxpaError, 3: OSError}
+    same(made, {name: together[name] for name in made})
+    assert len(made) == 6
+
+
+def test_what_cannot_be_kept_ends_it(jobs):
+    """A journal that is full: nothing more is made."""
+    heard = []
+
+    def done(outcome):
+        heard.append(outcome)
+        raise JaxpaError("the journal cannot be written")
+
+    with pytest.raises(JaxpaError, match="the journal"):
+        Worker(jobs[0].command.load(), Size(1), done).run([(jobs[k], jobs[k].command) for k in (5, 0)])
+    assert len(heard) == 1
+
+
+def test_an_end_that_is_asked_for(jobs):
+    """The batch in flight is written, and no other begun."""
+    stop, heard = Event(), []
+    lines = ((stop.set() if k else None, (jobs[5], jobs[5].command))[1] for k in range(3))
+    Worker(jobs[0].command.load(), Size(1), heard.append, stop).run(lines)
+    assert [outcome.error for outcome in heard] == [None]

@@ -1,0 +1,41 @@
+"""A checkpoint at a URL: fetched once, again after it has changed, and never outside of its folder."""
+
+import fsspec
+import pytest
+from small_checkpoint import make
+
+from jaxpa.checkpoint.remote import fetch_url
+from jaxpa.checkpoint.source import resolve
+from jaxpa.errors import CheckpointError
+
+
+@pytest.fixture
+def cache(tmp_path, monkeypatch):
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+    return tmp_path / "cache" / "jaxpa" / "models"
+
+
+def test_a_model_at_a_url(tmp_path, cache):
+    system, local = fsspec.filesystem("memory"), make(tmp_path / "small")
+    system.put(str(local), "/models/small", recursive=True)
+    with pytest.raises(CheckpointError, match="has not been fetched yet"):
+        resolve("memory://models/small", download=False)
+    found = resolve("memory://models/small")
+    assert found.config == resolve(local).config
+    assert found.faults() == []
+    (kept,) = cache.iterdir()
+    first = fetch_url("memory://models/small")
+    assert first.parent == kept
+    assert fetch_url("memory://models/small", download=False) == first
+    for file in local.rglob("*.*"):
+        assert (first / file.relative_to(local)).read_bytes() == file.read_bytes()
+    system.pipe_file("/models/small/note.json", b"{}")
+    assert (fetch_url("memory://models/small") / "note.json").exists()
+    assert len(list(cache.iterdir())) == 2
+
+
+def test_what_cannot_be_fetched(cache):
+    for url, said in (("memory://models/none", "no such"), ("nothing://a", "cannot be")):
+        with pytest.raises(CheckpointError, match=said):
+            fetch_url(url)
+    assert not cache.exists() or not list(cache.iterdir())
