@@ -224,17 +224,14 @@ class Pipeline(Model):
         self, request: Request, references: References, encoded: tuple[jax.Array, Beside | None], seeds: np.ndarray,
         on_step: OnStep | None,
     ) -> jax.Array:  # fmt: skip
-        """`sample_personalized` for some of the seeds."""
+        """`sample_personalized` for some of the seeds; encoded: the references' trajectory, and what is read beside."""
         tasks, x = self.tasks(request, references, encoded, seeds)
         return jnp.concatenate([personalized(task, x, on_step) for task in tasks])
 
     def tasks(
         self, request: Request, references: References, encoded: tuple[jax.Array, Beside | None], seeds: np.ndarray
     ) -> tuple[list[Task], jax.Array]:
-        """What `personalize.sample` is asked for, a task for each tau, and the noise of every seed and place.
-
-        encoded: the references' trajectory, and what is read beside.
-        """
+        """What `personalize.sample` is asked for: a task for each tau, and the noise; `encoded` as above."""
         trajectory, conditions = encoded[0], partial(self.conditions, beside=encoded[1])
         preset, taus = request.switches(self.spec), request.taus(self.spec)
         steps, negative_prompt = request.sampling.steps, request.sampling.negative_prompt

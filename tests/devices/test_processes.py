@@ -11,7 +11,8 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from jaxpa.cli.batch import parse
+from jaxpa.batch.table import Line
+from jaxpa.cli.lines import parse
 from jaxpa.errors import JaxpaError
 
 ROOT = Path(__file__).parents[2]
@@ -68,4 +69,4 @@ def test_alone(run, tmp_path, monkeypatch, variables, flags, says):
 
 def test_a_line_of_a_batch_is_no_process_of_several():
     with pytest.raises(JaxpaError, match="--share"):
-        parse("jobs.txt:1", [*WORDS, "--mesh", "data=1", "--distributed"])
+        parse(Line(1, "jobs.txt:1", [*WORDS, "--mesh", "data=1", "--distributed"]), None)
