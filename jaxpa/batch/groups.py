@@ -43,7 +43,14 @@ def kind_of(request: Request, spec: Spec, canvas: tuple[int, int], references: i
     pictures share no batch with others'."""
     said = request.sampling
     run = run_of(request, spec, canvas)
-    own = (run.grid, run.steps, said.solver, run.guided, request.embedding is not None)
+    own = (
+        run.grid,
+        run.steps,
+        said.solver,
+        run.guided,
+        request.embedding is not None,
+        request.image_prompt is not None,
+    )
     if request.following is not None or request.riding(spec) < request.references:  # the network reads a picture
         return None
     if not request.references:

@@ -169,10 +169,11 @@ class Worker:
         said, grid = request.sampling, pipe.grid(request.sampling.height, request.sampling.width)
         embedded = None if request.embedding is None else pipe.read_embedding(request.embedding)
         count, guidance = len(request.prompts) if embedded is None else len(embedded), pipe.spec.guidance(said.guidance)
+        image = None if request.image_prompt is None else pipe.encode_image_prompt(request.image_prompt)
         seeds = said.seeds(count)
         begun.images = [None] * len(seeds)
         for k, seed in enumerate(seeds):
-            text = embedded[np.array([k % count])] if embedded else pipe.encode_text(request.prompts[k % count])
+            text = pipe.prompt_rows(request, embedded, np.array([k % count]), image)
             conditions = pipe.conditions(text, grid, guidance, pipe.negative(said.negative_prompt, guidance, 1))
             yield _Unit(begun, k, Part(conditions, pipe.noise(np.array([seed], np.uint32), grid)), grid)
 

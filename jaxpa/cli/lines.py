@@ -193,7 +193,7 @@ def located(command: Any, folder: Path) -> None:
 
 
 PICTURES = {Subject: ("image", "mask"), Editing: ("image", "mask"), Following: ("picture", "control"),
-            Request: ("embedding",)}  # fmt: skip
+            Request: ("embedding", "image_prompt")}  # fmt: skip
 
 
 def _from(value: Any, folder: Path) -> Any:
@@ -207,7 +207,7 @@ def _from(value: Any, folder: Path) -> Any:
         changed |= {each.name: _from(getattr(value, each.name), folder) for each in fields(value)
                     if is_dataclass(getattr(value, each.name)) or each.name == "subjects"}  # fmt: skip
     elif isinstance(value, Checkpoint):  # folders, and not names
-        named = {name: getattr(value, name) for name in ("model", "components")}
+        named = {name: getattr(value, name) for name in ("model", "components", "redux")}
         changed: dict[str, Any] = {
             name: str(folder / text) for name, text in named.items() if text and (folder / text).exists()
         }
