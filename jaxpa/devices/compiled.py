@@ -143,7 +143,9 @@ def _read(text: str, job: Job, target: Target) -> dict[str, Any]:
     peak = hlo.Peak(target.chip.flops, target.chip.bandwidth) if gpu else None
     trips = () if job.above is None else (job.above, job.steps - job.above)  # the loops before and after tau
     root = hlo.read(text, peak, trips).root
-    stretches = [node for node in root.loops if node.trips in (None, job.steps, *trips)]
+    counted = [node for node in root.loops if node.trips in (None, job.steps, *trips)]
+    # A loop over blocks (their modulation, before the steps) may happen to have as many trips; steps have one inside.
+    stretches = [node for node in counted if node.loops] or counted
     whole = hlo.total(root)
     kernels = sorted(whole.kernels)
     return {

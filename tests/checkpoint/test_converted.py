@@ -9,6 +9,7 @@ import pytest
 from safetensors.numpy import load_file, save_file
 from small_checkpoint import CONFIG, make
 
+from jaxpa.checkpoint import load
 from jaxpa.checkpoint.convert import FORMAT, convert
 from jaxpa.checkpoint.files import read_header, write
 from jaxpa.checkpoint.load import load_parts
@@ -18,6 +19,7 @@ from jaxpa.checkpoint.source import resolve
 from jaxpa.cli.main import main
 from jaxpa.devices import cost
 from jaxpa.devices.plan import plan
+from jaxpa.devices.sharding import make_mesh, rules
 from jaxpa.errors import CheckpointError
 from jaxpa.request.groups import Sampling
 from jaxpa.request.request import Request
@@ -56,6 +58,19 @@ def test_from_the_own_layout_too(source, folders, tmp_path):
     for name in PARTS:
         a, b = ((folder / name / "model.safetensors").read_bytes() for folder in (again, folders["int8"]))
         assert a == b
+
+
+@pytest.mark.parametrize("kind", ["stored", "int8"])
+def test_shards_are_cut_out_of_the_mapped_file(source, folders, tmp_path, monkeypatch, kind):
+    """The host holds no copy of any matrix: each is handed over as a read-only view of the file."""
+    folder = folders["int8"] if kind == "int8" else convert(source, tmp_path / "own")
+    handed, place = [], load._place
+    monkeypatch.setattr(load, "_place", lambda host, sharding: handed.append(host) or place(host, sharding))
+    mesh = make_mesh()
+    load_parts(folder, dtype=np.float32, sharding=rules(mesh))
+    matrices = [host for host in handed if host.ndim > 2 or host.dtype == np.int8]
+    assert len(matrices) > 20
+    assert not any(host.flags.writeable or host.flags.owndata for host in matrices)
 
 
 @KINDS

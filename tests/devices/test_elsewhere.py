@@ -4,12 +4,13 @@ import json
 import math
 
 import jax
+import jax.numpy as jnp
 import pytest
 from jax.sharding import AbstractMesh, AxisType
 
 from jaxpa.config import TransformerConfig, flux_dev
-from jaxpa.devices import cost, elsewhere
-from jaxpa.devices.compiled import compiled, meshes, missing
+from jaxpa.devices import cost, elsewhere, hlo
+from jaxpa.devices.compiled import _read, compiled, meshes, missing
 from jaxpa.devices.elsewhere import parse_mesh
 from jaxpa.devices.programs import Job, model
 from jaxpa.devices.targets import find
@@ -59,6 +60,21 @@ def test_the_network_as_shapes_is_the_whole_network():
     assert sum(math.prod(x.shape) for x in leaves) == cost.weight_parameters(flux_dev())["transformer"]
     share = sum(math.prod(x.sharding.shard_shape(x.shape)) for x in leaves)
     assert share < 0.26 * sum(math.prod(x.shape) for x in leaves)  # a quarter, and the layers at the ends
+
+
+def test_a_loop_over_blocks_is_no_step():
+    """As many blocks as steps: the loop that computes what all steps share is not counted among them."""
+
+    def f(x: jax.Array, blocks: jax.Array) -> jax.Array:
+        shared = jax.lax.map(lambda w: jnp.tanh(x @ w), blocks)  # 3 blocks
+        body = lambda x, of_block: (jnp.tanh(x @ of_block[0]) + of_block[1], None)  # noqa: E731
+        return jax.lax.fori_loop(0, 3, lambda _, x: jax.lax.scan(body, x, (blocks, shared))[0], x)
+
+    text = jax.jit(f).lower(jnp.ones((16, 32)), jnp.ones((3, 32, 32))).compile().as_text()
+    loops = hlo.read(text).root.loops
+    assert [(loop.trips, len(loop.loops)) for loop in loops] == [(3, 0), (3, 1)]
+    (step,) = _read(text, Job(SMALL, (4, 4), steps=3), find("v6e-1"))["stretches"]
+    assert [block["trips"] for block in step["blocks"]] == [3]
 
 
 def test_the_formula_stands_in_for_a_compiler(run, monkeypatch):
