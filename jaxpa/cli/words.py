@@ -5,6 +5,8 @@ from collections.abc import Iterator, Sequence
 from dataclasses import MISSING, fields, is_dataclass
 from typing import Any
 
+from tyro.conf import Positional
+
 from jaxpa.cli.flags import primitive
 from jaxpa.errors import JaxpaError, did_you_mean
 
@@ -51,11 +53,9 @@ def flags_of(kind: type[Any]) -> dict[str, Any]:
 
 def required(kind: type[Any]) -> set[str]:
     """The flags without which a command does not run."""
-    return {
-        each.name.replace("_", "-")
-        for each in fields(kind)
-        if each.kw_only and each.default is MISSING and each.default_factory is MISSING
-    }
+    hints = typing.get_type_hints(kind, include_extras=True)
+    needed = [each.name for each in fields(kind) if each.default is MISSING and each.default_factory is MISSING]
+    return {name.replace("_", "-") for name in needed if Positional not in getattr(hints[name], "__metadata__", ())}
 
 
 def check_values(flag: str, kind: Any, values: list[str]) -> None:
