@@ -13,18 +13,23 @@ import jax
 import numpy as np
 import pytest
 from PIL import Image
-from sister_reference import error, load_reference, make_sister
+from sister_reference import CHANNELS, SIZES, TOKEN, error, load_reference, make_sister
 
 import jaxpa
 from jaxpa.checkpoint.redux import load_redux
 from jaxpa.checkpoint.source import resolve
-from jaxpa.config import FluxConfig, Settings
+from jaxpa.config import FluxConfig, Settings, TransformerConfig
 from jaxpa.devices.cost import transformer_flops
 from jaxpa.devices.plan import format_plan, plan
+from jaxpa.devices.programs import Job, program
+from jaxpa.devices.sharding import make_mesh
 from jaxpa.devices.timing import Clock
 from jaxpa.errors import CheckpointError, JaxpaError
+from jaxpa.model import Beside
 from jaxpa.request.request import Request
 from jaxpa.request.spec import Spec
+from jaxpa.sampling import Accompanied
+from jaxpa.transformer import FluxConditions
 
 PROMPT, STEPS, SIZE = "a striped red cat on a beach", 4, (80, 96)  # height, width
 # Shares of the largest value. Guidance g is embedded by the sinusoids of 1000 g, in whose largest the two libraries'
@@ -157,10 +162,9 @@ def test_what_fill_refuses(pipes):
 # Kontext ------------------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("canvas", [SIZE, (64, 104)])
-def test_kontext_equals_the_references(pipes, theirs, canvas):
+def test_kontext_equals_the_references(pipes, theirs):
     """The picture is read at its own size, whatever the canvas."""
-    pipe, read = pipes("kontext"), (88, 104)
+    pipe, read, canvas = pipes("kontext"), (88, 104), (64, 104)
     assert (pipe.settings.variant, pipe.settings.guidance) == ("kontext", 2.5)
     assert pipe.spec.read_size((104, 88)) == read  # 1104 x 944 at this checkpoint's scale
     want = theirs("kontext", 4, canvas, image=picture(1, read), _auto_resize=False, max_area=canvas[0] * canvas[1])
@@ -194,11 +198,14 @@ def test_edit_keeps_its_size_and_compiles_once(pipes):
 
 
 def test_the_method_works_on_kontext(pipes, pictures):
-    """Without a picture of its own to read it is FLUX.1-dev: replacement, inversion and masks from attention."""
+    """Without a picture of its own to read it is FLUX.1-dev, whose program replaces, inverts and finds masks."""
     pipe, car = pipes("kontext"), jaxpa.Subject(pictures / "car.png", pictures / "car-mask.png", caption="a car")
-    (image,) = pipe.personalize("a car in a room", [car], steps=2)
+    (image,) = pipe.personalize("a car in a room", [car], steps=2, level="token", path="line", start="independent")
     assert image.size == (96, 96)
-    assert pipe.find_mask(pictures / "car.png", "car", steps=2).soft.shape == (12, 12)
+    text = pipe.encode_text(["a car"])
+    assert isinstance(pipe.conditions(text, (12, 12), 1.0, None), FluxConditions)
+    read = Beside(tokens=jax.numpy.zeros((1, 4, 32)), positions=jax.numpy.zeros((4, 3)))
+    assert isinstance(pipe.conditions(text, (12, 12), 1.0, None, beside=read), Accompanied)
 
 
 # Control pictures ---------------------------------------------------------------------------------------------
@@ -383,3 +390,20 @@ def test_plans(run, folders):
     text = format_plan(kontext)
     assert "144 image + 32 text tokens + 144 of the picture" in text
     assert kontext["stage_bytes"]["sample"] > alone["stage_bytes"]["sample"]
+
+
+@pytest.mark.parametrize(("reads", "beside"), [("fill", 0), ("control", 0), ("kontext", 12)])
+def test_programs_for_devices(reads, beside):
+    """What is compiled for a device that is not here samples tokens of the model's own channels, pictures read."""
+    config = TransformerConfig(**SIZES, in_channels=CHANNELS[reads], out_channels=TOKEN)
+    job = Job(config, (3, 4), text_tokens=5, images=2, steps=3, dtype=np.float32, beside=beside)
+    function, arguments = program(job, make_mesh(1, 1), "cpu")
+    assert jax.eval_shape(function, *arguments).shape == (2, 12, TOKEN)
+    text = arguments[1]
+    assert (text.channels is None, text.picture is None) == (reads == "kontext", reads != "kontext")
+
+
+def test_bench_reads_what_the_model_reads(run, folders):
+    status, line, err = run("bench", "--model", folders("fill"), "--steps", 1, "--repeats", 1, "--json")
+    assert status == 0, err
+    assert json.loads(line)

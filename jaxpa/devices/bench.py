@@ -8,7 +8,7 @@ loop over all steps.
 
 import time
 from collections.abc import Callable
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from typing import Any
 
 import jax
@@ -138,6 +138,7 @@ def _depths(model: Any) -> dict[str, int]:
 def _inputs(model: Any, grid: tuple[int, int], work: Workload) -> tuple[Any, jax.Array, jax.Array]:
     """A velocity with random text of unit variance, noise (B, N, C), and the flow times (S + 1,)."""
     config: BackboneConfig = model.config
+    more = config.in_channels - config.velocity_channels  # of a picture that the network reads
     dtype, batch, tokens = model.dtype, work.batch, grid[0] * grid[1]
 
     @jax.jit
@@ -146,13 +147,13 @@ def _inputs(model: Any, grid: tuple[int, int], work: Workload) -> tuple[Any, jax
         txt = jax.random.normal(keys[0], (batch, work.text_tokens, config.joint_attention_dim), dtype)
         vec = jax.random.normal(keys[1], (batch, config.pooled_projection_dim), dtype)
         x = jax.random.normal(keys[2], (batch, tokens, config.in_channels), jnp.float32)
-        return txt, vec, x, grid_positions(*grid)
+        return txt, vec, x[..., : config.velocity_channels], x[..., config.velocity_channels :], grid_positions(*grid)
 
-    txt, vec, x, positions = make()
+    txt, vec, x, channels, positions = make()
     guidance = jnp.full(batch, 3.5, jnp.float32) if config.guidance_embeds else None
     times = jnp.asarray(flow_times(work.steps, tokens, ScheduleConfig()))
     conditions = backbone_of(config).conditions(TextEmbedding(txt, vec), guidance, positions)
-    return conditions.bind(model), x, times
+    return (replace(conditions, channels=channels) if more else conditions).bind(model), x, times
 
 
 def _compiled(function: Callable[..., Any], *arguments: Any) -> tuple[Callable[..., Any], dict[str, Any]]:

@@ -36,7 +36,7 @@ def job_of(run: Run, dtype: str, above: int, weights: Weights | None = None) -> 
     """The program of a run's first tau; `above` is the number of steps that start above it."""
     job = Job(
         run.spec.config.transformer, run.grid, run.text, run.images, run.references, run.steps, guided=run.guided,
-        masked=run.context, dtype=dtype, weights=weights,
+        masked=run.context, dtype=dtype, weights=weights, beside=run.beside,
     )  # fmt: skip
     return job if run.preset is None else replace(job, preset=run.preset, above=above)
 

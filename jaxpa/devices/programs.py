@@ -7,7 +7,7 @@ A program is one fused sampling: the work that is done once an image, then all s
 """
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, NamedTuple
 
 import jax
@@ -29,7 +29,7 @@ from jaxpa.personalize import Phase, Task
 from jaxpa.presets import PRESETS, Preset
 from jaxpa.quantised import DTYPES, Quantised, of_scale
 from jaxpa.routing import context_routing, context_size, join, replacement_index, replacement_weight
-from jaxpa.sampling import Guided
+from jaxpa.sampling import Accompanied, Guided
 from jaxpa.tokens import Placement, Routing, grid_positions
 
 
@@ -39,7 +39,7 @@ class Job:
 
     above: how many steps start above tau, if they are to be counted.
     guided: classifier-free guidance, two rows an image, for a checkpoint that does not embed its guidance. weights: of
-    the blocks (None: of `dtype`).
+    the blocks (None: of `dtype`). beside: tokens of a picture in every sequence.
     """
 
     config: BackboneConfig
@@ -54,6 +54,7 @@ class Job:
     masked: int = 0
     dtype: DTypeLike = jnp.bfloat16
     weights: Weights | None = None
+    beside: int = 0
 
     @property
     def tokens(self) -> int:
@@ -61,12 +62,17 @@ class Job:
 
 
 class Text(NamedTuple):
-    """Embedded prompts of R + G rows, and the rows (G) that classifier-free guidance pushes away from, or None."""
+    """Embedded prompts of R + G rows, and the rows (G) that classifier-free guidance pushes away from, or None.
+
+    channels (1, N, C'), picture (1, K, C): what the network reads of a picture, as further channels or tokens, or None.
+    """
 
     txt: jax.Array
     vec: jax.Array
     guidance: jax.Array | None
     negative: tuple[jax.Array, jax.Array] | None
+    channels: jax.Array | None = None
+    picture: jax.Array | None = None
 
 
 class Reference(NamedTuple):
@@ -83,7 +89,7 @@ def program(job: Job, mesh: Mesh, platform: str) -> tuple[Callable[..., jax.Arra
     """A function, and the shapes of its arguments (the network first) as a mesh of that platform holds them."""
     network, rows = model(job, mesh, platform), job.references + job.images
     text = _text(job, rows if job.references else job.images)
-    x, times = _shape(job.images, job.tokens, job.config.in_channels), _shape(job.steps + 1)
+    x, times = _shape(job.images, job.tokens, job.config.velocity_channels), _shape(job.steps + 1)
     rest: tuple[Any, ...] = (text, x, times)
     function = _Sample(job)
     if job.references:
@@ -120,13 +126,17 @@ def _text(job: Job, rows: int) -> Text:
         return txt, _shape(count, job.config.pooled_projection_dim, dtype=job.dtype)
 
     guidance = _shape(rows) if job.config.guidance_embeds else None
-    return Text(*prompts(rows), guidance, prompts(job.images) if job.guided else None)  # type: ignore[arg-type]
+    own, more = job.config.velocity_channels, job.config.in_channels - job.config.velocity_channels
+    channels = _shape(1, job.tokens, more) if more else None
+    picture = _shape(1, job.beside, own) if job.beside else None
+    negative = prompts(job.images) if job.guided else None
+    return Text(*prompts(rows), guidance, negative, channels, picture)  # type: ignore[arg-type]
 
 
 def _reference(job: Job) -> Reference:
     r, g, n = job.references, job.images, job.tokens
     placement = Placement(_shape(g, r, n, dtype=jnp.int32), _shape(g, r, n, dtype=bool))  # type: ignore[arg-type]
-    trajectory = _shape(job.steps + 1, r, n, job.config.in_channels)
+    trajectory = _shape(job.steps + 1, r, n, job.config.velocity_channels)
     tau = _shape(job.config.blocks) if job.preset.tau_blocks else _shape()
     return Reference(trajectory, _shape(job.steps), tau, _shape(r, n, dtype=bool), placement)  # type: ignore[arg-type]
 
@@ -146,6 +156,10 @@ def _conditions(job: Job, text: Text, references: int = 0, positions: jax.Array 
         txt, vec = (jnp.concatenate(pair) for pair in zip((txt, vec), text.negative, strict=True))
     positions = grid_positions(*job.grid) if positions is None else positions
     plain = backbone_of(job.config).conditions(TextEmbedding(txt, vec), guidance, positions)
+    if text.channels is not None:
+        plain = replace(plain, channels=jnp.broadcast_to(text.channels, (len(txt), *text.channels.shape[1:])))
+    if text.picture is not None:
+        plain = Accompanied(plain, text.picture, jnp.ones((text.picture.shape[1], 3)))
     return plain if text.negative is None else Guided(plain, jnp.float32(4.0), references)
 
 
