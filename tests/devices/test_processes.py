@@ -2,6 +2,7 @@
 
 import json
 import os
+import signal
 import socket
 import subprocess
 import sys
@@ -27,26 +28,36 @@ def command(*words: object, **variables: str) -> subprocess.Popen[str]:
                             text=True, cwd=ROOT)  # fmt: skip
 
 
-@pytest.fixture
-def port():
+def free_port() -> int:
     with socket.socket() as free:
         free.bind(("localhost", 0))
         return free.getsockname()[1]
 
 
-def test_two_processes_make_one_picture(run, tmp_path, port):
+def both(folders: list[Path]) -> tuple[list[int], list[tuple[str, str]]]:
+    """The command in two processes, a folder for each: their statuses, and what they say on stdout and stderr."""
+    shared = {"JAX_COORDINATOR_ADDRESS": f"localhost:{free_port()}", "JAX_NUM_PROCESSES": "2"}
+    started = [
+        command(*WORDS, "--mesh", "model=2", "--distributed", "--out", folder / "a.png",
+                **shared, JAX_PROCESS_ID=str(i))
+        for i, folder in enumerate(folders)
+    ]  # fmt: skip
+    said = [each.communicate(timeout=180) for each in started]
+    return [each.returncode for each in started], said
+
+
+def test_two_processes_make_one_picture(run, tmp_path):
     """The network's halves are on two processes, which have folders of their own here."""
     folders = [tmp_path / str(i) for i in range(2)]
     for folder in folders:
         folder.mkdir()
-    started = [
-        command(*WORDS, "--mesh", "model=2", "--distributed", "--out", folder / "a.png",
-                JAX_COORDINATOR_ADDRESS=f"localhost:{port}", JAX_NUM_PROCESSES="2", JAX_PROCESS_ID=str(i))
-        for i, folder in enumerate(folders)
-    ]  # fmt: skip
     assert run(*WORDS, "--out", tmp_path / "one.png")[0] == 0
-    said = [each.communicate(timeout=180) for each in started]
-    assert [each.returncode for each in started] == [0, 0], said
+    statuses, said = both(folders)
+    if (
+        -signal.SIGABRT in statuses
+    ):  # JAX gives up where one hears nothing of the other: a busy machine has a second try
+        statuses, said = both(folders)
+    assert statuses == [0, 0], said
     assert json.loads(said[0][0])["files"] == [str(folders[0] / "a.png")]
     assert said[1][0] == ""
     assert list(folders[1].iterdir()) == []
