@@ -10,7 +10,6 @@ from dataclasses import dataclass, replace
 from typing import Any, NamedTuple
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 
 from jaxpa.personalize import Phase, Task, gate
@@ -50,10 +49,10 @@ def likeness(part: Part) -> Hashable:
         shared = (taus.shape, *(np.asarray(each).tobytes() for each in (taus, what.eta, what.times)))
         what = replace(what, model=None, tau=0)  # type: ignore[arg-type]
     leaves, structure = jax.tree.flatten((what, part.x))
-    return structure, tuple((np.shape(leaf), str(jnp.result_type(leaf))) for leaf in leaves), shared
+    return structure, tuple((np.shape(leaf), str(jax.numpy.result_type(leaf))) for leaf in leaves), shared
 
 
-def merge(parts: Sequence[Part], size: Size) -> tuple[Any, jax.Array]:
+def merge(parts: Sequence[Part], size: Size) -> tuple[Any, np.ndarray]:
     """Parts that are alike as one: the task or the conditions, and the noise (size.images, N, C); parts in order.
 
     What fills it up repeats the first reference and the last image. Raises ValueError for parts that are not alike, or
@@ -61,16 +60,24 @@ def merge(parts: Sequence[Part], size: Size) -> tuple[Any, jax.Array]:
     """
     if len({likeness(part) for part in parts}) != 1:
         raise ValueError("parts of several shapes, schedules or gates cannot be merged")
-    rows, first = _rows_of(parts, size), parts[0].what
-    x = jnp.concatenate([part.x for part in parts])[rows.index(0)]
+    rows, parts = _rows_of(parts, size), [_on_host(part) for part in parts]
+    first, x = parts[0].what, np.concatenate([part.x for part in parts])[rows.index(0)]
     if not isinstance(first, Task):
         return _conditions([part.what for part in parts], rows, 0), x
     tasks, r = [part.what for part in parts], rows.references
-    trajectory = jnp.concatenate([task.trajectory for task in tasks], 1)[:, [i * r + k for i, k in rows.casts]]
+    trajectory = np.concatenate([task.trajectory for task in tasks], 1)[:, [i * r + k for i, k in rows.casts]]
     early = _phase([task.early for task in tasks], rows, r if first.level == "layer" else 0, r)
     late_rows = 0 if first.late.routing is None or first.late.joined is not None else r
     late = _phase([task.late for task in tasks], rows, late_rows, late_rows)
     return replace(first, trajectory=trajectory, early=early, late=late), x
+
+
+def _on_host(part: Part) -> Part:
+    """The part with NumPy's arrays: to put them side by side in any number needs no program then."""
+    if not isinstance(part.what, Task):
+        return jax.device_get(part)
+    what = jax.device_get(replace(part.what, model=None))
+    return part._replace(what=replace(what, model=part.what.model), x=jax.device_get(part.x))
 
 
 @dataclass(frozen=True)
@@ -97,7 +104,7 @@ class _Rows:
             found += [i * width + references + copy * self.count + j for i, j in self.images]
         return np.array(found)
 
-    def tokens(self, local: Sequence[Any]) -> jax.Array:
+    def tokens(self, local: Sequence[Any]) -> Any:
         """Indices of tokens (R + G, K), from each part's own (r + g, K)."""
         at, r, out = len(self.casts), self.references, []
         local = [np.asarray(each) for each in local]
@@ -105,12 +112,12 @@ class _Rows:
             row, token = np.divmod(local[i][k], self.n)
             moved = np.where(row < r, self.offsets[i] + row, at + self.bases[i] + row - r)
             out.append(np.where(row == k, place, moved) * self.n + token)  # what fills up reads itself
-        return jnp.asarray(np.stack(out), jnp.int32)
+        return np.stack(out).astype(np.int32)
 
-    def joined(self, local: Sequence[Any]) -> jax.Array:
+    def joined(self, local: Sequence[Any]) -> Any:
         """The reference tokens that join each image (G, K), from each part's own (K,) or (g, K)."""
         each = [np.broadcast_to(own, (self.count, np.shape(own)[-1])) for own in local]
-        return jnp.asarray(np.stack([self.offsets[i] * self.n + each[i][j] for i, j in self.images]), jnp.int32)
+        return np.stack([self.offsets[i] * self.n + each[i][j] for i, j in self.images]).astype(np.int32)
 
 
 def _rows_of(parts: Sequence[Part], size: Size) -> _Rows:
@@ -137,9 +144,9 @@ def _conditions(conditions: Sequence[Any], rows: _Rows, references: int) -> Any:
         return type(first).concatenate(conditions).rows(rows.index(references))
     inner: list[Any] = [each.conditions for each in conditions]
     plain = type(inner[0]).concatenate(inner)
-    scales = [jnp.asarray(each.scale) for each in conditions]
-    scales = [jnp.broadcast_to(one, (rows.count, *(one.shape[1:] or (1, 1)))) for one in scales]
-    scale = jnp.concatenate(scales)[rows.index(0)]
+    scales = [np.asarray(each.scale) for each in conditions]
+    scales = [np.broadcast_to(one, (rows.count, *(one.shape[1:] or (1, 1)))) for one in scales]
+    scale: Any = np.concatenate(scales)[rows.index(0)]
     return Guided(plain.rows(rows.index(references, copies=2)), scale, len(rows.casts) if references else 0)
 
 
@@ -154,12 +161,12 @@ def _phase(phases: Sequence[Phase], rows: _Rows, riding: int, routed: int) -> Ph
 def _routing(routings: Sequence[Any], rows: _Rows, references: int) -> Routing:
     index = rows.index(references)
 
-    def picked(name: str, axis: int = 0) -> jax.Array | None:
+    def picked(name: str, axis: int = 0) -> Any:
         if getattr(routings[0], name) is None:
             return None
-        return jnp.take(jnp.concatenate([getattr(each, name) for each in routings], axis), index, axis)
+        return np.take(np.concatenate([getattr(each, name) for each in routings], axis), index, axis)
 
-    def tokens(name: str) -> jax.Array | None:
+    def tokens(name: str) -> Any:
         return None if getattr(routings[0], name) is None else rows.tokens([getattr(each, name) for each in routings])
 
     weight = routings[0].weight

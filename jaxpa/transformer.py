@@ -13,6 +13,7 @@ from typing import Any, NamedTuple, Protocol, runtime_checkable
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from flax import nnx
 from jax.typing import DTypeLike
 
@@ -261,7 +262,7 @@ class FluxConditions:
         """The conditions of some of the rows."""
         return self.each_row(lambda x: x[index])
 
-    def each_row(self, change: Callable[..., Array], *others: "FluxConditions") -> "FluxConditions":
+    def each_row(self, change: Callable[..., Any], *others: "FluxConditions") -> "FluxConditions":
         """What `change` makes of every array that has rows, of these conditions and of others."""
         made = {}
         for name in ("txt", "vec", "guidance", "channels", "positions"):
@@ -273,7 +274,9 @@ class FluxConditions:
     @staticmethod
     def concatenate(parts: Sequence["FluxConditions"]) -> "FluxConditions":
         """The rows of several conditions, in order; positions without rows are the first's."""
-        return parts[0].each_row(lambda *x: jnp.concatenate(x), *parts[1:])
+        return parts[0].each_row(
+            lambda *x: np.concatenate(x) if isinstance(x[0], np.ndarray) else jnp.concatenate(x), *parts[1:]
+        )
 
 
 @jax.tree_util.register_dataclass

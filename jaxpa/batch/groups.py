@@ -13,6 +13,7 @@ from typing import Any, NamedTuple
 import jax
 
 from jaxpa.batching import Size
+from jaxpa.box import Box
 from jaxpa.devices.memory import Held, batch_that_fits
 from jaxpa.devices.plan import run_of
 from jaxpa.request.request import Request
@@ -65,7 +66,13 @@ def cast_of(request: Request, spec: Spec) -> Hashable:
     """What decides the references' rows: requests of equal ones share them."""
     preset = request.switches(spec) if request.references else None
     inside = None if preset is None else preset.guidance_inside
-    said = replace(request, prompt="", embedding=None, places=request.places[:1], sampling=type(request.sampling)())
+    said = replace(request, prompt="", embedding=None, places=(), sampling=type(request.sampling)())
+    if request.subjects:  # a centre says where tokens go, and not what they are; a box scales the picture
+        last = replace(request.subjects[-1], at=request.places[0]) if request.places else request.subjects[-1]
+        subjects = (*request.subjects[:-1], last)
+        said = replace(said, subjects=tuple(
+            each if isinstance(each.at, Box) else replace(each, at=None) for each in subjects
+        ))  # fmt: skip
     guidance = spec.guidance(request.sampling.guidance) if inside is None else inside
     if preset is not None:
         said = replace(said, method=type(request.method)(preset=replace(preset, shuffle=0.0, outline=0, margin=0)))

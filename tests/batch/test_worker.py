@@ -93,7 +93,7 @@ def test_sizes_depend_on_the_whole_file(jobs):
     found = sizes(shares, None)
     assert sizes(reversed(shares), None) == found
     assert found[shares[0].kind] == Size(3, 0)
-    assert found[shares[1].kind] == Size(6, 4)  # the second layout's references stand elsewhere in their picture
+    assert found[shares[1].kind] == Size(6, 4)  # three casts: a layout's places move the same reference
     assert sizes(shares, 2)[shares[1].kind].images == 2
 
 
