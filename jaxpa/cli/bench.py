@@ -44,6 +44,8 @@ class BenchCommand(Command):
         from jaxpa.request.spec import Spec
 
         dtype = np.dtype(self.dtype or default_dtype())
+        if self.checkpoint.lora:
+            raise JaxpaError("--lora would have no effect: a merged one costs no time. Leave it out")
         if self.config is not None and self.checkpoint.weights is not None:
             raise JaxpaError("--weights would have no effect: the numbers of --config are drawn, not read")
         if self.config is None:

@@ -82,3 +82,4 @@ def test_refusals(run, lora, tmp_path):
         status, _, err = run(*words, value)
         assert (status, word in err, "Traceback" in err) == (2, True, False), err
     assert not (tmp_path / "a.png").exists()
+    assert "no effect" in run("bench", "--lora", lora)[2]
