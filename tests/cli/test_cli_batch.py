@@ -78,7 +78,8 @@ def test_shares(run, jobs, tmp_path):
 def test_a_failure_leaves_the_others(run, jobs, tmp_path, pictures):
     """What is found out late: the line is named, the rest is made, and the status tells."""
     lines = jobs.read_text().splitlines()
-    words = ["--word", "mug", "--caption", "a car", "--prompt", "x", "--out", tmp_path / "x.png"]
+    caption = "a car" + 80 * " and a car" + " and a mug"  # the word stands beyond the tokens that are read
+    words = ["--word", "mug", "--caption", caption, "--prompt", "x", "--out", tmp_path / "x.png"]
     wrong = shlex.join(map(str, ["personalize", "--subject", pictures / "car.png", *words]))
     jobs.write_text("\n".join([wrong, lines[3], lines[2], lines[4]]))
     status, _, err = run("batch", jobs)
@@ -106,7 +107,7 @@ def test_a_model_for_all(jobs, tmp_path):
 
 BAD = {
     "a command": ("paint --prompt x", "'paint' is not a command"),
-    "a flag": ("generate --promt x", "not the flags of generate"),
+    "a flag": ("generate --promt x", "there is no flag --promt here: did you mean 'prompt'"),
     "a quote": ('generate --prompt "x', "No closing quotation"),
     "a picture": ("invert --image none.png --prompt x --out x.png", "none.png"),
     "a value": ("generate --prompt x --steps 0 --out x.png", "steps must be"),

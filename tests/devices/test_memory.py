@@ -82,6 +82,7 @@ def test_fused_attention_writes_no_logits():
 @pytest.mark.parametrize("width", [64, 128, 512])
 @pytest.mark.parametrize("queries", [512, 4608])
 @pytest.mark.parametrize("dtype", [jnp.bfloat16, jnp.float32])
+@pytest.mark.usefixtures("as_users_call")  # shapes stand for arrays here
 def test_a_tpu_s_kernel_writes_no_logits(width, queries, dtype):
     """Where `kernels` has splash attention, and only there."""
     q, k = (jax.ShapeDtypeStruct((1, 2, tokens, width), dtype) for tokens in (queries, 4608))
