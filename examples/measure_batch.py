@@ -1,12 +1,12 @@
-"""How many pictures a minute `jaxpa batch` makes of mixed lines, and that 20 `kill -9` lose and change none of them.
+"""How many pictures a minute `jaxpa batch` makes of mixed lines, and whether `kill -9` loses or changes one of them.
 
     python examples/measure_batch.py                    the rates of two ways through the same 200 lines
     python examples/measure_batch.py --kills 20         kills a run that often, and compares the bytes at the end
 
-The lines are those of an evening's work: sweeps of seeds over prompts, six references in new scenes, edits, on two
-canvases. One way is today's; the other takes the lines one at a time, a picture at a time. Both start without compiled
-programs, in processes of their own. With --package FOLDER the first way is that of another checkout, such as an older
-commit's.
+The lines are those of an evening's work: prompts with one to three seeds, a reference in new scenes and places, edits,
+on two canvases. One way is the command's own; the other samples one picture at a time (`--batch-size 1`). Both start
+without compiled programs, in processes of their own. With --package FOLDER it is another checkout, such as an older
+commit's, that is timed alone.
 """
 
 import argparse
