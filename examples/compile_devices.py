@@ -21,7 +21,8 @@ libtpu 0.0.42.1, M cycles of a step, and of a double and a single block in it:
     v6e-1 batch 4   24.51 GiB   1151.7 (21.9, 19.1)
     v6e-1 reference 23.99 GiB    533.6 (10.4, 8.69), a step above tau
     v5e-1 int8      15.10 GiB    588.7 (10.7, 10.1); fp8 the same
-    v5p-8            6.13 GiB    113.5 (2.52, 1.72) a chip, 2 all-reduces of 27 MiB in a double block, 1 in a single one
+    v6e-4            5.77 GiB     89.7 (1.97, 1.36) a chip, 76 all-reduces of 27 MiB
+    v5p-8            5.80 GiB    113.5 (2.52, 1.72) a chip, 2 all-reduces of 27 MiB in a double block, 1 in a single one
     v5e-4            6.10 GiB    219.7 (4.65, 3.43) a chip, the same all-reduces
 """
 
