@@ -118,7 +118,7 @@ def test_export_and_load(tokenizers, tmp_path, guided):
     parts = load_parts(folder, dtype=jnp.float32)
     assert parts.config == config
     assert parts.config.transformer.guidance_embeds is guided
-    assert vars(parts.settings) == SETTINGS | {"words": {}}
+    assert vars(parts.settings) == SETTINGS | {"words": {}, "variant": "text"}
     assert "FluxPipeline" in json.loads((folder / "model_index.json").read_text())["_class_name"]
     for name in COMPONENTS:
         rounded = jax.tree.map(lambda x: x.astype(jnp.bfloat16).astype(jnp.float32), networks[name])
