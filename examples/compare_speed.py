@@ -40,7 +40,7 @@ class Size(NamedTuple):
     text: int
     width: int | None = None
     blocks: tuple[int, int] = (0, 0)
-    rounds: int = 10
+    rounds: int = 30
 
 
 SIZES = {
@@ -63,13 +63,13 @@ def in_turns(here: Callable[[], object], peer: Callable[[], object], rounds: int
     """Median seconds of each, in three turns of `rounds` calls.
 
     The threads of a library go on looking for work, up to 0.2 s after a call: before each turn the script waits for
-    them, and makes a call that is not measured.
+    them, and makes a few calls that are not measured.
     """
     times: dict[Callable[[], object], list[float]] = {here: [], peer: []}
     for _ in range(3):
         for run, its in times.items():
             time.sleep(0.5)
-            run()
+            _ = [run() for _ in range(1 + rounds // 4)]
             its += [seconds(run) for _ in range(rounds)]
     return statistics.median(times[here]), statistics.median(times[peer])
 
