@@ -60,7 +60,7 @@ class BatchCommand:
     again: bool = False
     """Make everything again."""
     status: bool = False
-    """Say what is made, failed and left, and how long it will take; make nothing."""
+    """Say what is made, failed and left, and how long it will take. Give the flags of the run; nothing is made."""
     schema: bool = False
     """Print the JSON schema of a line of JSON."""
     json: bool = False
