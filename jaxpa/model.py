@@ -263,9 +263,14 @@ class Model:
         return [images.to_image(np.asarray(each[0], np.float32)) for each in decoded]
 
     def velocity(
-        self, text: TextEmbedding, *, height: int | None = None, width: int | None = None,
-        guidance: float | None = None, negative: TextEmbedding | None = None,
-    ) -> Velocity:  # fmt: skip
+        self,
+        text: TextEmbedding,
+        *,
+        height: int | None = None,
+        width: int | None = None,
+        guidance: float | None = None,
+        negative: TextEmbedding | None = None,
+    ) -> Velocity:
         """A callable (x (B, N, C), t (B,)) -> (B, N, C) for embedded prompts, itself a pytree.
 
         guidance is embedded where the checkpoint learned it; elsewhere, above 1, it is classifier-free and needs
@@ -277,10 +282,16 @@ class Model:
         return self.conditions(text, self.grid(height, width), guidance, negative).bind(self.parts.transformer)
 
     def conditions(
-        self, text: TextEmbedding, grid: tuple[int, int], guidance: float, negative: TextEmbedding | None,
-        references: int = 0, inside: float | None = None, scale: jax.Array | None = None,
+        self,
+        text: TextEmbedding,
+        grid: tuple[int, int],
+        guidance: float,
+        negative: TextEmbedding | None,
+        references: int = 0,
+        inside: float | None = None,
+        scale: jax.Array | None = None,
         beside: Beside | None = None,
-    ) -> Conditions:  # fmt: skip
+    ) -> Conditions:
         """The conditions of [references; images], R + G rows of `text`; references are not guided classifier-free.
 
         negative: G rows; None: no classifier-free guidance. inside: the guidance that the references embed (None: the

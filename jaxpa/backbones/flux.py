@@ -82,12 +82,13 @@ ROWS: dict[str, Row] = {
     **_embedder("guidance_in", "guidance_embedder"),
     **_embedder("vector_in", "text_embedder"),
     **_stream("img", "norm1.linear", ("to_q", "to_k", "to_v"), "", "to_out.0", "ff"),
-    **_stream("txt", "norm1_context.linear", ("add_q_proj", "add_k_proj", "add_v_proj"), "added_", "to_add_out",
-              "ff_context"),
+    **_stream(
+        "txt", "norm1_context.linear", ("add_q_proj", "add_k_proj", "add_v_proj"), "added_", "to_add_out", "ff_context"
+    ),
     **_single(),
     "final_mod": row("norm_out.linear", "final_layer.adaLN_modulation.1", swap=True),
     "final_linear": row("proj_out", "final_layer.linear"),
-}  # fmt: skip
+}
 
 
 # What it is and does -------------------------------------------------------------------------------------------

@@ -79,8 +79,12 @@ def run_tasks(tasks: Sequence[Task], actors: int | None) -> Iterator[tuple[int, 
     own: dict[str, Any] = {"GPU": {"num_gpus": 1}, "TPU": {"resources": {"TPU": 1}}}.get(kind or "", {"num_cpus": 1})
     items = [{"task": cloudpickle.dumps(task)} for task in tasks]
     done = data.from_items(items, override_num_blocks=len(items)).map_batches(
-        Actor, batch_size=1, compute=data.ActorPoolStrategy(size=min(count, len(items))), **own,
-        max_restarts=-1, max_task_retries=-1,
-    )  # fmt: skip
+        Actor,
+        batch_size=1,
+        compute=data.ActorPoolStrategy(size=min(count, len(items))),
+        **own,
+        max_restarts=-1,
+        max_task_retries=-1,
+    )
     for row in done.iter_rows():
         yield cloudpickle.loads(row["result"])

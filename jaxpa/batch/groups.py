@@ -70,9 +70,9 @@ def cast_of(request: Request, spec: Spec) -> Hashable:
     if request.subjects:  # a centre says where tokens go, and not what they are; a box scales the picture
         last = replace(request.subjects[-1], at=request.places[0]) if request.places else request.subjects[-1]
         subjects = (*request.subjects[:-1], last)
-        said = replace(said, subjects=tuple(
-            each if isinstance(each.at, Box) else replace(each, at=None) for each in subjects
-        ))  # fmt: skip
+        said = replace(
+            said, subjects=tuple(each if isinstance(each.at, Box) else replace(each, at=None) for each in subjects)
+        )
     guidance = spec.guidance(request.sampling.guidance) if inside is None else inside
     if preset is not None:
         said = replace(said, method=type(request.method)(preset=replace(preset, shuffle=0.0, outline=0, margin=0)))

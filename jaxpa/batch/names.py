@@ -23,8 +23,10 @@ class Template:
             if name not in FIELDS:
                 raise JaxpaError(f"--out {text!r}: there is no {{{name}}}{did_you_mean(name, FIELDS)}")
         if "line" not in named:
-            raise JaxpaError(f"--out {text!r} names the pictures of all lines alike: put {{line}} into it, as in "
-                             "{line:05d}-{seed}.png")  # fmt: skip
+            raise JaxpaError(
+                f"--out {text!r} names the pictures of all lines alike: put {{line}} into it, as in "
+                "{line:05d}-{seed}.png"
+            )
 
     def names(self, line: Mapping[str, Any], pictures: Sequence[Mapping[str, Any]]) -> list[str]:
         """A name for each picture of a line, from what the line and the picture are. Raises JaxpaError."""

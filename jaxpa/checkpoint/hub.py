@@ -113,29 +113,43 @@ def explain(repo: str, error: Exception, download: bool = True) -> str:
     if isinstance(error, GatedRepoError):
         lines = [f"{repo} is gated: its owner wants your consent first.", f"visit {page} and accept the terms", login]
     elif isinstance(error, RepositoryNotFoundError):
-        lines = [f"{repo} does not exist on the hub, or is private.", f"visit {page} to check the name",
-                 f"if it is private, {login}"]  # fmt: skip
+        lines = [
+            f"{repo} does not exist on the hub, or is private.",
+            f"visit {page} to check the name",
+            f"if it is private, {login}",
+        ]
     elif isinstance(error, HFValidationError):
         lines = [f"{repo!r} is not a repository's name (owner/name)."]
     elif not download:
-        lines = [f"{repo} is not in the local cache, and nothing is downloaded for this.",
-                 f"visit {page}, or fetch it with `hf download {repo}`"]  # fmt: skip
+        lines = [
+            f"{repo} is not in the local cache, and nothing is downloaded for this.",
+            f"visit {page}, or fetch it with `hf download {repo}`",
+        ]
     elif status := _status(error):
-        lines = [f"{repo} could not be fetched: the hub answers with HTTP status {status}{STATUS.get(status, '')}",
-                 f"visit {page}; if it asks for consent or is private, {login}"]  # fmt: skip
+        lines = [
+            f"{repo} could not be fetched: the hub answers with HTTP status {status}{STATUS.get(status, '')}",
+            f"visit {page}; if it asks for consent or is private, {login}",
+        ]
     elif isinstance(error, TimeoutError):
         lines = [f"{repo} could not be fetched: {error}", "check the network, and try again later"]
     elif isinstance(error, UnicodeError):
-        lines = [f"{repo} could not be asked for: the access token or another header is not ASCII text.",
-                 "check HF_TOKEN, or log in again with `hf auth login`"]  # fmt: skip
+        lines = [
+            f"{repo} could not be asked for: the access token or another header is not ASCII text.",
+            "check HF_TOKEN, or log in again with `hf auth login`",
+        ]
     elif isinstance(error, OfflineModeIsEnabled | LocalEntryNotFoundError):
-        lines = [f"{repo} is not in the local cache, and the hub cannot be reached.",
-                 "check the network, and that HF_HUB_OFFLINE is not set",
-                 f"visit {page}; if it asks for consent or is private, {login}"]  # fmt: skip
+        lines = [
+            f"{repo} is not in the local cache, and the hub cannot be reached.",
+            "check the network, and that HF_HUB_OFFLINE is not set",
+            f"visit {page}; if it asks for consent or is private, {login}",
+        ]
     else:
         reason = (str(error).strip() or repr(error)).splitlines()[0][:200]
-        lines = [f"{repo} could not be fetched: {reason} ({type(error).__name__})",
-                 f"visit {page}", f"if it asks for consent or is private, {login}"]  # fmt: skip
+        lines = [
+            f"{repo} could not be fetched: {reason} ({type(error).__name__})",
+            f"visit {page}",
+            f"if it asks for consent or is private, {login}",
+        ]
     local = "or pass a local path instead: a diffusers or converted folder, or a .safetensors file"
     if isinstance(error, LocalEntryNotFoundError) and _entry(repo).exists():
         lines.append(f"what {_entry(repo)} holds is incomplete or damaged: delete it, and it is fetched again")

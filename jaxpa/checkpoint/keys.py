@@ -52,26 +52,35 @@ T5: dict[str, Row] = {
     "token_embedding": row("shared"),
     "relative_bias": row("encoder.block.0.layer.0.SelfAttention.relative_attention_bias"),
     "blocks.attention_norm": row(_T + "0.layer_norm"),
-    **_fused(tuple(f"blocks.attention.{part}" for part in "qkv"),
-             tuple(f"{_T}0.SelfAttention.{part}" for part in "qkv"), "blocks.attention.qkv"),
+    **_fused(
+        tuple(f"blocks.attention.{part}" for part in "qkv"),
+        tuple(f"{_T}0.SelfAttention.{part}" for part in "qkv"),
+        "blocks.attention.qkv",
+    ),
     "blocks.attention.o": row(_T + "0.SelfAttention.o"),
     "blocks.mlp_norm": row(_T + "1.layer_norm"),
-    **_fused(("blocks.mlp.wi_0", "blocks.mlp.wi_1"),
-             (_T + "1.DenseReluDense.wi_0", _T + "1.DenseReluDense.wi_1"), "blocks.mlp.wi"),
+    **_fused(
+        ("blocks.mlp.wi_0", "blocks.mlp.wi_1"),
+        (_T + "1.DenseReluDense.wi_0", _T + "1.DenseReluDense.wi_1"),
+        "blocks.mlp.wi",
+    ),
     "blocks.mlp.wo": row(_T + "1.DenseReluDense.wo"),
     "final_norm": row("encoder.final_layer_norm"),
-}  # fmt: skip
+}
 
 _C = "encoder.layers.{i}."
 _CLIP_BLOCKS: dict[str, Row] = {
     "blocks.attention_norm": row(_C + "layer_norm1"),
-    **_fused(tuple(f"blocks.attention.{part}" for part in "qkv"),
-             tuple(f"{_C}self_attn.{part}_proj" for part in "qkv"), "blocks.attention.qkv"),
+    **_fused(
+        tuple(f"blocks.attention.{part}" for part in "qkv"),
+        tuple(f"{_C}self_attn.{part}_proj" for part in "qkv"),
+        "blocks.attention.qkv",
+    ),
     "blocks.attention.out": row(_C + "self_attn.out_proj"),
     "blocks.mlp_norm": row(_C + "layer_norm2"),
     "blocks.fc1": row(_C + "mlp.fc1"),
     "blocks.fc2": row(_C + "mlp.fc2"),
-}  # fmt: skip
+}
 CLIP: dict[str, Row] = {  # behind "text_model." in most files: see `canonical`
     "token_embedding": row("embeddings.token_embedding"),
     "position_embedding": row("embeddings.position_embedding"),

@@ -49,8 +49,10 @@ def fetch_url(url: str, download: bool = True) -> Path:
         raise CheckpointError(f"{url} cannot be read: {error}") from error
     if not files:
         raise CheckpointError(f"{url}: no such file or folder")
-    state = sorted((file, info.get("size"), str(info.get("ETag") or info.get("etag") or info.get("created")))
-                   for file, info in files.items())  # fmt: skip
+    state = sorted(
+        (file, info.get("size"), str(info.get("ETag") or info.get("etag") or info.get("created")))
+        for file, info in files.items()
+    )
     home = cache_folder() / f"{_digest(url)}-{_digest(repr(state))}"
     if not (home / name).exists():
         _fetch(system, path, list(files), (home, name), url)

@@ -100,17 +100,25 @@ class BatchCommand:
     def progress(self, jobs: Sequence[Job], journal: Journal) -> Progress:
         """What the journal says of the jobs, whose files must still be there."""
         there = existing(self.out_dir) if self.out_dir is not None and is_url(self.out_dir) else None
-        expected = {key_of(job.said): job.names for job in jobs
-                    if all(name in there if there is not None else file.exists()
-                           for name, file in zip(job.names, job.files, strict=True))}  # fmt: skip
+        expected = {
+            key_of(job.said): job.names
+            for job in jobs
+            if all(
+                name in there if there is not None else file.exists()
+                for name, file in zip(job.names, job.files, strict=True)
+            )
+        }
         return read_progress(journal.entries(), expected)
 
     def say_status(self, jobs: Sequence[Job], journal: Journal) -> int:
         content = status({key_of(job.said): job.place for job in jobs}, self.progress(jobs, journal), journal.entries())
         rate, left = content["pictures_per_minute"], content["seconds_left"]
-        lines = [f"{content['made']} of {content['lines']} lines made, {len(content['failed'])} failed, "
-                 f"{content['left']} left" + (f"; {rate:g} pictures a minute" if rate else "")
-                 + (f", {left // 3600}:{left // 60 % 60:02d}:{left % 60:02d} to go" if left else "")]  # fmt: skip
+        lines = [
+            f"{content['made']} of {content['lines']} lines made, {len(content['failed'])} failed, "
+            f"{content['left']} left"
+            + (f"; {rate:g} pictures a minute" if rate else "")
+            + (f", {left // 3600}:{left // 60 % 60:02d}:{left % 60:02d} to go" if left else "")
+        ]
         lines += [f"{place}: {why}" for place, why in content["failed"].items()]
         print(console.as_line(content) if self.json else "\n".join(lines))
         return 0

@@ -164,8 +164,14 @@ def parse(line: Line, model: str | None) -> tuple[Making, Any]:
         if model is not None and "model" not in record and "model" not in record.get("checkpoint", {}):
             record = {**record, "model": model}
         row = row_of(record, text=Path(line.place.rpartition(":")[0]).suffix.lower() in (".csv", ".tsv"))
-        command = RowCommand(said=row.request, checkpoint=row.checkpoint, sampling=row.sampling, figure=row.figure,
-                             prompt="", out=RowCommand.DEFAULT if row.out is None else Path(row.out))  # fmt: skip
+        command = RowCommand(
+            said=row.request,
+            checkpoint=row.checkpoint,
+            sampling=row.sampling,
+            figure=row.figure,
+            prompt="",
+            out=RowCommand.DEFAULT if row.out is None else Path(row.out),
+        )
         return command, record
     words = line.said
     if words[0] not in JOBS:
@@ -192,8 +198,12 @@ def located(command: Any, folder: Path) -> None:
             setattr(command, each.name, _from(getattr(command, each.name), folder))
 
 
-PICTURES = {Subject: ("image", "mask"), Editing: ("image", "mask"), Following: ("picture", "control"),
-            Request: ("embedding", "image_prompt")}  # fmt: skip
+PICTURES = {
+    Subject: ("image", "mask"),
+    Editing: ("image", "mask"),
+    Following: ("picture", "control"),
+    Request: ("embedding", "image_prompt"),
+}
 
 
 def _from(value: Any, folder: Path) -> Any:
@@ -204,8 +214,11 @@ def _from(value: Any, folder: Path) -> Any:
     names = next((names for kind, names in PICTURES.items() if isinstance(value, kind)), ())
     changed = {name: str(folder / getattr(value, name)) for name in names if isinstance(getattr(value, name), str)}
     if isinstance(value, Request):
-        changed |= {each.name: _from(getattr(value, each.name), folder) for each in fields(value)
-                    if is_dataclass(getattr(value, each.name)) or each.name == "subjects"}  # fmt: skip
+        changed |= {
+            each.name: _from(getattr(value, each.name), folder)
+            for each in fields(value)
+            if is_dataclass(getattr(value, each.name)) or each.name == "subjects"
+        }
     elif isinstance(value, Checkpoint):  # folders, and not names
         named = {name: getattr(value, name) for name in ("model", "components", "redux")}
         changed: dict[str, Any] = {

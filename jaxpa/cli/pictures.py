@@ -71,9 +71,13 @@ class PersonalizeCommand(Picturing):
     def request(self) -> Request:
         scene = None if self.scene is None else Subject(self.scene)
         return Request(
-            **self.words(), subjects=self.subject, scene=scene, places=self.place, method=self.method,
+            **self.words(),
+            subjects=self.subject,
+            scene=scene,
+            places=self.place,
+            method=self.method,
             following=following(self.control, self.edges),
-        ).with_references()  # fmt: skip
+        ).with_references()
 
 
 @dataclass(kw_only=True)

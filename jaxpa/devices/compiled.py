@@ -81,9 +81,11 @@ def compiled(job: Job, target: Target, mesh: tuple[int, int] | None = None) -> d
 def _apart(job: Job, target: Target, mesh: tuple[int, int]) -> dict[str, Any]:
     """`report`, in a process of its own."""
     done = subprocess.run(
-        [sys.executable, "-m", "jaxpa.devices.compiled"], input=pickle.dumps((job, target, mesh)),
-        capture_output=True, env={**os.environ, **ENVIRONMENT, "PYTHONPATH": os.pathsep.join(filter(None, sys.path))},
-    )  # fmt: skip
+        [sys.executable, "-m", "jaxpa.devices.compiled"],
+        input=pickle.dumps((job, target, mesh)),
+        capture_output=True,
+        env={**os.environ, **ENVIRONMENT, "PYTHONPATH": os.pathsep.join(filter(None, sys.path))},
+    )
     if done.returncode:
         lines = done.stderr.decode(errors="replace").strip().splitlines()
         reasons = [line for line in lines if re.match(r"[\w.]+(Error|Exception): ", line)]
@@ -111,10 +113,16 @@ def report(job: Job, target: Target, mesh: tuple[int, int]) -> dict[str, Any]:
     traced = time.perf_counter() - start
     weights = sum(_shard_bytes(leaf) for leaf in jax.tree.leaves(arguments[0]))
     facts = {
-        "label": LABEL, "device": target.name, "chip": target.chip.kind, "mesh": {"data": data, "model": model},
-        "usable_bytes": int(target.chip.memory), "weight_bytes": weights, "trace_seconds": traced,
-        "jax": jax.__version__, "compiler": _compiler(target),
-    }  # fmt: skip
+        "label": LABEL,
+        "device": target.name,
+        "chip": target.chip.kind,
+        "mesh": {"data": data, "model": model},
+        "usable_bytes": int(target.chip.memory),
+        "weight_bytes": weights,
+        "trace_seconds": traced,
+        "jax": jax.__version__,
+        "compiler": _compiler(target),
+    }
     try:
         executable = lowered.compile()
     except jax.errors.JaxRuntimeError as error:
@@ -129,9 +137,13 @@ def report(job: Job, target: Target, mesh: tuple[int, int]) -> dict[str, Any]:
     whole = sizes["argument"] + sizes["output"] + sizes["temp"] - sizes["alias"]
     peak = max(getattr(memory, "peak_memory_in_bytes", 0), 0) or whole
     return {
-        **facts, **_read(executable.as_text() or "", job, target), "temp_bytes": sizes["temp"],
-        "argument_bytes": sizes["argument"], "peak_bytes": peak, "fits": peak <= target.chip.memory,
-    }  # fmt: skip
+        **facts,
+        **_read(executable.as_text() or "", job, target),
+        "temp_bytes": sizes["temp"],
+        "argument_bytes": sizes["argument"],
+        "peak_bytes": peak,
+        "fits": peak <= target.chip.memory,
+    }
 
 
 def _shard_bytes(leaf: Any) -> int:
@@ -149,10 +161,12 @@ def _read(text: str, job: Job, target: Target) -> dict[str, Any]:
     whole = hlo.total(root)
     kernels = sorted(whole.kernels)
     return {
-        **_figures(whole, gpu), "kernel": ", ".join(kernels) or "xla",
-        "stretches": [{"trips": node.trips, **_figures(hlo.total(node), gpu), "blocks": _blocks(node, gpu)}
-                      for node in stretches],
-    }  # fmt: skip
+        **_figures(whole, gpu),
+        "kernel": ", ".join(kernels) or "xla",
+        "stretches": [
+            {"trips": node.trips, **_figures(hlo.total(node), gpu), "blocks": _blocks(node, gpu)} for node in stretches
+        ],
+    }
 
 
 def _blocks(node: hlo.Node, gpu: bool) -> list[dict[str, Any]]:

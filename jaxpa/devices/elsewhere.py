@@ -35,9 +35,18 @@ def parse_mesh(text: str, target: Target) -> tuple[int, int]:
 def job_of(run: Run, dtype: str, above: int, weights: Weights | None = None) -> Job:
     """The program of a run's first tau; `above` is the number of steps that start above it."""
     job = Job(
-        run.spec.config.transformer, run.grid, run.text, run.images, run.references, run.steps, guided=run.guided,
-        masked=run.context, dtype=dtype, weights=weights, beside=run.beside,
-    )  # fmt: skip
+        run.spec.config.transformer,
+        run.grid,
+        run.text,
+        run.images,
+        run.references,
+        run.steps,
+        guided=run.guided,
+        masked=run.context,
+        dtype=dtype,
+        weights=weights,
+        beside=run.beside,
+    )
     return job if run.preset is None else replace(job, preset=run.preset, above=above)
 
 
@@ -57,9 +66,11 @@ def elsewhere(
     chips = target.count if sides is None else sides[0] * sides[1]
     tflop = content["sample_forwards"] * content["tflop_per_forward"] / len(run.gates) / chips
     facts = {
-        "device": target.name, "chip": target.chip.kind, "tflop_per_device": tflop,
+        "device": target.name,
+        "chip": target.chip.kind,
+        "tflop_per_device": tflop,
         "peak_seconds": tflop * 1e12 / target.chip.flops,
-    }  # fmt: skip
+    }
     if need := missing(target):
         load, platform = (
             run.load(run.images, Held(np.dtype(content["dtype"]).itemsize, content["weights"])),
@@ -67,13 +78,26 @@ def elsewhere(
         )
         peak = content["weight_bytes"]["transformer"] + transformer_bytes(load, platform)
         usable = int(target.chip.memory)
-        return {**facts, "method": "formula", "needs": need, "label": "estimated for one chip, not compiled",
-                "peak_bytes": peak, "usable_bytes": usable, "fits": peak <= usable}  # fmt: skip
+        return {
+            **facts,
+            "method": "formula",
+            "needs": need,
+            "label": "estimated for one chip, not compiled",
+            "peak_bytes": peak,
+            "usable_bytes": usable,
+            "fits": peak <= usable,
+        }
     report = compiled(job_of(run, content["dtype"], content["steps_above_tau"][0], content["weights"]), target, sides)
     beside = {part: size for part, size in content["weight_bytes"].items() if part != "transformer"}
     # The plan's weight_bytes are those of all parts; the program's are the network's share on one device.
-    return {**facts, "method": "compiler", **report, "weight_bytes": content["weight_bytes"],
-            "program_weight_bytes": report["weight_bytes"], "encoder_bytes": sum(beside.values())}  # fmt: skip
+    return {
+        **facts,
+        "method": "compiler",
+        **report,
+        "weight_bytes": content["weight_bytes"],
+        "program_weight_bytes": report["weight_bytes"],
+        "encoder_bytes": sum(beside.values()),
+    }
 
 
 def format_elsewhere(c: dict[str, Any]) -> str:

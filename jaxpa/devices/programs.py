@@ -183,9 +183,15 @@ class _Personalize:
             rows if preset.level == "layer" else alone, Routing(replacement_index(reference.placement), weight)
         )
         task = Task(
-            reference.trajectory, reference.eta, times, reference.tau, early, self.late(text, reference), model,
+            reference.trajectory,
+            reference.eta,
+            times,
+            reference.tau,
+            early,
+            self.late(text, reference),
+            model,
             preset.level,
-        )  # fmt: skip
+        )
         return personalize.sample(task, x)
 
     def late(self, text: Text, reference: Reference) -> Phase:

@@ -30,9 +30,16 @@ class VisionEncoder(nnx.Module):
         normal, whole = nnx.initializers.normal(0.02), isinstance(config, CLIPVisionConfig)
         self.config = config
         self.patch_embedding = nnx.Conv(
-            3, width, patch, strides=patch, padding="VALID", use_bias=not whole, precision=precision(dtype), rngs=rngs,
+            3,
+            width,
+            patch,
+            strides=patch,
+            padding="VALID",
+            use_bias=not whole,
+            precision=precision(dtype),
+            rngs=rngs,
             param_dtype=dtype,
-        )  # fmt: skip
+        )
         self.position_embedding = nnx.Param(normal(rngs.params(), (config.tokens + whole, width), dtype))
         self.blocks = stack(config.num_hidden_layers, lambda r: CLIPBlock(config, rngs=r, dtype=dtype), rngs)
         self.final_norm = layer_norm(config, rngs, dtype)

@@ -213,10 +213,15 @@ FLOOR, CEILING, ANOTHER = "plain sample", "autoencoder round trip", "another ins
 
 
 def evaluate(
-    pipe: Pipeline, cases: Sequence[Case], settings: Mapping[str, Mapping[str, Any]], seeds: Sequence[int] = (0, 1),
-    judge: Judge | None = None, on_pictures: Callable[[str, Case, str, list[Image.Image]], None] | None = None,
-    metrics: Sequence[Metric] = (), **common: Any,
-) -> list[Score]:  # fmt: skip
+    pipe: Pipeline,
+    cases: Sequence[Case],
+    settings: Mapping[str, Mapping[str, Any]],
+    seeds: Sequence[int] = (0, 1),
+    judge: Judge | None = None,
+    on_pictures: Callable[[str, Case, str, list[Image.Image]], None] | None = None,
+    metrics: Sequence[Metric] = (),
+    **common: Any,
+) -> list[Score]:
     """Personalise every subject with every prompt, setting and seed, and score the pictures.
 
     settings: a label and the keywords of `Pipeline.personalize`; a list of tau is one setting for each ("label, tau
@@ -242,9 +247,13 @@ def evaluate(
 
 
 def _personalised(
-    pipe: Pipeline, case: Case, prompt: str, settings: Mapping[str, Mapping[str, Any]], seeds: Sequence[int],
+    pipe: Pipeline,
+    case: Case,
+    prompt: str,
+    settings: Mapping[str, Mapping[str, Any]],
+    seeds: Sequence[int],
     common: Mapping[str, Any],
-) -> Iterator[tuple[str, Target, list[Image.Image]]]:  # fmt: skip
+) -> Iterator[tuple[str, Target, list[Image.Image]]]:
     """(label, target, a picture for each seed) of every setting."""
     for label, own in settings.items():
         request = Request.of(prompt, subjects=[case.subject], seed=tuple(seeds), **{**common, **own})
@@ -258,9 +267,12 @@ def _personalised(
 
 
 def measure(
-    pictures: np.ndarray, target: Target, prompt: str | None, judge: Judge | None = None,
+    pictures: np.ndarray,
+    target: Target,
+    prompt: str | None,
+    judge: Judge | None = None,
     metrics: Sequence[Metric] = (),
-) -> list[dict[str, float]]:  # fmt: skip
+) -> list[dict[str, float]]:
     """The metrics of pictures (S, H, W, 3) that differ in their seed.
 
     identity: correlation inside the moved mask; likeness: similarity in the judge's embedding to the reference;

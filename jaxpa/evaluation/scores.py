@@ -89,7 +89,5 @@ def csv_text(scores: Sequence[Score]) -> str:
 
 def json_text(table: Table) -> str:
     """The table as JSON: {setting: {metric: {mean, low, high, n}}}; metrics without a value are left out."""
-    rows = {
-        label: {name: each._asdict() for name, each in row.items() if each.n} for label, row in table.items()
-    }  # fmt: skip
+    rows = {label: {name: each._asdict() for name, each in row.items() if each.n} for label, row in table.items()}
     return json.dumps(rows, indent=2, ensure_ascii=False) + "\n"

@@ -257,11 +257,14 @@ class Method:
         preset, given = self.switches(usual), self.given()
         for name, read, when in (
             ("gamma", preset.path == "rf", f"path is 'rf', and here it is {preset.path!r}"),
-            ("eta", preset.level == "layer" or preset.concat is not None, "references ride along, which they do not at "
-             "level 'token' without concat"),
+            (
+                "eta",
+                preset.level == "layer" or preset.concat is not None,
+                "references ride along, which they do not at level 'token' without concat",
+            ),
             ("sweeps", preset.path == "ode", f"path is 'ode', and here it is {preset.path!r}"),
             ("margin", preset.start == "moved", f"start is 'moved', and here it is {preset.start!r}"),
-        ):  # fmt: skip
+        ):
             if name in given and not read:
                 raise JaxpaError(f"{name} would have no effect: it is read only where {when}. Leave it out")
         return preset

@@ -145,9 +145,11 @@ def train(out: Path, config: AutoencoderConfig, *, steps: int, batch: int, pictu
     model: Any = Autoencoder(config, rngs=nnx.Rngs(seed))
     rate = trapezoid(1.0, steps, decay=0.5)
     tx = optimiser(
-        model, lambda s: 0.01 * rate(s), lambda s: 2e-3 * rate(s),
+        model,
+        lambda s: 0.01 * rate(s),
+        lambda s: 2e-3 * rate(s),
         lambda path, leaf: "kernel" in path and leaf.ndim == 4 and "conv_in" not in path and "conv_out" not in path,
-    )  # fmt: skip
+    )
     state: Any = (model, tx.init(model), jnp.zeros((), jnp.int32))
     file = out / "autoencoder.state"
     if file.exists():

@@ -81,8 +81,7 @@ def fir(c: Canvas, x: float, foot: float, h: float, green: RGB, snow: RGB | None
         top = low - 0.42 * h
         c.shape(green, x - wide, low, x + wide, low, x, top)
         if snow is not None:
-            c.shape(snow, x - wide * 0.55, low - 0.19 * h, x, low - 0.13 * h,
-                    x + wide * 0.55, low - 0.19 * h, x, top)  # fmt: skip
+            c.shape(snow, x - wide * 0.55, low - 0.19 * h, x, low - 0.13 * h, x + wide * 0.55, low - 0.19 * h, x, top)
 
 
 def beach(c: Canvas, rng: Rng) -> None:
@@ -98,8 +97,21 @@ def beach(c: Canvas, rng: Rng) -> None:
     x, y = 0.5 + side * rng.uniform(0.36, 0.42), rng.uniform(0.18, 0.26)
     kx, ky, bark = c.kx, c.ky, (150, 104, 66)
     foot, half = x + side * 0.06 * kx, x + side * 0.03 * kx
-    c.shape(bark, foot - 0.026 * kx, sand + 0.12, half - 0.02 * kx, 0.45, x - 0.014 * kx, y,
-            x + 0.014 * kx, y, half + 0.02 * kx, 0.45, foot + 0.026 * kx, sand + 0.12)  # fmt: skip
+    c.shape(
+        bark,
+        foot - 0.026 * kx,
+        sand + 0.12,
+        half - 0.02 * kx,
+        0.45,
+        x - 0.014 * kx,
+        y,
+        x + 0.014 * kx,
+        y,
+        half + 0.02 * kx,
+        0.45,
+        foot + 0.026 * kx,
+        sand + 0.12,
+    )
     for reach, droop, colour in (
         (0.19, 0.1, (34, 104, 84)),
         (0.2, 0.0, (44, 128, 96)),
@@ -251,9 +263,15 @@ def room(c: Canvas, rng: Rng) -> None:
 
 
 PLACES: dict[str, Callable[[Canvas, Rng], None]] = {
-    "beach": beach, "forest": forest, "night": night, "snow": snow,
-    "desert": desert, "street": street, "meadow": meadow, "room": room,
-}  # fmt: skip
+    "beach": beach,
+    "forest": forest,
+    "night": night,
+    "snow": snow,
+    "desert": desert,
+    "street": street,
+    "meadow": meadow,
+    "room": room,
+}
 
 
 def draw_background(kind: str, detail: int, size: tuple[int, int], unit: int) -> np.ndarray:

@@ -78,18 +78,27 @@ def batches(single: Examples, double: Examples, count: int, seed: int, start: in
 
 
 def train(
-    out: Path, vae: Autoencoder | None = None, *, steps: int = 550, count: int = 24, drawn: int = 5000,
-    two: int = 4000, seed: int = 1, model: Classifier | None = None,
-) -> Classifier:  # fmt: skip
+    out: Path,
+    vae: Autoencoder | None = None,
+    *,
+    steps: int = 550,
+    count: int = 24,
+    drawn: int = 5000,
+    two: int = 4000,
+    seed: int = 1,
+    model: Classifier | None = None,
+) -> Classifier:
     """Train, or take up where `out/judge.state` stopped. vae: what an eighth of the pictures goes through first."""
     out.mkdir(parents=True, exist_ok=True)
     single, double = triplets(seed, drawn, vae), pairs(seed, two, vae)
     start: Any = (Classifier(rngs=nnx.Rngs(seed)) if model is None else model,)  # optax takes a callable for a mask
     rate = trapezoid(1.0, steps, warmup=30, decay=0.5)
     tx = optimiser(
-        start, lambda s: 0.01 * rate(s), lambda s: 2e-3 * rate(s),
+        start,
+        lambda s: 0.01 * rate(s),
+        lambda s: 2e-3 * rate(s),
         lambda path, leaf: "kernel" in path and leaf.ndim == 4 and "stem" not in path,
-    )  # fmt: skip
+    )
     state: Any = (start, jax.jit(tx.init)(start), jnp.zeros((), jnp.int32))
     file = out / "judge.state"
     if file.exists():
@@ -133,9 +142,7 @@ class Options:
 def main() -> None:
     options = tyro.cli(Options, description=__doc__)
     vae = load_component(options.checkpoint / "vae", jnp.float32)
-    model = train(
-        options.out, vae, steps=options.steps, drawn=options.drawn, two=options.two, seed=options.seed
-    )  # fmt: skip
+    model = train(options.out, vae, steps=options.steps, drawn=options.drawn, two=options.two, seed=options.seed)
     save(model, options.file)
     size = sum(leaf.size for leaf in jax.tree.leaves(model)) / 1e6
     made = f"`{options.file.name}`: {size:.2f} M parameters, {options.steps} steps, seed {options.seed}."

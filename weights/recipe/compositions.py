@@ -25,19 +25,38 @@ from weights.recipe.world import BACKGROUNDS, SIZE, Scene, Subject, render_each,
 CELL = 8  # pixels along a token's side
 # Height and width in pixels, and the share of the pictures. Canvases of as many tokens share a compiled program.
 CANVASES: tuple[tuple[int, int, float], ...] = (
-    (64, 64, 0.14), (64, 96, 0.06), (96, 64, 0.06), (96, 96, 0.40), (72, 128, 0.03), (128, 72, 0.03),
-    (96, 128, 0.06), (128, 96, 0.05), (128, 128, 0.07), (96, 192, 0.05), (192, 96, 0.02), (160, 160, 0.03),
-)  # fmt: skip
+    (64, 64, 0.14),
+    (64, 96, 0.06),
+    (96, 64, 0.06),
+    (96, 96, 0.40),
+    (72, 128, 0.03),
+    (128, 72, 0.03),
+    (96, 128, 0.06),
+    (128, 96, 0.05),
+    (128, 128, 0.07),
+    (96, 192, 0.05),
+    (192, 96, 0.02),
+    (160, 160, 0.03),
+)
 TWO, NONE = 0.30, 0.07  # shares of pictures with two subjects and with none
 LEAST = 30  # pixels of the smallest subject's larger side, less on a canvas with no room for two of them
 TEMPLATES = (
-    *world.TEMPLATES, *world.TEMPLATES,  # twice as often as the others
-    "an image of {subject} {where}", "a photo of {subject} {where}", "{subject}",
-)  # fmt: skip
+    *world.TEMPLATES,
+    *world.TEMPLATES,  # twice as often as the others
+    "an image of {subject} {where}",
+    "a photo of {subject} {where}",
+    "{subject}",
+)
 PLACES = {
-    "beach": "a beach", "forest": "a forest", "night": "a night sky", "snow": "the snow",
-    "desert": "a desert", "street": "a city street", "meadow": "a meadow", "room": "a room",
-}  # fmt: skip
+    "beach": "a beach",
+    "forest": "a forest",
+    "night": "a night sky",
+    "snow": "the snow",
+    "desert": "a desert",
+    "street": "a city street",
+    "meadow": "a meadow",
+    "room": "a room",
+}
 EMPTY = ("{place}", "a picture of {place}", "a drawing of {place}", "{where}", "{where} there is nothing")
 WORDS = world.WORDS | {"others": [*world.WORDS["others"], "an", "the", "image", "photo", "nothing"]}
 

@@ -86,9 +86,13 @@ def draw_guidance(key: jax.Array, size: int) -> jax.Array:
 
 
 def distillation_loss(
-    student: Student, teacher: TextToImage, batch: Batch, empty: tuple[np.ndarray, np.ndarray],
-    patterns: tuple[np.ndarray, np.ndarray], key: jax.Array,
-) -> jax.Array:  # fmt: skip
+    student: Student,
+    teacher: TextToImage,
+    batch: Batch,
+    empty: tuple[np.ndarray, np.ndarray],
+    patterns: tuple[np.ndarray, np.ndarray],
+    key: jax.Array,
+) -> jax.Array:
     """Mean squared distance of the student's velocity from the guided teacher's.
 
     patterns: ids of the patterns' words (K,) in both encoders. Captions with the last pattern are their own contrast:
@@ -116,10 +120,20 @@ def distillation_loss(
 
 
 def train(
-    out: Path, teacher: TextToImage, data: Sequence[Batch], held_out: Batch, empty: tuple[np.ndarray, np.ndarray],
-    patterns: tuple[np.ndarray, np.ndarray], *, steps: int, batch: int, seed: int, muon_rate: float = 0.005,
-    adam_rate: float = 6e-4, ema: float = 0.99,
-) -> TextToImage:  # fmt: skip
+    out: Path,
+    teacher: TextToImage,
+    data: Sequence[Batch],
+    held_out: Batch,
+    empty: tuple[np.ndarray, np.ndarray],
+    patterns: tuple[np.ndarray, np.ndarray],
+    *,
+    steps: int,
+    batch: int,
+    seed: int,
+    muon_rate: float = 0.005,
+    adam_rate: float = 6e-4,
+    ema: float = 0.99,
+) -> TextToImage:
     """Distil, or resume `out/distill.state`; returns the averaged student with the teacher's text encoders."""
     start: Any = Student(initial(teacher, seed).transformer)
     rate = trapezoid(1.0, steps, warmup=50, decay=0.5)

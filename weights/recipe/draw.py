@@ -273,9 +273,15 @@ def cat(a: float, b: float) -> list[Part]:
 
 
 FAMILIES: dict[str, Callable[[float, float], list[Part]]] = {
-    "mug": mug, "house": house, "car": car, "fish": fish,
-    "mushroom": mushroom, "star": star, "boat": boat, "cat": cat,
-}  # fmt: skip
+    "mug": mug,
+    "house": house,
+    "car": car,
+    "fish": fish,
+    "mushroom": mushroom,
+    "star": star,
+    "boat": boat,
+    "cat": cat,
+}
 
 
 # The brush ------------------------------------------------------------------------------------------------

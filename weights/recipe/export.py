@@ -64,20 +64,31 @@ def component_json(name: str, config: Any) -> dict[str, Any]:
     extra: dict[str, dict[str, Any]] = {
         "transformer": {"_class_name": "FluxTransformer2DModel", "patch_size": 1},
         "vae": {
-            "_class_name": "AutoencoderKL", "act_fn": "silu", "force_upcast": True,
-            "use_quant_conv": False, "use_post_quant_conv": False,
-            "down_block_types": ["DownEncoderBlock2D"] * levels, "up_block_types": ["UpDecoderBlock2D"] * levels,
+            "_class_name": "AutoencoderKL",
+            "act_fn": "silu",
+            "force_upcast": True,
+            "use_quant_conv": False,
+            "use_post_quant_conv": False,
+            "down_block_types": ["DownEncoderBlock2D"] * levels,
+            "up_block_types": ["UpDecoderBlock2D"] * levels,
         },
         "text_encoder": {
-            "architectures": ["CLIPTextModel"], "model_type": "clip_text_model",
+            "architectures": ["CLIPTextModel"],
+            "model_type": "clip_text_model",
             # FLUX.1's values; nothing reads them, but transformers' own defaults lie outside a small vocabulary.
-            "bos_token_id": 0, "pad_token_id": 1,
+            "bos_token_id": 0,
+            "pad_token_id": 1,
         },
         "text_encoder_2": {
-            "architectures": ["T5EncoderModel"], "model_type": "t5", "feed_forward_proj": "gated-gelu",
-            "tie_word_embeddings": False, "is_encoder_decoder": True, "pad_token_id": 0, "eos_token_id": 1,
+            "architectures": ["T5EncoderModel"],
+            "model_type": "t5",
+            "feed_forward_proj": "gated-gelu",
+            "tie_word_embeddings": False,
+            "is_encoder_decoder": True,
+            "pad_token_id": 0,
+            "eos_token_id": 1,
         },
-    }  # fmt: skip
+    }
     return {**extra[name], **fields}
 
 

@@ -176,10 +176,21 @@ def hidden_matrix(path: str, leaf: Any) -> bool:
 
 
 def train(
-    out: Path, config: FluxConfig, data: Sequence[Batch], held_out: Batch, empty: tuple[np.ndarray, np.ndarray], *,
-    steps: int, batch: int, seed: int, start: TextToImage | None = None, muon_rate: float = 0.014,
-    adam_rate: float = 1.7e-3, ema: float = 0.999, where: float = 0.5,
-) -> TextToImage:  # fmt: skip
+    out: Path,
+    config: FluxConfig,
+    data: Sequence[Batch],
+    held_out: Batch,
+    empty: tuple[np.ndarray, np.ndarray],
+    *,
+    steps: int,
+    batch: int,
+    seed: int,
+    start: TextToImage | None = None,
+    muon_rate: float = 0.014,
+    adam_rate: float = 1.7e-3,
+    ema: float = 0.999,
+    where: float = 0.5,
+) -> TextToImage:
     """Train from `start` (None: random weights), or resume `out/flow.state`; returns the averaged weights."""
     rate = trapezoid(1.0, steps)
     state = begin(config, seed, start)
@@ -235,16 +246,26 @@ def small_config(width: int, heads: int, double: int, single: int, channels: int
     rest = (dh - dh // 8) // 2 // 2 * 2  # the second and third rotary axes; the first takes what is left
     return FluxConfig(
         transformer=TransformerConfig(
-            in_channels=4 * channels, num_layers=double, num_single_layers=single, num_attention_heads=heads,
-            attention_head_dim=dh, joint_attention_dim=96, pooled_projection_dim=96, guidance_embeds=False,
+            in_channels=4 * channels,
+            num_layers=double,
+            num_single_layers=single,
+            num_attention_heads=heads,
+            attention_head_dim=dh,
+            joint_attention_dim=96,
+            pooled_projection_dim=96,
+            guidance_embeds=False,
             axes_dims_rope=(dh - 2 * rest, rest, rest),
         ),
         vae=AutoencoderConfig(
-            latent_channels=channels, block_out_channels=(16, 32, 64), layers_per_block=1, norm_num_groups=8,
-            scaling_factor=1.0, shift_factor=0.0,
+            latent_channels=channels,
+            block_out_channels=(16, 32, 64),
+            layers_per_block=1,
+            norm_num_groups=8,
+            scaling_factor=1.0,
+            shift_factor=0.0,
         ),
         text_encoder=CLIPConfig(
             vocab_size=vocab[0], hidden_size=96, intermediate_size=192, num_hidden_layers=2, num_attention_heads=4
         ),
         text_encoder_2=T5Config(vocab_size=vocab[1], d_model=96, d_kv=24, d_ff=192, num_layers=2, num_heads=4),
-    )  # fmt: skip
+    )

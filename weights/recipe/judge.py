@@ -38,9 +38,7 @@ class Classifier(nnx.Module):
 
     def __init__(self, widths: Sequence[int] = (32, 48, 96, 128), *, rngs: nnx.Rngs, dtype: DTypeLike = jnp.float32):
         def conv(inputs: int, outputs: int, size: int) -> nnx.Conv:
-            return nnx.Conv(
-                inputs, outputs, (size, size), strides=2, padding=size // 2, rngs=rngs, param_dtype=dtype
-            )  # fmt: skip
+            return nnx.Conv(inputs, outputs, (size, size), strides=2, padding=size // 2, rngs=rngs, param_dtype=dtype)
 
         a, b, c, d = widths
         self.stem, self.down_1, self.down_2, self.down_3 = conv(3, a, 5), conv(a, b, 3), conv(b, c, 3), conv(c, d, 3)

@@ -19,7 +19,7 @@ from weights.recipe.world import (
     render,
     sample_background,
     sample_scene,
-)  # fmt: skip
+)
 
 HEADS: dict[str, tuple[str, ...]] = {
     "family": FAMILIES,

@@ -59,11 +59,16 @@ def report(judge: Judge, vae: Autoencoder, made: str, count: int = 512) -> str:
     """`measure` as a page; `made` says how the judge was made."""
     measured, guess = measure(judge, vae, count), chance()
     lines = [
-        "# The judge, measured", "", made, "",
+        "# The judge, measured",
+        "",
+        made,
+        "",
         f"On {count // 2} pictures of one subject and {count // 2} of two, {SIZE} pixels, of combinations of family, "
-        "colour and background that its training never showed.", "",
-        "| | true drawings | through the autoencoder | chance |", "|---|---|---|---|",
-    ]  # fmt: skip
+        "colour and background that its training never showed.",
+        "",
+        "| | true drawings | through the autoencoder | chance |",
+        "|---|---|---|---|",
+    ]
     texts: Mapping[str, str] = {
         "both": "two subjects, both found",
         "both_wrong_caption": "both found, with another picture's caption",

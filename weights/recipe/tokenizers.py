@@ -57,9 +57,13 @@ def make_t5(captions: list[str], folder: Path, length: int) -> None:
     )
     model.add_special_tokens([AddedToken(mark, normalized=False) for mark in marks])
     T5Tokenizer(
-        tokenizer_object=model, pad_token="<pad>", eos_token="</s>", unk_token="<unk>",
-        extra_ids=0, model_max_length=length,
-    ).save_pretrained(folder)  # fmt: skip
+        tokenizer_object=model,
+        pad_token="<pad>",
+        eos_token="</s>",
+        unk_token="<unk>",
+        extra_ids=0,
+        model_max_length=length,
+    ).save_pretrained(folder)
 
 
 def capitals(word: str) -> list[str]:

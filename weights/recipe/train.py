@@ -76,15 +76,29 @@ def run(recipe: Recipe) -> None:
     held_out = latents.held_out(recipe.out, vae)
     empty = tuple(ids[0] for ids in tokenizers([""]))
     trained = flow.train(
-        recipe.out, config, data, held_out, (empty[0], empty[1]),
-        steps=recipe.steps, batch=recipe.batch, seed=recipe.seed, start=first,
-    )  # fmt: skip
+        recipe.out,
+        config,
+        data,
+        held_out,
+        (empty[0], empty[1]),
+        steps=recipe.steps,
+        batch=recipe.batch,
+        seed=recipe.seed,
+        start=first,
+    )
     if recipe.distill_steps:
         config = distill.guided_config(config)
         trained = distill.train(
-            recipe.out, trained, data, held_out, (empty[0], empty[1]),
-            tokenizers.words(PATTERNS), steps=recipe.distill_steps, batch=recipe.batch, seed=recipe.seed,
-        )  # fmt: skip
+            recipe.out,
+            trained,
+            data,
+            held_out,
+            (empty[0], empty[1]),
+            tokenizers.words(PATTERNS),
+            steps=recipe.distill_steps,
+            batch=recipe.batch,
+            seed=recipe.seed,
+        )
     finish(recipe, config, vae, trained)
 
 

@@ -115,16 +115,21 @@ def sample_subject(
         x = 0.255 + 0.49 * slot + float(rng.uniform(-1, 1)) * (0.24 - span / 2)
         bottom = float(rng.uniform(0.80, 0.92))
     return Subject(
-        family=family, colour=colour, pattern=pattern,
+        family=family,
+        colour=colour,
+        pattern=pattern,
         second=pick(rng, draw.PAIRS[colour]),
         shape=(float(rng.uniform()), float(rng.uniform())),
         # Upright and coarse: at any angle, or finer, a small model draws blotches.
         angle=float(rng.uniform(70, 110)),
         phase=(float(rng.uniform()), float(rng.uniform())),
         period=float(rng.uniform(0.24, 0.29)),
-        flip=bool(rng.uniform() < 0.5), tilt=float(rng.uniform(-8, 8)),
-        x=x, bottom=bottom, span=span,
-    )  # fmt: skip
+        flip=bool(rng.uniform() < 0.5),
+        tilt=float(rng.uniform(-8, 8)),
+        x=x,
+        bottom=bottom,
+        span=span,
+    )
 
 
 def sample_background(rng: np.random.Generator, kind: str | None = None) -> Background:
@@ -149,10 +154,11 @@ def sample_scene(rng: np.random.Generator, two: float = 0.05, held_out: bool | N
     while True:
         background = sample_background(rng)
         subjects = tuple(
-            sample_subject(rng, pick(rng, FAMILIES), pick(rng, COLOURS), pick(rng, PATTERNS),
-                           slot if count == 2 else None)
+            sample_subject(
+                rng, pick(rng, FAMILIES), pick(rng, COLOURS), pick(rng, PATTERNS), slot if count == 2 else None
+            )
             for slot in range(count)
-        )  # fmt: skip
+        )
         scene = Scene(subjects, background)
         if held_out is None or is_held_out(scene) == held_out:
             return scene
