@@ -106,13 +106,9 @@ class Pipeline(Model):
         return self.make(Request.of(prompt, **keywords), on_step=on_step)
 
     def edit(
-        self,
-        image: Picture,
-        prompt: str | Sequence[str] | TextEmbedding,
-        *,
-        on_step: OnStep | None = None,
+        self, image: Picture, prompt: str | Sequence[str] | TextEmbedding, *, on_step: OnStep | None = None,
         **keywords: Any,
-    ) -> list[Image.Image]:
+    ) -> list[Image.Image]:  # fmt: skip
         """Change a picture as the prompt says (FLUX.1-Kontext). Of its own size, or nearly, unless height or width say.
 
         Keywords: those of `request.Sampling`.
@@ -146,12 +142,9 @@ class Pipeline(Model):
             negative = self.negative(said.negative_prompt, guidance, len(rows))
             # The velocity, which holds the network, is kept by nobody.
             tokens = sampled(
-                self.guided(text, grid, guidance, negative, beside=beside),
-                self.noise(seeds, grid),
-                times,
-                on_step,
+                self.guided(text, grid, guidance, negative, beside=beside), self.noise(seeds, grid), times, on_step,
                 said.solver,
-            )
+            )  # fmt: skip
             made.append(tokens[:kept])
         return jnp.concatenate(made) if len(made) > 1 else made[0]
 
@@ -193,14 +186,9 @@ class Pipeline(Model):
         return made
 
     def personalize(
-        self,
-        prompt: str | TextEmbedding,
-        subjects: Sequence[Subject] | References,
-        scene: Subject | None = None,
-        *,
-        on_step: OnStep | None = None,
-        **keywords: Any,
-    ) -> list[Image.Image]:
+        self, prompt: str | TextEmbedding, subjects: Sequence[Subject] | References, scene: Subject | None = None, *,
+        on_step: OnStep | None = None, **keywords: Any,
+    ) -> list[Image.Image]:  # fmt: skip
         """Pictures of a prompt with the subjects of references in them (Feng et al. 2025).
 
         tau, seed and at (placements of the last subject) may be lists: the result then has every combination, tau
@@ -233,13 +221,9 @@ class Pipeline(Model):
         return jnp.concatenate(made, 1).reshape(-1, *trajectory.shape[2:])
 
     def _sample_seeds(
-        self,
-        request: Request,
-        references: References,
-        encoded: tuple[jax.Array, Beside | None],
-        seeds: np.ndarray,
+        self, request: Request, references: References, encoded: tuple[jax.Array, Beside | None], seeds: np.ndarray,
         on_step: OnStep | None,
-    ) -> jax.Array:
+    ) -> jax.Array:  # fmt: skip
         """`sample_personalized` for some of the seeds; encoded: the references' trajectory, and what is read beside."""
         tasks, x = self.tasks(request, references, encoded, seeds)
         return jnp.concatenate([personalized(task, x, on_step) for task in tasks])
@@ -257,15 +241,9 @@ class Pipeline(Model):
         p = len(references.where.source)
         seeds, g = np.repeat(seeds, p), len(seeds) * p  # placements fastest
         placement, noise_from = perturb(
-            repeat_placement(references.where, g // p),
-            references.masks,
-            seeds,
-            np.float32(preset.shuffle),
-            grid,
-            preset.outline,
-            preset.margin,
-            references.scene,
-        )
+            repeat_placement(references.where, g // p), references.masks, seeds, np.float32(preset.shuffle), grid,
+            preset.outline, preset.margin, references.scene,
+        )  # fmt: skip
         solver = request.sampling.solver
         x = start_noise(self.noise(seeds, grid), trajectory, noise_from, moved=preset.start == "moved")
         captions, prompts = self.encode_text(references.captions), self.repeated_prompt(request, g)
@@ -305,14 +283,9 @@ class Pipeline(Model):
     # Editing -------------------------------------------------------------------------------------------------
 
     def inpaint(
-        self,
-        image: Picture,
-        mask: Picture,
-        prompt: str | TextEmbedding,
-        *,
-        on_step: OnStep | None = None,
+        self, image: Picture, mask: Picture, prompt: str | TextEmbedding, *, on_step: OnStep | None = None,
         **keywords: Any,
-    ) -> list[Image.Image]:
+    ) -> list[Image.Image]:  # fmt: skip
         """Draw the masked part of a picture anew; the rest comes back exactly (Section 3.4: what is kept replaces).
 
         mask is white where the picture may change. Further keywords: those of `request.Editing` (caption, feather,
@@ -321,14 +294,9 @@ class Pipeline(Model):
         return self.make(Request.of(prompt, image=image, mask=mask, **keywords), on_step=on_step)
 
     def outpaint(
-        self,
-        image: Picture,
-        prompt: str | TextEmbedding,
-        pad: Sequence[int],
-        *,
-        on_step: OnStep | None = None,
+        self, image: Picture, prompt: str | TextEmbedding, pad: Sequence[int], *, on_step: OnStep | None = None,
         **keywords: Any,
-    ) -> list[Image.Image]:
+    ) -> list[Image.Image]:  # fmt: skip
         """Continue a picture beyond its sides: pad (top, right, bottom, left) in its own pixels. Else as `inpaint`."""
         return self.make(Request.of(prompt, image=image, pad=pad, **keywords), on_step=on_step)
 
@@ -357,15 +325,9 @@ class Pipeline(Model):
     # Looking inside ------------------------------------------------------------------------------------------
 
     def attention(
-        self,
-        prompt: str,
-        image: Picture | None = None,
-        *,
-        at: Sequence[int] | None = None,
-        blocks: Sequence[int] | None = None,
-        heads: bool = False,
-        **keywords: Any,
-    ) -> Attention:
+        self, prompt: str, image: Picture | None = None, *, at: Sequence[int] | None = None,
+        blocks: Sequence[int] | None = None, heads: bool = False, **keywords: Any,
+    ) -> Attention:  # fmt: skip
         """Attention maps (S, L, M + N, M + N) of a generation, or of the inversion of `image` with its caption.
 
         at: which steps of the schedule, 0 the noisiest; blocks: which, double blocks first; None: all (a map of 4608
@@ -402,18 +364,11 @@ def _places(keywords: dict[str, Any]) -> dict[str, Any]:
 
 
 def load(
-    source: str | Path = "mini",
-    dtype: DTypeLike | None = None,
-    mesh: Mesh | None = None,
-    *,
-    components: str | Path | None = None,
-    weights: Weights | None = None,
-    resident: bool | None = None,
-    variant: VariantName | None = None,
-    loras: Loras = (),
-    keep_loras: bool | None = None,
+    source: str | Path = "mini", dtype: DTypeLike | None = None, mesh: Mesh | None = None, *,
+    components: str | Path | None = None, weights: Weights | None = None, resident: bool | None = None,
+    variant: VariantName | None = None, loras: Loras = (), keep_loras: bool | None = None,
     redux: str | Path | None = None,
-) -> Pipeline:
+) -> Pipeline:  # fmt: skip
     """Load a checkpoint.
 
     source: `mini` (the embedded one), a diffusers or converted folder, a single .safetensors file of the original
