@@ -65,9 +65,12 @@ class Remembering(Pipeline):
         if new := [text for text in dict.fromkeys(each) if text not in self.known]:
             made = super().encode_text(new)
             self.known.update((text, made[np.array([k])]) for k, text in enumerate(new))
-        while len(self.known) > TEXTS + len(each):
+        for text in each:
+            self.known.move_to_end(text)
+        rows = [self.known[text] for text in each]
+        while len(self.known) > TEXTS:
             self.known.popitem(last=False)
-        return TextEmbedding.concatenate([self.known[text] for text in each])
+        return TextEmbedding.concatenate(rows)
 
 
 @dataclass
@@ -185,8 +188,9 @@ class Worker:
         if key not in self.trajectories:
             preset = request.switches(self.pipe.spec)
             self.trajectories[key] = self.pipe.trajectory(references, preset, times, None, said.solver)
-            if len(self.trajectories) > TRAJECTORIES:
-                self.trajectories.popitem(last=False)
+        self.trajectories.move_to_end(key)
+        while len(self.trajectories) > TRAJECTORIES:
+            self.trajectories.popitem(last=False)
         return self.trajectories[key]
 
     # Batches ---------------------------------------------------------------------------------------------------

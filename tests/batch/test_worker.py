@@ -8,7 +8,7 @@ from PIL import Image
 
 from jaxpa.batch import worker as worker_module
 from jaxpa.batch.groups import sizes
-from jaxpa.batch.worker import Worker
+from jaxpa.batch.worker import Remembering, Worker
 from jaxpa.batching import Size
 from jaxpa.cli.command import headers_read_once
 from jaxpa.cli.lines import in_order, read_jobs
@@ -150,3 +150,13 @@ def test_an_end_that_is_asked_for(jobs):
     lines = ((stop.set() if k else None, (jobs[5], jobs[5].command))[1] for k in range(3))
     Worker(jobs[0].command.load(), Size(1), heard.append, stop).run(lines)
     assert [outcome.error for outcome in heard] == [None]
+
+
+def test_texts_are_forgotten_longest_unused_first(jobs, monkeypatch):
+    """A text that is asked for is there, however many have come since it was encoded."""
+    monkeypatch.setattr(worker_module, "TEXTS", 2)
+    pipe = Remembering.of(jobs[0].command.load())
+    texts = ["a cat", "a car", "a house", "a cat", "a boat"]
+    for known in (texts[:1], texts[:2], texts * 2, ["a cat", "a mug"]):
+        np.testing.assert_array_equal(pipe.encode_text(known).txt, jobs[0].command.load().encode_text(known).txt)
+    assert list(pipe.known) == ["a cat", "a mug"]
