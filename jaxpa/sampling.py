@@ -54,6 +54,19 @@ def bound(conditions: Any, model: Any) -> Any:
     return conditions.bind(model) if hasattr(conditions, "bind") else conditions
 
 
+@dataclass(frozen=True, eq=False)
+class _OfAnother:
+    """A velocity that asks another one: what that one prepares is prepared."""
+
+    velocity: Any
+
+    def prepare(self, times: Float[Array, " times"]) -> "_OfAnother":
+        return replace(self, velocity=prepare(self.velocity, times))
+
+    def at(self, i: Index) -> "_OfAnother":
+        return replace(self, velocity=at(self.velocity, i))
+
+
 @jax.tree_util.register_dataclass
 @dataclass(frozen=True, eq=False)
 class Guided:
@@ -70,7 +83,7 @@ class Guided:
 
 @jax.tree_util.register_dataclass
 @dataclass(frozen=True, eq=False)
-class ClassifierFree:
+class ClassifierFree(_OfAnother):
     """Classifier-free guidance: v = v_negative + scale * (v_positive - v_negative).
 
     `velocity` has the rows [references; positive; negative] and is asked once for all; the first `references` rows
@@ -78,7 +91,6 @@ class ClassifierFree:
     (B, N, 1) for a guidance of each token's own.
     """
 
-    velocity: Velocity
     scale: Float[Array, "..."]
     references: int = field(default=0, metadata={"static": True})
 
@@ -98,12 +110,6 @@ class ClassifierFree:
         positive, negative = v[r:b], v[b:]
         v = jnp.concatenate([v[:r], negative + self.scale * (positive - negative)])
         return v if observe is None else (v, seen)
-
-    def prepare(self, times: Float[Array, " times"]) -> "ClassifierFree":
-        return replace(self, velocity=prepare(self.velocity, times))
-
-    def at(self, i: Index) -> "ClassifierFree":
-        return replace(self, velocity=at(self.velocity, i))
 
 
 @jax.tree_util.register_dataclass
@@ -128,13 +134,12 @@ class Accompanied:
 
 @jax.tree_util.register_dataclass
 @dataclass(frozen=True, eq=False)
-class InSequence:
+class InSequence(_OfAnother):
     """A velocity of image tokens that read a picture's in the same sequence, as FLUX.1-Kontext does.
 
     The picture stands in front, so that what a routing says of a row's end holds; what the model says of it is dropped.
     """
 
-    velocity: Any
     tokens: Float[Array, "#B K C"]
 
     def __call__(
@@ -151,12 +156,6 @@ class InSequence:
         moved = None if routing is None else routing.behind(k, n)
         out = self.velocity(jnp.concatenate([tokens, x], 1), t, moved, **watched)
         return out[:, k:] if observe is None else (out[0][:, k:], out[1])
-
-    def prepare(self, times: Float[Array, " times"]) -> "InSequence":
-        return replace(self, velocity=prepare(self.velocity, times))
-
-    def at(self, i: Index) -> "InSequence":
-        return replace(self, velocity=at(self.velocity, i))
 
 
 def at_positions(conditions: Any, positions: Float[Array, "N 3"]) -> Any:
