@@ -1,6 +1,5 @@
 """What a request takes on a device that is not here: compiled for it, or estimated if its compiler is missing."""
 
-import re
 from dataclasses import replace
 from typing import Any
 
@@ -13,6 +12,7 @@ from jaxpa.devices.compiled import compiled, missing
 from jaxpa.devices.memory import Held, transformer_bytes
 from jaxpa.devices.plan import Run, run_of
 from jaxpa.devices.programs import Job
+from jaxpa.devices.sharding import DATA, MODEL, read_sides
 from jaxpa.devices.targets import Target, find
 from jaxpa.errors import JaxpaError
 from jaxpa.request.request import Request
@@ -23,10 +23,8 @@ GIB = 2.0**30
 
 def parse_mesh(text: str, target: Target) -> tuple[int, int]:
     """`data=2,model=4` -> (2, 4); an axis that is not named is 1. Raises JaxpaError."""
-    found = dict(re.findall(r"(data|model)=(\d+)", text))
-    data, model = int(found.get("data", 1)), int(found.get("model", 1))
-    if not found or ",".join(f"{k}={v}" for k, v in found.items()) != text.replace(" ", ""):
-        raise JaxpaError(f"--mesh {text}: give data=D,model=M")
+    sides = read_sides(text)
+    data, model = sides.get(DATA, 1), sides.get(MODEL, 1)
     if not 1 <= data * model <= target.count:
         raise JaxpaError(f"--mesh {text} takes {data * model} chips, and {target.name} has {target.count}")
     return data, model

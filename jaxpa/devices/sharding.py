@@ -58,14 +58,20 @@ def make_mesh(data: int = 1, model: int | None = None) -> Mesh:
     return jax.make_mesh((data, wanted), (DATA, MODEL), axis_types=(AxisType.Auto,) * 2)
 
 
-def parse_mesh(text: str) -> Mesh:
-    """`data=2,model=4`, either of them left out -> a mesh of all devices. Raises JaxpaError for other words."""
+def read_sides(text: str) -> dict[str, int]:
+    """`data=2,model=4`, either of them left out -> the sides that are named. Raises JaxpaError for other words."""
     sides: dict[str, int] = {}
     for part in text.split(","):
         name, equals, size = part.strip().partition("=")
         if name not in (DATA, MODEL) or name in sides or not equals or not size.isdecimal():
-            raise JaxpaError(f"a mesh is written data=D,model=M, such as data=2,model=4, not {text!r}")
+            raise JaxpaError(f"a mesh is written data=D,model=M, such as --mesh data=2,model=4, not {text!r}")
         sides[name] = int(size)
+    return sides
+
+
+def parse_mesh(text: str) -> Mesh:
+    """`read_sides` as a mesh of all devices. Raises JaxpaError."""
+    sides = read_sides(text)
     if MODEL in sides and DATA not in sides:
         return make_mesh(max(1, len(jax.devices()) // max(sides[MODEL], 1)), sides[MODEL])
     return make_mesh(sides.get(DATA, 1), sides.get(MODEL))
