@@ -1,6 +1,6 @@
 """Remake every picture of examples/gallery, and print the seconds of each: `python examples/make_gallery.py [FOLDER]`.
 
-It remakes the course in order, then the other pictures of the README and the evaluation.
+It remakes the course in order, then the other pictures that this folder holds.
 """
 
 import shlex
@@ -30,8 +30,7 @@ def main() -> None:
     gallery = Path(sys.argv[1] if len(sys.argv) > 1 else HERE / "gallery").absolute()
     gallery.mkdir(parents=True, exist_ok=True)
     done = {script.name: run(script.name, script, gallery) for script in sorted(HERE.glob("[0-9][0-9]_*.py"))}
-    for script, picture in (("position_collision.py", "collision.png"), ("measure_masks.py", "masks.png")):
-        done[script] = run(script, HERE / script, "--out", gallery / picture)
+    done["measure_masks.py"] = run("measure_masks.py", HERE / "measure_masks.py", "--out", gallery / "masks.png")
     with tempfile.TemporaryDirectory() as folder:
         done["the README's first command"] = run("first", *shlex.split(FIRST), "--out", Path(folder) / "car.png")
         if (figure := Path(folder) / "car-figure.png").exists():

@@ -8,7 +8,7 @@ picture. RF inversion (Rout et al. 2024, Eq. 8) adds a pull towards a noise e of
 With gamma 0 this is the plain inversion, which leads back to the picture. With gamma 1 it forgets the picture and ends
 at e, whatever the model says. The prompt is followed without guidance, because guidance bends the flow.
 
-    python examples/05_inversion.py
+    python examples/10_inversion.py
     jaxpa invert --image examples/pictures/cat.png --prompt "a green dotted cat on a beach" --out cat.png
 """
 
@@ -75,7 +75,7 @@ def main() -> None:
     likeness = [jnp.corrcoef(noise.ravel(), e.ravel())[0, 1] for noise in noises]
     names = [f"gamma {gamma:g}, noise like e: {like:.2f}" for gamma, like in zip(gammas, likeness, strict=True)]
     row(names, [walk(velocity, noise, falling, e)[-1] for noise in noises])
-    save(sheet(rows, 192), "05-inversion")
+    save(sheet(rows, 192), "10-inversion")
 
 
 if __name__ == "__main__":

@@ -8,7 +8,7 @@ Training teaches the velocity of straight lines. Sampling follows it from t = 1 
 The more tokens a picture has, the longer its schedule stays near noise. Guidance (Ho and Salimans 2022) exaggerates
 what the prompt changes: v = v_without + g (v_with - v_without).
 
-    python examples/04_flow.py
+    python examples/07_flow.py
 """
 
 import io
@@ -82,7 +82,7 @@ def main() -> None:
         row("steps", steps, [follow(pipe.velocity(text), noise, pipe.times(n, (12, 12)))[0][-1] for n in steps])
     )
     rows.append(row("guidance", scales, [follow(pipe.velocity(text, guidance=g), noise, times)[0][-1] for g in scales]))
-    save(stack(curves(), sheet(rows, 112)), "04-flow")
+    save(stack(curves(), sheet(rows, 112)), "07-flow")
 
 
 if __name__ == "__main__":

@@ -8,7 +8,7 @@ Before a query and a key are compared, their channels are turned, pair by pair, 
 with theta = 10000. Turning both by the same angle does not change q . k, so a score depends on the offset between two
 tokens, not on where they are. Text has position (0, 0), the top left corner of the image.
 
-    python examples/02_rope.py
+    python examples/04_rope.py
 """
 
 import numpy as np
@@ -54,7 +54,7 @@ def main() -> None:
     low = min(float(score.min()) for score in scores)
     maps = [heat(score, low, 1.0) for score in scores]
     lower = [(f"scores of a query at {at}\nwith keys everywhere", m) for at, m in zip(queries, maps, strict=True)]
-    save(sheet([upper, lower], 320), "02-rope")
+    save(sheet([upper, lower], 320), "04-rope")
 
 
 if __name__ == "__main__":

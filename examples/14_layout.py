@@ -7,7 +7,7 @@ does have a size and a direction, so to scale or mirror a subject, change its pi
 The embedded model has only seen large subjects near the ground. Where a subject is higher up, or much smaller, the
 model adds something of its own beside or below it. FLUX has seen more.
 
-    python examples/09_layout.py
+    python examples/14_layout.py
     jaxpa personalize --subject examples/pictures/car.png --mask examples/pictures/car-mask.png --prompt "a yellow striped car on a beach" --place 0.35,0.65 --place 0.5,0.7 --place 0.65,0.65 --place 0.5,0.45 --out car.png
 """  # noqa: E501
 
@@ -32,7 +32,7 @@ def main() -> None:
     scaled, mirrored = [made(at=box) for box in BOXES], made(flip=True)
     names = ["box " + ", ".join(f"{edge:g}" for edge in box) for box in BOXES]
     rows.append([*zip(names, scaled, strict=True), ("mirrored", mirrored)])
-    save(sheet(rows, 192), "09-layout")
+    save(sheet(rows, 192), "14-layout")
 
 
 if __name__ == "__main__":

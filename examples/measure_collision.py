@@ -1,19 +1,12 @@
-"""Why sharing attention fails in a diffusion transformer: positions collide (Section 3.2 of Personalize Anything).
+"""How far positions collide: attention on a reference, measured over many pairs (Section 3.2 of Personalize Anything).
 
-    python examples/position_collision.py                # examples/gallery/collision.png; needs the extra `examples`
+    python examples/measure_collision.py                 # examples/evaluation/collision.png; needs the extra `examples`
 
-Older methods let a new picture attend to the tokens of a reference. In a U-Net, features are tied to their place only
-loosely. In a DiT, a rotary embedding turns every query and key by its position, and those at one position match best.
-It therefore matters which positions the reference's tokens get:
-
-    original  their own: every image token finds a rival at its own position, and looks there
-    zero      (0, 0) for all, as for text: the collision is gone, and with it most of the attention
-    shifted   beside the picture, at (row, column + w): the same
-
-The script measures the attention that image tokens pay to the reference's token in the same cell: the mean over image
-tokens, heads and blocks, for pairs of drawings that share a caption. One is the reference, the other the picture being
-made; both are noised to the same flow time. With the reference there are M + 2 N keys, so uniform attention would give
-each 1 / (M + 2 N).
+Lesson 11 (11_collision.py) explains the three places that a reference's tokens may have: their own ("original"), (0, 0)
+("zero"), and beside the picture ("shifted"). This script measures the attention that image tokens pay to the
+reference's token in the same cell: the mean over image tokens, heads and blocks, for pairs of drawings that share a
+caption. One is the reference, the other the picture being made; both are noised to the same flow time. With the
+reference there are M + 2 N keys, so uniform attention would give each 1 / (M + 2 N).
 """
 
 import argparse
@@ -41,7 +34,7 @@ SEED, BATCH = 601, 13
 TIMES = (0.95, 0.8, 0.6, 0.4, 0.2)
 MODES = ("original", "zero", "shifted")
 PAPER = {"FLUX.1 (DiT)": 0.4294, "U-Net": 0.0522}  # Feng et al. 2025, supplement: 100 samples
-GALLERY = Path(__file__).parent / "gallery" / "collision.png"
+PICTURE = Path(__file__).parent / "evaluation" / "collision.png"
 SENTENCE = f"""The paper has {PAPER["FLUX.1 (DiT)"]} for FLUX.1 at the original positions, {PAPER["U-Net"]} in a U-Net.
 The embedded model can show the order of the three, not FLUX.1's size: it has 144 coarse tokens, heads of 32 channels,
 and the means here run over all blocks, heads and flow times, which the paper does not spell out for its own."""
@@ -152,7 +145,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=(__doc__ or "").partition("\n")[0])
     parser.add_argument("--model", default="mini")
     parser.add_argument("--pairs", type=int, default=104)
-    parser.add_argument("--out", type=Path, default=GALLERY)
+    parser.add_argument("--out", type=Path, default=PICTURE)
     args = parser.parse_args()
     pipe = jaxpa.load(args.model)
     grid = pipe.grid()

@@ -9,7 +9,7 @@ Text and image are two streams, with weights of their own, that meet in one atte
 
 (Esser et al. 2024; Peebles and Xie 2023 for adaLN.) The script compares its result with `blocks.DoubleBlock`.
 
-    python examples/03_double_block.py
+    python examples/05_double_block.py
 """
 
 from typing import Any
@@ -48,7 +48,7 @@ def gelu(x: np.ndarray) -> np.ndarray:
 
 
 def turn(x: np.ndarray, rotary: Rotary) -> np.ndarray:
-    """02_rope.py: x (S, H, Dh)."""
+    """04_rope.py: x (S, H, Dh)."""
     pairs = (x[..., 0::2] + 1j * x[..., 1::2]) * (np.asarray(rotary.cos) + 1j * np.asarray(rotary.sin))[0][:, None]
     return np.stack([pairs.real, pairs.imag], -1).reshape(x.shape)
 
@@ -96,7 +96,7 @@ def main() -> None:
         off = max(np.abs(hand_img - img[0]).max(), np.abs(hand_txt - txt[0]).max())
         print(f"block {layer}: by hand and by jaxpa differ by {off:.1e}, on values up to {np.abs(img).max():.0f}")
         maps.append(p.mean(0))  # over heads
-    save(draw(picture, maps, txt.shape[1]), "03-double-block")
+    save(draw(picture, maps, txt.shape[1]), "05-double-block")
 
 
 def draw(picture: Image.Image, maps: list[np.ndarray], m: int) -> Image.Image:

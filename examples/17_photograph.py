@@ -6,7 +6,7 @@ fur turns into patches. Replacement still does what it should. A high tau keeps 
 cat; a low tau carries over the photograph's own tokens. What the method promises in between, this cat drawn anew in
 that scene, needs a checkpoint that knows photographs: use the same command with --model black-forest-labs/FLUX.1-dev.
 
-    python examples/12_photograph.py
+    python examples/17_photograph.py
     jaxpa personalize --subject examples/pictures/chelsea.jpg --mask examples/pictures/chelsea-mask.png --at 0.1,0.2,0.85,1 --prompt "a yellow cat under a night sky" --seed 2 --tau 0.9 0.5 0.3 0.1 --out chelsea.png
 """  # noqa: E501
 
@@ -44,7 +44,7 @@ def main() -> None:
     for name, references in (("as it is", whole), ("in a box", boxed)):
         made = pipe.personalize(PROMPT, references, tau=TAUS, seed=2)
         rows.append([(f"{name}, tau {tau:g}", image) for tau, image in zip(TAUS, made, strict=True)])
-    save(sheet(rows, 192), "12-photograph")
+    save(sheet(rows, 192), "17-photograph")
 
 
 if __name__ == "__main__":

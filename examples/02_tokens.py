@@ -6,9 +6,9 @@ Each 2 x 2 patch of the latent becomes one token, row by row:
     token[r * w + c] = [z[2r + dy, 2c + dx, k]  for k in channels, for dy in (0, 1), for dx in (0, 1)]
 
 This gives N = h * w tokens of C = 4 * 8 channels, with h = H / 8. The position (r, c) is not in the token: it is a
-second array, which only attention reads (02_rope.py). Personalize Anything builds on this: a token can be put anywhere.
+second array, which only attention reads (04_rope.py). Personalize Anything builds on this: a token can be put anywhere.
 
-    python examples/01_tokens.py
+    python examples/02_tokens.py
 """
 
 import numpy as np
@@ -61,7 +61,7 @@ def main() -> None:
             ("tokens mirrored\neach patch itself is not", mirrored),
         ],
     ]
-    save(sheet(rows, 224), "01-tokens")
+    save(sheet(rows, 224), "02-tokens")
 
 
 if __name__ == "__main__":

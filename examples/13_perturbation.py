@@ -10,7 +10,7 @@ The paper has 64 x 64 tokens and k = 5. On 12 x 12 tokens a window is a good par
 smears windows and stripes (last row), and where erosion leaves little, the model draws the rest in its own way (outline
 3).
 
-    python examples/08_perturbation.py
+    python examples/13_perturbation.py
     jaxpa personalize --subject examples/pictures/car.png --mask examples/pictures/car-mask.png --prompt "a yellow striped car on a beach" --shuffle 0.5 --outline 3 --num-images 5 --out car.png
 """  # noqa: E501
 
@@ -52,7 +52,7 @@ def main() -> None:
         made = [pipe.personalize(PROMPT, [subject("car")], seed=seed, **how)[0] for seed in range(5)]
         name = f"shuffle {shuffle:g}, outline {outline}" if shuffle or outline else "as it is"
         rows.append([(f"{name}\nseed {seed}", image) for seed, image in enumerate(made)])
-    save(sheet(rows, 144), "08-perturbation")
+    save(sheet(rows, 144), "13-perturbation")
 
 
 if __name__ == "__main__":

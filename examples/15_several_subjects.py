@@ -9,7 +9,7 @@ so a second subject costs one more row while t > tau, and nothing below it. The 
 subjects side by side, and small: details blur, and where one stands in front of the other, the old edge may shine
 through.
 
-    python examples/10_several_subjects.py
+    python examples/15_several_subjects.py
     jaxpa personalize --subject examples/pictures/mug.png --mask examples/pictures/mug-mask.png --at 0.04,0.45,0.46,0.9 --subject examples/pictures/car.png --mask examples/pictures/car-mask.png --at 0.52,0.5,0.98,0.9 --prompt "a white striped mug and a yellow striped car in a desert" --out two.png
     jaxpa personalize --scene examples/pictures/cat.png --subject examples/pictures/car.png --mask examples/pictures/car-mask.png --at 0.52,0.6,1,0.97 --prompt "a green dotted cat and a yellow striped car on a beach" --tau 0.2 --out scene.png
 """  # noqa: E501
@@ -47,7 +47,7 @@ def main() -> None:
     made = pipe.personalize(prompt, [near], scene, tau=(0.5, 0.2))
     ends = [(f"subject in the scene\ntau {tau:g}", image) for tau, image in zip((0.5, 0.2), made, strict=True)]
     rows.append([("scene\ncat", reference("cat")[1]), reference("car"), *ends])
-    save(sheet(rows, 176), "10-several-subjects")
+    save(sheet(rows, 176), "15-several-subjects")
 
 
 if __name__ == "__main__":

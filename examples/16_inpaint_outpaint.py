@@ -5,7 +5,7 @@ reference replaces M in almost every step. At the end the kept pixels are pasted
 in; only the new part can make the seam fit. For outpainting, the canvas is larger than the picture. A token of
 which any part may change is redrawn as a whole, so a mask should leave the object some room.
 
-    python examples/11_inpaint_outpaint.py
+    python examples/16_inpaint_outpaint.py
     jaxpa inpaint --image examples/pictures/boat.png --mask examples/pictures/boat-mask.png --grow 24 --caption "a purple striped boat in a forest" --prompt "a red plain house in a forest" --seed 1 --out house.png
     jaxpa outpaint --image examples/pictures/car.png --pad 192,96,0,96 --caption "a yellow striped car in the snow" --prompt "a yellow striped car in the snow" --out wide.png
 """  # noqa: E501
@@ -46,7 +46,7 @@ def main() -> None:
     made = [pipe.outpaint(car, CAR, PAD, caption=CAR, seed=seed)[0] for seed in (0, 1, 2)]
     rows.append([("the picture", car), ("tokens that are kept", overlay(whole, kept, 12, 12))])
     rows[-1] += [(f"more of it on three sides\nseed {seed}", image) for seed, image in enumerate(made)]
-    save(sheet(rows, 160), "11-inpaint-outpaint")
+    save(sheet(rows, 160), "16-inpaint-outpaint")
 
 
 if __name__ == "__main__":

@@ -10,7 +10,7 @@ own tokens between steps (level "token"). The embedded model's preset also start
 noise, which alone (tau 1) decides the shape. The official preset starts in independent noise, which suits FLUX's 4096
 tokens.
 
-    python examples/07_replacement.py
+    python examples/12_replacement.py
     jaxpa personalize --subject examples/pictures/car.png --mask examples/pictures/car-mask.png --prompt "a yellow striped car on a beach" --seed 3 --tau 1 0.9 0.8 0.7 0.5 0.2 --out car.png
 """  # noqa: E501
 
@@ -31,7 +31,7 @@ def main() -> None:
     for preset, level in READINGS:  # a list of taus is one call: one compiled program, the same noise
         made = pipe.personalize(PROMPT, [car], tau=TAUS, seed=3, preset=preset, level=level)
         rows.append([(f"tau {tau:g}\n{preset}, {level} level", image) for tau, image in zip(TAUS, made, strict=True)])
-    save(sheet(rows, 144), "07-replacement")
+    save(sheet(rows, 144), "12-replacement")
 
 
 if __name__ == "__main__":
