@@ -6,19 +6,16 @@ pipe.personalize("a red car on a beach", [jaxpa.Subject("car.png", mask="mask.pn
 """
 
 import dataclasses
-from collections.abc import Iterator, Sequence
-from functools import partial
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 from jax.sharding import Mesh
 from jax.typing import DTypeLike
 from PIL import Image
 
-from jaxpa import inversion
 from jaxpa.adapters.lay import adapt
 from jaxpa.adapters.spec import Loras, to_loras
 from jaxpa.attention.observe import THRESHOLD, Attention, FoundMask, Look, Search, capture, find_mask
@@ -26,8 +23,7 @@ from jaxpa.checkpoint.load import load_parts, load_stages
 from jaxpa.checkpoint.redux import load_redux
 from jaxpa.checkpoint.source import resolve
 from jaxpa.config import VariantName, Weights
-from jaxpa.devices.memory import GIB, machine_bytes, peak_bytes
-from jaxpa.devices.plan import all_stay, images_together, run_of
+from jaxpa.devices.plan import all_stay
 from jaxpa.devices.sharding import automatic, rules
 from jaxpa.encoders.text import TextEmbedding, Tokenizers
 from jaxpa.errors import JaxpaError
@@ -35,29 +31,14 @@ from jaxpa.media import images
 from jaxpa.media.edits import Followed, MaskedPicture, prepare_edit
 from jaxpa.media.images import Picture
 from jaxpa.media.subjects import LoadedSubject, References, Subject, has_mask, load_subject
-from jaxpa.model import Beside, Model
-from jaxpa.personalize import Phase, Preset, Task
-from jaxpa.request.groups import Method, Sampling
+from jaxpa.request.groups import Sampling
 from jaxpa.request.prepare import Pictures, prepare, standing_for
 from jaxpa.request.request import Request
-from jaxpa.routing import (
-    block_taus,
-    context_routing,
-    context_size,
-    join,
-    perturb,
-    repeat_placement,
-    replacement_index,
-    replacement_weight,
-    start_noise,
-    token_guidance,
-)
-from jaxpa.runs import OnStep, personalized, sampled
-from jaxpa.sampling import at_positions
-from jaxpa.tokens import Placement, Routing
+from jaxpa.runs import OnStep, sampled
+from jaxpa.sampler import Sampler
 
 
-class Pipeline(Model):
+class Pipeline(Sampler):
     """A loaded checkpoint and what can be made with it.
 
     Every method is a `Request` in the making: its keywords are the fields of `request.Sampling` (seed, num_images,
@@ -122,61 +103,7 @@ class Pipeline(Model):
         tokens = self.sample_generated(request, pictures, on_step)
         return self.decode(tokens, *((said.height, said.width) if pictures is None else pictures.canvas))
 
-    def sample_generated(
-        self, request: Request, pictures: MaskedPicture | Followed | None = None, on_step: OnStep | None = None
-    ) -> jax.Array:
-        """The tokens behind pictures without references: (B, N, C). pictures: what the network itself reads."""
-        said = request.sampling
-        canvas = (said.height, said.width) if pictures is None else pictures.canvas
-        embedded = None if request.embedding is None else self.read_embedding(request.embedding)
-        count = len(request.prompts) if embedded is None else len(embedded)
-        guidance, grid = self.spec.guidance(said.guidance), self.grid(*canvas)
-        times, made = self.times(said.steps, grid), []
-        self.encode_ahead(request)
-        image = None if request.image_prompt is None else self.encode_image_prompt(request.image_prompt)
-        beside = self.beside(pictures)
-        which = np.arange(len(said.seeds(count))) % count  # prompts take turns
-        for rows, kept in self._batches(request, which, grid):
-            seeds, turn = np.asarray(said.seeds(count), np.uint32)[rows], which[rows]
-            text = self.prompt_rows(request, embedded, turn, image)
-            negative = self.negative(said.negative_prompt, guidance, len(rows))
-            # The velocity, which holds the network, is kept by nobody.
-            tokens = sampled(
-                self.guided(text, grid, guidance, negative, beside=beside), self.noise(seeds, grid), times, on_step,
-                said.solver,
-            )  # fmt: skip
-            made.append(tokens[:kept])
-        return jnp.concatenate(made) if len(made) > 1 else made[0]
-
-    def _batches(self, request: Request, images: np.ndarray, grid: tuple[int, int]) -> Iterator[tuple[np.ndarray, int]]:
-        """Which images (or seeds, where each has several places) are sampled together, and how many of them count.
-
-        All batches are of one size, so that they share a program: the last one is filled up.
-        """
-        canvas = (grid[0] * self.cell, grid[1] * self.cell)
-        run = run_of(request, self.spec, canvas)
-        together = images_together(request, run, self.held, jax.devices()[0].platform)
-        if not together:
-            need = peak_bytes(run.load(1, self.held), jax.devices()[0].platform)
-            raise JaxpaError(
-                f"one image of {canvas[1]} x {canvas[0]} pixels takes about {need / GIB:.1f} GiB, and this machine has "
-                f"{(machine_bytes() or 0) / GIB:.1f}: make it smaller, or try it anyway with batch_size=1"
-            )
-        size = max(1, together // max(1, len(request.places)))
-        for start in range(0, len(images), size):
-            rows = np.arange(start, min(start + size, len(images)))
-            yield np.concatenate([rows, np.full(size - len(rows), rows[-1])]) if len(images) > size else rows, len(rows)
-
     # Personalize Anything ------------------------------------------------------------------------------------
-
-    def preset(self, preset: str | Preset | None = None, **switches: Any) -> Preset:
-        """A named preset (None: the checkpoint's own), with the switches that are given in place of its own.
-
-        None is a value: concat=None and guidance_inside=None switch off what the preset has.
-        """
-        tau = switches.pop("tau", None)
-        chosen = Method(preset=preset, **switches).switches(self.settings.preset)  # type: ignore[arg-type]
-        return chosen if tau is None else dataclasses.replace(chosen, tau=tau)
 
     def references(self, subjects: Sequence[Subject], scene: Subject | None = None, **keywords: Any) -> References:
         """Pictures, token masks and placements, as `personalize` takes them: height, width, at, coverage, ..."""
@@ -205,80 +132,6 @@ class Pipeline(Model):
     def _personalized(self, request: Request, references: References, on_step: OnStep | None) -> list[Image.Image]:
         tokens = self.sample_personalized(request, references, on_step)
         return self.decode(tokens, *(side * self.cell for side in references.grid))
-
-    def sample_personalized(self, request: Request, references: References, on_step: OnStep | None = None) -> jax.Array:
-        """The tokens behind `personalize`, for every tau, seed and placement: (T * S * P, N, C)."""
-        preset, taus, grid = request.switches(self.spec), request.taus(self.spec), references.grid
-        self.encode_ahead(request, references.captions)
-        seeds = np.asarray(request.sampling.seeds(), np.uint32)
-        times = self.times(request.sampling.steps, grid)
-        trajectory = self.trajectory(references, preset, times, on_step, request.sampling.solver)
-        beside, made = self.beside(references), []
-        for rows, kept in self._batches(request, seeds, grid):
-            tokens = self._sample_seeds(request, references, (trajectory, beside), seeds[rows], on_step)
-            shape = len(taus), len(rows), -1, *tokens.shape[1:]  # (T, S, P, N, C)
-            made.append(tokens.reshape(shape)[:, :kept])
-        return jnp.concatenate(made, 1).reshape(-1, *trajectory.shape[2:])
-
-    def _sample_seeds(
-        self, request: Request, references: References, encoded: tuple[jax.Array, Beside | None], seeds: np.ndarray,
-        on_step: OnStep | None,
-    ) -> jax.Array:  # fmt: skip
-        """`sample_personalized` for some of the seeds; encoded: the references' trajectory, and what is read beside."""
-        tasks, x = self.tasks(request, references, encoded, seeds)
-        return jnp.concatenate([personalized(task, x, on_step) for task in tasks])
-
-    def tasks(
-        self, request: Request, references: References, encoded: tuple[jax.Array, Beside | None], seeds: np.ndarray
-    ) -> tuple[list[Task], jax.Array]:
-        """What `personalize.sample` is asked for: a task for each tau, and the noise; `encoded` as above."""
-        trajectory, conditions = encoded[0], partial(self.conditions, beside=encoded[1])
-        preset, taus = request.switches(self.spec), request.taus(self.spec)
-        steps, negative_prompt = request.sampling.steps, request.sampling.negative_prompt
-        grid, guidance = references.grid, self.spec.guidance(request.sampling.guidance)
-        times = self.times(steps, grid)
-        gates = [block_taus(tau, preset.tau_blocks, times, self.spec.blocks) for tau in taus]
-        p = len(references.where.source)
-        seeds, g = np.repeat(seeds, p), len(seeds) * p  # placements fastest
-        placement, noise_from = perturb(
-            repeat_placement(references.where, g // p), references.masks, seeds, np.float32(preset.shuffle), grid,
-            preset.outline, preset.margin, references.scene,
-        )  # fmt: skip
-        solver = request.sampling.solver
-        x = start_noise(self.noise(seeds, grid), trajectory, noise_from, moved=preset.start == "moved")
-        captions, prompts = self.encode_text(references.captions), self.repeated_prompt(request, g)
-        rows = TextEmbedding.concatenate([captions, prompts])
-        negative = self.negative(negative_prompt, guidance, g)
-        inside = guidance if preset.guidance_inside is None else preset.guidance_inside
-        scale = token_guidance(placement, np.float32(guidance), np.float32(inside))
-        r = len(captions)
-        text, riding = (rows, r) if preset.level == "layer" else (prompts, 0)
-        before = Phase(
-            conditions(text, grid, guidance, negative, riding, inside, scale),
-            self.replacement(preset, references, placement),
-        )
-        size = context_size(int(references.masks.sum()), references.masks.size) if preset.concat else 0
-        alone = conditions(prompts, grid, guidance, negative)
-        if preset.concat is None:
-            after = Phase(alone)
-        elif preset.concat == "joined":
-            joined = join(references.masks, grid, size)
-            length = jnp.broadcast_to(joined.length, g)
-            after = Phase(at_positions(alone, joined.positions), Routing(length=length), joined.tokens)
-        else:
-            routing = context_routing(references.masks, placement, g, grid, preset.concat, size)
-            after = Phase(conditions(rows, grid, guidance, negative, r), routing)
-        eta, model = jnp.asarray(inversion.control(len(times) - 1, preset.eta)), self.parts.transformer
-        task = Task(trajectory, eta, jnp.asarray(times), jnp.float32(0), before, after, model, preset.level, solver)
-        return [dataclasses.replace(task, tau=jnp.asarray(gate)) for gate in gates], x
-
-    def replacement(self, preset: Preset, references: References, placement: Placement) -> Routing:
-        """What feeds every token while t > tau, and how far: placement (G, R, N)."""
-        source = replacement_index(placement)
-        shares = None
-        if preset.soft:
-            shares = jnp.asarray(references.masks if references.shares is None else references.shares, jnp.float32)
-        return Routing(source, replacement_weight(preset.parts, preset.blocks, self.spec.blocks, shares, source))
 
     # Editing -------------------------------------------------------------------------------------------------
 

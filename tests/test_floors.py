@@ -28,7 +28,7 @@ FLOORS = (
     "request runs batching",
     "devices",
     "model",
-    "attention",
+    "attention sampler",
     "pipeline",
     "evaluation batch __init__",
     "cli",
@@ -46,7 +46,8 @@ ROOMS = {  # modules in the order in which they build on each other
     "devices": "processes cost memory sharding timing plan targets hlo programs compiled elsewhere bench",
     "evaluation": "metrics scores evaluate",
     "batch": "table names journal groups worker engine_ray",
-    "cli": "console flags words files command plan bench checkpoints pictures invert mask parse lines batch main",
+    "cli": "console flags words files command plan bench checkpoints picturing pictures invert mask parse lines batch "
+    "main",
 }
 METHOD = {"sampling", "inversion", "presets", "routing", "personalize", "batching"}
 NETWORKS = {"partition", "layers", "kernels", "blocks", "transformer", "encoders"}  # the method knows none

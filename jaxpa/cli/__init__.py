@@ -10,7 +10,8 @@ batch        a file of them, worked through
 plan         what a run would cost
 bench        how fast this machine is
 checkpoints  convert, info
-command      what commands share: a checkpoint, from flags to written pictures
+picturing    a command that answers a request, from flags to written pictures
+command      what commands share: a checkpoint, files to write, a report
 flags        the types of flags, the grammar of subjects
 words        what is wrong with a word, in a line
 files        which files are written, numbered, replaced, refused

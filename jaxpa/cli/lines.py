@@ -11,12 +11,13 @@ from jaxpa.batch.groups import Share, cast_of, kind_of
 from jaxpa.batch.names import Template
 from jaxpa.batch.table import STDIN, Line, read_table, row_of
 from jaxpa.checkpoint.remote import is_url
-from jaxpa.cli.command import Making, Picturing, Prepared, canvas_of, spec_of
+from jaxpa.cli.command import Making, spec_of
 from jaxpa.cli.files import labels, outputs
 from jaxpa.cli.invert import InvertCommand
 from jaxpa.cli.mask import MaskCommand
 from jaxpa.cli.parse import parse_command
 from jaxpa.cli.pictures import EditCommand, GenerateCommand, InpaintCommand, OutpaintCommand, PersonalizeCommand
+from jaxpa.cli.picturing import Picturing, Prepared, canvas_of
 from jaxpa.errors import JaxpaError, did_you_mean
 from jaxpa.media.subjects import Subject
 from jaxpa.request.groups import Checkpoint, Editing, Following

@@ -5,8 +5,8 @@ from pathlib import Path
 
 from tyro.conf import OmitArgPrefixes, UseAppendAction
 
-from jaxpa.cli.command import Picturing
 from jaxpa.cli.flags import Pad
+from jaxpa.cli.picturing import Picturing
 from jaxpa.errors import JaxpaError
 from jaxpa.media.subjects import Place, Subject
 from jaxpa.request.groups import Editing, Following, Method
