@@ -87,9 +87,13 @@ class Pipeline(Sampler):
         return self.make(Request.of(prompt, **keywords), on_step=on_step)
 
     def edit(
-        self, image: Picture, prompt: str | Sequence[str] | TextEmbedding, *, on_step: OnStep | None = None,
+        self,
+        image: Picture,
+        prompt: str | Sequence[str] | TextEmbedding,
+        *,
+        on_step: OnStep | None = None,
         **keywords: Any,
-    ) -> list[Image.Image]:  # fmt: skip
+    ) -> list[Image.Image]:
         """Change a picture as the prompt says (FLUX.1-Kontext). Of its own size, or nearly, unless height or width say.
 
         Keywords: those of `request.Sampling`.
@@ -113,9 +117,14 @@ class Pipeline(Sampler):
         return made
 
     def personalize(
-        self, prompt: str | TextEmbedding, subjects: Sequence[Subject] | References, scene: Subject | None = None, *,
-        on_step: OnStep | None = None, **keywords: Any,
-    ) -> list[Image.Image]:  # fmt: skip
+        self,
+        prompt: str | TextEmbedding,
+        subjects: Sequence[Subject] | References,
+        scene: Subject | None = None,
+        *,
+        on_step: OnStep | None = None,
+        **keywords: Any,
+    ) -> list[Image.Image]:
         """Pictures of a prompt with the subjects of references in them (Feng et al. 2025).
 
         tau, seed and at (placements of the last subject) may be lists: the result then has every combination, tau
@@ -136,9 +145,14 @@ class Pipeline(Sampler):
     # Editing -------------------------------------------------------------------------------------------------
 
     def inpaint(
-        self, image: Picture, mask: Picture, prompt: str | TextEmbedding, *, on_step: OnStep | None = None,
+        self,
+        image: Picture,
+        mask: Picture,
+        prompt: str | TextEmbedding,
+        *,
+        on_step: OnStep | None = None,
         **keywords: Any,
-    ) -> list[Image.Image]:  # fmt: skip
+    ) -> list[Image.Image]:
         """Draw the masked part of a picture anew; the rest comes back exactly (Section 3.4: what is kept replaces).
 
         mask is white where the picture may change. Further keywords: those of `request.Editing` (caption, feather,
@@ -147,9 +161,14 @@ class Pipeline(Sampler):
         return self.make(Request.of(prompt, image=image, mask=mask, **keywords), on_step=on_step)
 
     def outpaint(
-        self, image: Picture, prompt: str | TextEmbedding, pad: Sequence[int], *, on_step: OnStep | None = None,
+        self,
+        image: Picture,
+        prompt: str | TextEmbedding,
+        pad: Sequence[int],
+        *,
+        on_step: OnStep | None = None,
         **keywords: Any,
-    ) -> list[Image.Image]:  # fmt: skip
+    ) -> list[Image.Image]:
         """Continue a picture beyond its sides: pad (top, right, bottom, left) in its own pixels. Else as `inpaint`."""
         return self.make(Request.of(prompt, image=image, pad=pad, **keywords), on_step=on_step)
 
@@ -178,9 +197,15 @@ class Pipeline(Sampler):
     # Looking inside ------------------------------------------------------------------------------------------
 
     def attention(
-        self, prompt: str, image: Picture | None = None, *, at: Sequence[int] | None = None,
-        blocks: Sequence[int] | None = None, heads: bool = False, **keywords: Any,
-    ) -> Attention:  # fmt: skip
+        self,
+        prompt: str,
+        image: Picture | None = None,
+        *,
+        at: Sequence[int] | None = None,
+        blocks: Sequence[int] | None = None,
+        heads: bool = False,
+        **keywords: Any,
+    ) -> Attention:
         """Attention maps (S, L, M + N, M + N) of a generation, or of the inversion of `image` with its caption.
 
         at: which steps of the schedule, 0 the noisiest; blocks: which, double blocks first; None: all (a map of 4608
@@ -217,11 +242,18 @@ def _places(keywords: dict[str, Any]) -> dict[str, Any]:
 
 
 def load(
-    source: str | Path = "mini", dtype: DTypeLike | None = None, mesh: Mesh | None = None, *,
-    components: str | Path | None = None, weights: Weights | None = None, resident: bool | None = None,
-    variant: VariantName | None = None, loras: Loras = (), keep_loras: bool | None = None,
+    source: str | Path = "mini",
+    dtype: DTypeLike | None = None,
+    mesh: Mesh | None = None,
+    *,
+    components: str | Path | None = None,
+    weights: Weights | None = None,
+    resident: bool | None = None,
+    variant: VariantName | None = None,
+    loras: Loras = (),
+    keep_loras: bool | None = None,
     redux: str | Path | None = None,
-) -> Pipeline:  # fmt: skip
+) -> Pipeline:
     """Load a checkpoint.
 
     source: `mini` (the embedded one), a diffusers or converted folder, a single .safetensors file of the original

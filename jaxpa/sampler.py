@@ -60,9 +60,12 @@ class Sampler(Model):
             negative = self.negative(said.negative_prompt, guidance, len(rows))
             # The velocity, which holds the network, is kept by nobody.
             tokens = sampled(
-                self.guided(text, grid, guidance, negative, beside=beside), self.noise(seeds, grid), times, on_step,
+                self.guided(text, grid, guidance, negative, beside=beside),
+                self.noise(seeds, grid),
+                times,
+                on_step,
                 said.solver,
-            )  # fmt: skip
+            )
             made.append(tokens[:kept])
         return jnp.concatenate(made) if len(made) > 1 else made[0]
 
@@ -109,9 +112,13 @@ class Sampler(Model):
         return jnp.concatenate(made, 1).reshape(-1, *trajectory.shape[2:])
 
     def _sample_seeds(
-        self, request: Request, references: References, encoded: tuple[jax.Array, Beside | None], seeds: np.ndarray,
+        self,
+        request: Request,
+        references: References,
+        encoded: tuple[jax.Array, Beside | None],
+        seeds: np.ndarray,
         on_step: OnStep | None,
-    ) -> jax.Array:  # fmt: skip
+    ) -> jax.Array:
         """`sample_personalized` for some of the seeds; encoded: the references' trajectory, and what is read beside."""
         tasks, x = self.tasks(request, references, encoded, seeds)
         return jnp.concatenate([personalized(task, x, on_step) for task in tasks])
@@ -129,9 +136,15 @@ class Sampler(Model):
         p = len(references.where.source)
         seeds, g = np.repeat(seeds, p), len(seeds) * p  # placements fastest
         placement, noise_from = perturb(
-            repeat_placement(references.where, g // p), references.masks, seeds, np.float32(preset.shuffle), grid,
-            preset.outline, preset.margin, references.scene,
-        )  # fmt: skip
+            repeat_placement(references.where, g // p),
+            references.masks,
+            seeds,
+            np.float32(preset.shuffle),
+            grid,
+            preset.outline,
+            preset.margin,
+            references.scene,
+        )
         solver = request.sampling.solver
         x = start_noise(self.noise(seeds, grid), trajectory, noise_from, moved=preset.start == "moved")
         captions, prompts = self.encode_text(references.captions), self.repeated_prompt(request, g)

@@ -54,7 +54,7 @@ NETWORKS = {"partition", "layers", "kernels", "blocks", "transformer", "encoders
 PURE = {"arrays", "box", "tokens", "rope", "schedule", "loops", "solvers", "checks", *METHOD}
 ARRAYS = {"jax", "numpy", "chex", "jaxtyping"}  # all that these may import from outside
 COME_WITH_OTHERS = {"pydantic_core", "annotated_types"}  # with pydantic
-MODULES = {"pillow": "PIL"}  # packages that are imported by another name
+MODULES = {"pillow": "PIL", "docstring-parser": "docstring_parser"}  # packages that are imported by another name
 LONGEST = 400  # lines
 
 FILES = sorted(PACKAGE.rglob("*.py"))

@@ -3,10 +3,12 @@
 import contextlib
 import inspect
 from collections.abc import Sequence
-from dataclasses import MISSING, fields, replace
+from dataclasses import MISSING, fields, is_dataclass, replace
+from types import MappingProxyType
 from typing import Any, TypeVar
 
 import tyro
+from docstring_parser import parse_from_object
 
 from jaxpa.cli.command import spec_of
 from jaxpa.cli.flags import REGISTRY, group_subjects
@@ -24,9 +26,23 @@ def parse_command(kind: type[Parsed], name: str, words: Sequence[str], prog: str
     grouped = group_subjects(name, words)
     if not {"--help", "-h"} & set(words):
         check_words(kind, grouped)
-    elif (default := shown(kind, words)) is not None:
-        extra = {"default": default, "description": described(kind, default.checkpoint)}
+    else:
+        join_lines(kind)
+        if (default := shown(kind, words)) is not None:
+            extra = {"default": default, "description": described(kind, default.checkpoint)}
     return tyro.cli(kind, prog=prog, args=grouped, registry=REGISTRY, **extra)
+
+
+def join_lines(kind: type[Any]) -> None:
+    """Let the help of every field be one paragraph: tyro would break its lines where the source does."""
+    texts = {
+        each.arg_name: each.description for base in kind.__mro__[-2::-1] for each in parse_from_object(base).params
+    }
+    for each in fields(kind):
+        if isinstance(each.default_factory, type) and is_dataclass(each.default_factory):
+            join_lines(each.default_factory)
+        if text := texts.get(each.name):
+            each.metadata = MappingProxyType({**each.metadata, "help": " ".join(text.split())})
 
 
 def shown(kind: type[Any], words: Sequence[str]) -> Any:

@@ -64,9 +64,11 @@ class Picturing(Making):
     def words(self) -> dict[str, Any]:
         """The parts of the request that every command has."""
         if self.prompt is not None and self.embedding is not None:
-            raise JaxpaError("give either --prompt TEXT or --embedding FILE")
+            raise JaxpaError("give --prompt or --embedding, not both: an embedding is an encoded prompt")
         if self.prompt is self.embedding is self.image_prompt is None:
-            raise JaxpaError("give either --prompt TEXT or --embedding FILE, or an --image-prompt")
+            raise JaxpaError(
+                "give a --prompt: what the picture shows (or an --embedding FILE, or an --image-prompt PICTURE)"
+            )
         if self.image_prompt is not None and self.checkpoint.redux is None:
             raise JaxpaError("--image-prompt is read by FLUX.1-Redux: name its folder or hub id with --redux")
         said = {"prompt": self.prompt or "", "embedding": self.embedding, "sampling": self.sampling}
