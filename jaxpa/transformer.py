@@ -92,7 +92,7 @@ class Flux(nnx.Module):
     @property
     def dtype(self) -> jnp.dtype:
         assert self.img_in.bias is not None
-        return self.img_in.bias[...].dtype
+        return self.img_in.bias.get_value().dtype
 
     def condition(
         self, vec: Float[Array, "B Dv"], t: Float[Array, " B"], guidance: Float[Array, " B"] | None

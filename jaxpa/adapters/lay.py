@@ -137,6 +137,25 @@ class Adapters:
             out.config = self.config.transformer
         return out
 
+    def attach_shapes(self, network: Any) -> Any:
+        """The transformer as shapes (`jax.ShapeDtypeStruct`), with the shapes of what is kept beside it."""
+        out = jax.tree.map(lambda x: x, network)
+        for path, parts in self.parts["transformer"].items() if self.keep else ():
+            if not isinstance(parts[0].change, Product):
+                continue  # is changed in its place
+            rank, (inputs, outputs) = _rank(parts), self._size(parts)
+            for module in modules_at(out, path):
+                base = module.kernel.get_value()
+                lead = jax.tree.leaves(base)[0]
+                sizes = ((inputs, rank), (rank, outputs), (rank,))
+                kinds = (network.dtype, network.dtype, np.dtype(np.float32))
+                placed = (
+                    jax.ShapeDtypeStruct((*lead.shape[:-2], *size), kind, sharding=where)
+                    for size, kind, where in zip(sizes, kinds, of_factors(lead.sharding, lead.ndim), strict=True)
+                )
+                module.kernel = nnx.Param(LowRank(base, *placed))
+        return out
+
     def _attach_product(self, modules: list[Any], parts: list[Part], dtype: np.dtype) -> None:
         inputs, outputs = self._size(parts)
         each = [self._factors(parts, index) for index in range(_blocks(parts))]

@@ -65,6 +65,10 @@ class Adaptation(Protocol):
         """The loaded network with what is kept beside its weights; its arrays are shared."""
         ...
 
+    def attach_shapes(self, network: Any) -> Any:
+        """The same for a transformer of shapes."""
+        ...
+
 
 @dataclass(frozen=True)
 class Source:

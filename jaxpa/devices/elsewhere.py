@@ -74,7 +74,8 @@ def elsewhere(
             run.load(run.images, Held(np.dtype(content["dtype"]).itemsize, content["weights"])),
             target.chip.platform,
         )
-        peak = content["weight_bytes"]["transformer"] + transformer_bytes(load, platform)
+        weights = content["weight_bytes"]["transformer"] + content["lora_bytes"]
+        peak = weights + transformer_bytes(load, platform)
         usable = int(target.chip.memory)
         return {
             **facts,
@@ -85,7 +86,8 @@ def elsewhere(
             "usable_bytes": usable,
             "fits": peak <= usable,
         }
-    report = compiled(job_of(run, content["dtype"], content["steps_above_tau"][0], content["weights"]), target, sides)
+    job = job_of(run, content["dtype"], content["steps_above_tau"][0], content["weights"])
+    report = compiled(replace(job, adaptation=source.adaptation), target, sides)
     beside = {part: size for part, size in content["weight_bytes"].items() if part != "transformer"}
     # The plan's weight_bytes are those of all parts; the program's are the network's share on one device.
     return {

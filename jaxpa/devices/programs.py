@@ -7,7 +7,7 @@ A program is one fused sampling: the work that is done once an image, then all s
 """
 
 from collections.abc import Callable
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from typing import Any, NamedTuple
 
 import jax
@@ -22,6 +22,7 @@ from jaxpa.backbones.backbone import BackboneConfig
 from jaxpa.backbones.registry import backbone_of
 from jaxpa.checkpoint.keys import abstract
 from jaxpa.checkpoint.residence import arrange, path_of
+from jaxpa.checkpoint.source import Adaptation
 from jaxpa.config import Weights
 from jaxpa.devices.sharding import DATA, rules
 from jaxpa.encoders.text import TextEmbedding
@@ -39,7 +40,8 @@ class Job:
 
     above: how many steps start above tau, if they are to be counted.
     guided: classifier-free guidance, two rows an image, for a checkpoint that does not embed its guidance. weights: of
-    the blocks (None: of `dtype`). beside: tokens of a picture in every sequence.
+    the blocks (None: of `dtype`). beside: tokens of a picture in every sequence. adaptation: what lies beside the
+    weights.
     """
 
     config: BackboneConfig
@@ -55,6 +57,7 @@ class Job:
     dtype: DTypeLike = jnp.bfloat16
     weights: Weights | None = None
     beside: int = 0
+    adaptation: Adaptation | None = field(default=None, compare=False)  # the network's shapes say it
 
     @property
     def tokens(self) -> int:
@@ -113,7 +116,8 @@ def model(job: Job, mesh: Mesh, platform: str) -> Any:
         return Quantised(values, scale)
 
     leaves = [parameter(path_of(path), x) for path, x in flat]
-    return arrange(jax.tree_util.tree_unflatten(tree, leaves), platform)
+    network = arrange(jax.tree_util.tree_unflatten(tree, leaves), platform)
+    return network if job.adaptation is None else job.adaptation.attach_shapes(network)
 
 
 def _shape(*shape: int, dtype: DTypeLike = jnp.float32) -> jax.ShapeDtypeStruct:

@@ -1,9 +1,12 @@
 """LoRAs beside the weights: data of one program, other LoRAs on the same weights, and every place that weights lie."""
 
+from dataclasses import replace
+
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from jax.sharding import AxisType, Mesh
 from small_checkpoint import CONFIG, make
 from small_loras import bfl_layers, changes, kohya, save, t5_layers
 
@@ -15,6 +18,7 @@ from jaxpa.checkpoint.residence import arrange
 from jaxpa.checkpoint.source import resolve
 from jaxpa.devices.memory import Held
 from jaxpa.devices.plan import kept_of
+from jaxpa.devices.programs import Job, program
 from jaxpa.devices.sharding import make_mesh, rules
 from jaxpa.errors import JaxpaError
 from jaxpa.layers import contract
@@ -139,6 +143,12 @@ def test_where_blocks_and_layouts_differ(folder, files, forward, platform):
     assert kernel.down.ndim == (2 if platform == "gpu" else 3)
     if platform == "tpu":
         assert kernel.base.format.layout.major_to_minor == (0, 2, 1)
+    plain = Job(C, grid=(2, 3), text_tokens=5, steps=1, dtype="float32")
+    mesh = Mesh(np.array(jax.devices()[:1]).reshape(1, 1), ("data", "model"), axis_types=(AxisType.Auto,) * 2)
+    function, arguments = program(replace(plain, adaptation=laid), mesh, platform)  # as a plan compiles it
+    sizes = lambda model: [(x.shape, x.dtype) for x in jax.tree.leaves(model)]  # noqa: E731
+    assert sizes(arguments[0]) == sizes(there) != sizes(program(plain, mesh, platform)[1][0])
+    jax.jit(function).trace(*arguments)
 
 
 def test_networks_that_take_turns(folder, files, forward):
