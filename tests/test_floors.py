@@ -38,16 +38,17 @@ FLOOR = {name: floor for floor, names in enumerate(FLOORS) for name in names.spl
 ROOMS = {  # modules in the order in which they build on each other
     "backbones": "tables shapes backbone variants flux registry",
     "encoders": "autoencoder t5 clip vision vocabulary text",
-    "checkpoint": "documents files hub remote keys parts fit source residence stages load redux convert report",
+    "checkpoint": "documents files hub remote keys parts fit source residence stages load redux convert "
+    "fingerprint report",
     "adapters": "spec names read lay report",
     "media": "masks figures replacing images places subjects edits edges",
-    "request": "spec groups request record prepare",
+    "request": "spec groups request record provenance prepare",
     "attention": "maps observe",
     "devices": "processes cost memory sharding timing plan targets hlo programs compiled elsewhere bench",
     "evaluation": "metrics scores evaluate",
     "batch": "table names journal groups worker engine_ray",
     "cli": "console flags words files command plan bench checkpoints picturing pictures invert mask parse lines batch "
-    "main",
+    "replay main",
 }
 METHOD = {"sampling", "inversion", "presets", "routing", "personalize", "batching"}
 NETWORKS = {"partition", "layers", "kernels", "blocks", "transformer", "encoders"}  # the method knows none

@@ -145,7 +145,9 @@ def test_the_command_takes_them(run, tmp_path):
     words = ["generate", "--prompt", "a red car", "--steps", 2, "--out"]
     for name, more in (("plain", []), ("eight", ["--weights", "int8"])):
         assert run(*words, tmp_path / f"{name}.png", *more)[0] == 0
-        assert read_metadata(tmp_path / f"{name}.png")["weights"] == (None if name == "plain" else "int8")
+        assert read_metadata(tmp_path / f"{name}.png")["checkpoint"].get("weights") == (
+            None if name == "plain" else "int8"
+        )
     plain, eight = (np.asarray(Image.open(tmp_path / f"{name}.png"), float) for name in ("plain", "eight"))
     assert 0 < np.abs(plain - eight).mean() < 5
     planned = [json.loads(run("plan", "--json", *more)[1]) for more in ([], ["--weights", "fp8"])]

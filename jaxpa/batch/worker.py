@@ -38,8 +38,16 @@ class Work(Protocol):
     def prepare(self) -> Any:
         """What is read before the networks are asked: it has `request` and `pictures` (None: they are still to be)."""
 
-    def finish(self, prepared: Any, pictures: Any, images: list[Image.Image], seconds: float, pipe: Pipeline) -> Any:
+    def finish(self, prepared: Any, pictures: Any, drawn: "Drawn", pipe: Pipeline) -> Any:
         """Write the pictures; what the journal is told."""
+
+
+class Drawn(NamedTuple):
+    """The pictures of a line, the size of the batch that each was sampled in, and the seconds that all took."""
+
+    images: list[Image.Image]
+    sizes: list[Size]
+    seconds: float
 
 
 class Outcome(NamedTuple):
@@ -82,7 +90,7 @@ class _Lined:
     prepared: Any
     request: Request
     pictures: Any
-    images: list[Image.Image | None]
+    drawn: list[tuple[Image.Image, Size] | None]
     seconds: float = 0.0
     failed: bool = False
 
@@ -155,7 +163,7 @@ class Worker:
         references = pictures.references(self.pipe.cell) if isinstance(pictures, MaskedPicture) else pictures
         taus, places = request.taus(self.pipe.spec), len(references.where.source)
         seeds = np.asarray(request.sampling.seeds(), np.uint32)
-        begun.images = [None] * (len(taus) * len(seeds) * places)
+        begun.drawn = [None] * (len(taus) * len(seeds) * places)
         cast = cast_of(request, self.pipe.spec)
         trajectory = self._trajectory(cast, request, references)
         for s in range(len(seeds)):
@@ -174,7 +182,7 @@ class Worker:
         count, guidance = len(request.prompts) if embedded is None else len(embedded), pipe.spec.guidance(said.guidance)
         image = None if request.image_prompt is None else pipe.encode_image_prompt(request.image_prompt)
         seeds = said.seeds(count)
-        begun.images = [None] * len(seeds)
+        begun.drawn = [None] * len(seeds)
         for k, seed in enumerate(seeds):
             text = pipe.prompt_rows(request, embedded, np.array([k % count]), image)
             conditions = pipe.conditions(text, grid, guidance, pipe.negative(said.negative_prompt, guidance, 1))
@@ -217,22 +225,22 @@ class Worker:
         if not units:
             return
         start = time.perf_counter()
+        size = Size(self.size.images, max(self.size.references, units[0].part.references))
+        if not units[0].part.references:
+            size = size._replace(references=0)
         try:
-            tokens = self._sampled(units)
+            tokens = self._sampled(units, size)
         except Exception as error:
             self._again(units, error)
             return
         for unit in units:
             unit.of.seconds += (time.perf_counter() - start) / len(units)
         self._written()
-        self.writing = self.writer.submit(self._write, units, tokens)
+        self.writing = self.writer.submit(self._write, units, tokens, size)
         if not self.pipe.parts.resident:  # the autoencoder and the transformer take turns
             self._written()
 
-    def _sampled(self, units: Sequence[_Unit]) -> jax.Array:
-        size = Size(self.size.images, max(self.size.references, units[0].part.references))
-        if not units[0].part.references:
-            size = size._replace(references=0)
+    def _sampled(self, units: Sequence[_Unit], size: Size) -> jax.Array:
         what, x = merge([unit.part for unit in units], size)
         said, pipe = units[0].of.request.sampling, self.pipe
         if units[0].part.references:
@@ -282,7 +290,7 @@ class Worker:
             except Exception as error:
                 raise _Ended(error) from None
 
-    def _write(self, units: Sequence[_Unit], tokens: jax.Array) -> None:
+    def _write(self, units: Sequence[_Unit], tokens: jax.Array, size: Size) -> None:
         for k, unit in enumerate(units):
             begun, start = unit.of, time.perf_counter()
             if begun.failed:
@@ -292,17 +300,18 @@ class Worker:
                 if isinstance(begun.pictures, MaskedPicture):
                     feather = 0.0 if begun.request.editing is None else begun.request.editing.feather
                     image = begun.pictures.paste(image, feather)
-                begun.images[unit.number] = image
+                begun.drawn[unit.number] = image, size
                 begun.seconds += time.perf_counter() - start
-                images = [each for each in begun.images if each is not None]
-                if len(images) < len(begun.images):
+                there = [each for each in begun.drawn if each is not None]
+                if len(there) < len(begun.drawn):
                     continue
-                made = begun.work.finish(begun.prepared, begun.pictures, images, begun.seconds, self.pipe)
+                drawn = Drawn([image for image, _ in there], [size for _, size in there], begun.seconds)
+                made = begun.work.finish(begun.prepared, begun.pictures, drawn, self.pipe)
             except Exception as error:
                 self._report_failure(begun, error)
                 continue
             self.done(Outcome(begun.line, made))
-            begun.images = []
+            begun.drawn = []
 
     def _fail(self, line: Any, error: Exception) -> None:
         """A line failed: said by the thread that writes, in its turn."""

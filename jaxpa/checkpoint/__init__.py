@@ -13,5 +13,6 @@ stages  networks that take turns in memory
 load    components -> networks
 redux   FLUX.1-Redux: a picture -> text tokens
 convert  any checkpoint -> a folder in the networks' own layout
+fingerprint  which checkpoint it is, in one hash
 report  what `jaxpa info` says
 """

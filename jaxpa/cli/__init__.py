@@ -7,6 +7,7 @@ invert       a picture to noise and back
 mask         the command that makes masks
 lines        the lines of a batch as commands that have been checked
 batch        a file of them, worked through
+replay       a picture again, from what stands in it
 plan         what a run would cost
 bench        how fast this machine is
 checkpoints  convert, info

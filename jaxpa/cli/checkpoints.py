@@ -1,4 +1,4 @@
-"""The commands about checkpoints: convert, info."""
+"""The commands about files: convert, info."""
 
 import sys
 from dataclasses import dataclass
@@ -42,10 +42,11 @@ class ConvertCommand:
 
 @dataclass
 class InfoCommand:
-    """Say what a checkpoint or a LoRA holds, from its headers alone; the status is 1 if it would not load."""
+    """Say what a checkpoint or a LoRA holds, from its headers alone; the status is 1 if it would not load. Or say how a
+    picture was made, if jaxpa made it."""
 
     source: Positional[str] = "mini"
-    """A pipeline, one component's folder, a single file, a hub id, or a LoRA's file."""
+    """A pipeline, one component's folder, a single file, a hub id, a LoRA's file, or a picture."""
     components: str | None = None
     """A folder or hub id that has the rest, where SOURCE is a single file."""
     variant: VariantName | None = None
@@ -58,7 +59,10 @@ class InfoCommand:
     def run(self) -> int:
         from jaxpa.adapters.report import format_adapter, info_adapter, is_adapter
         from jaxpa.checkpoint.report import format_info, info
+        from jaxpa.media.images import FORMATS
 
+        if Path(self.source).suffix.lower() in FORMATS and not Path(self.source).is_dir():
+            return self.say_how_made()
         if lora := is_adapter(self.source):
             content = info_adapter(self.source, self.model)
         elif self.model is not None:
@@ -70,3 +74,17 @@ class InfoCommand:
         else:
             print(format_adapter(content) if lora else format_info(content))
         return 0 if content["loads"] else 1
+
+    def say_how_made(self) -> int:
+        """About a picture."""
+        from jaxpa.request.provenance import format_provenance, read_provenance
+
+        for name in ("model", "components", "variant"):
+            if getattr(self, name) is not None:
+                raise JaxpaError(f"--{name} would have no effect: {self.source} is a picture. Leave it out")
+        provenance, content = read_provenance(self.source)
+        if self.json:
+            console.report(True, content, ())
+        else:
+            print(format_provenance(self.source, provenance))
+        return 0

@@ -129,6 +129,8 @@ class Making(Command):
     in."""
     force: bool = False
     """Replace files that were not made by jaxpa, and run what does not seem to fit in memory."""
+    keep_paths: bool = False
+    """Let pictures name the files that they were made of by their whole paths, instead of their base names."""
     mesh: str | None = None
     """Spread the work over all devices, such as data=2,model=4: the pictures of a batch over 2, the networks over 4."""
 

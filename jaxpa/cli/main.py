@@ -21,11 +21,13 @@ from jaxpa.cli.flags import REGISTRY
 from jaxpa.cli.lines import JOBS
 from jaxpa.cli.parse import parse_command
 from jaxpa.cli.plan import PlanCommand
+from jaxpa.cli.replay import ReplayCommand
 from jaxpa.errors import JaxpaError, did_you_mean, printable
 
 COMMANDS = {
     **JOBS,
     "batch": BatchCommand,
+    "replay": ReplayCommand,
     "plan": PlanCommand,
     "convert": ConvertCommand,
     "bench": BenchCommand,
@@ -48,6 +50,7 @@ def main(argv: Sequence[str] | None = None) -> int:
             command = read(argv)
             if isinstance(command, Command):
                 command.begin()
+            if isinstance(command, Command | ReplayCommand):
                 check_platform()
             status = command.run()
             sys.stdout.flush()

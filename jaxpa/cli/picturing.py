@@ -5,6 +5,7 @@ from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, NamedTuple
 
+import numpy as np
 from tyro.conf import OmitArgPrefixes, arg
 
 from jaxpa.cli import console, files
@@ -12,25 +13,40 @@ from jaxpa.cli.command import ELSEWHERE, Made, Making, report_of, spec_of
 from jaxpa.cli.files import Outputs
 from jaxpa.errors import JaxpaError
 from jaxpa.media.edits import Followed, MaskedPicture
-from jaxpa.request.groups import Sampling, show_tau
+from jaxpa.request.groups import Sampling, parse_tau, show_tau
 from jaxpa.request.request import Request
 from jaxpa.request.spec import Spec
 
 if TYPE_CHECKING:  # the networks are imported when a command runs
     from PIL import Image
 
+    from jaxpa.batch.worker import Drawn
     from jaxpa.devices.timing import Clock
     from jaxpa.pipeline import Pipeline
     from jaxpa.request.prepare import Pictures
+    from jaxpa.request.provenance import Program, Provenance
 
 
 class Prepared(NamedTuple):
-    """A request that was checked: its pictures as arrays (None: a mask is still to be found), results and files."""
+    """A request that was checked: its pictures as arrays (None: a mask is still to be found), results and files.
+
+    record: how its first picture comes to be.
+    """
 
     request: Request
     pictures: "Pictures | None"
     made: list[dict[str, Any]]
     outputs: Outputs
+    record: "Provenance"
+
+
+class Results(NamedTuple):
+    """What was made of a request; programs: that of each picture (None: of the request's own, all of them)."""
+
+    pictures: Any
+    images: "list[Image.Image]"
+    clock: "Clock"
+    programs: "list[Program] | None" = None
 
 
 @dataclass(kw_only=True)
@@ -78,6 +94,7 @@ class Picturing(Making):
         from jaxpa.media.images import read_image
         from jaxpa.media.subjects import has_mask, load_subject
         from jaxpa.request.prepare import prepare
+        from jaxpa.request.provenance import check_room
 
         request = self.request()
         spec = spec_of(self.source(download=True))
@@ -88,10 +105,23 @@ class Picturing(Making):
         known = not [each for each in read.subjects if not has_mask(each)]  # all are asked: one has neither
         pictures = prepare(read, spec) if known else None
         costs = self.require_memory(request, canvas_of(pictures, spec))
+        made, record = combinations(request, spec), self.record(request)
         if self.force:
             request = replace(request, sampling=replace(request.sampling, batch_size=costs["batch_size"]))
-        made = combinations(request, spec)
-        return Prepared(request, pictures, made, self.settle(made))
+        outputs = self.settle(made)
+        check_room(request, outputs.files)
+        return Prepared(request, pictures, made, outputs, record)
+
+    def record(self, request: Request) -> "Provenance":
+        """How the first picture of a request comes to be; its files are read for their hashes."""
+        from jaxpa.checkpoint.load import default_dtype
+        from jaxpa.request.provenance import Provenance, networks_of, versions, with_inputs
+
+        dtype = self.dtype or np.dtype(default_dtype()).name
+        networks = networks_of(self.checkpoint, self.source(), dtype, self.keep_paths)
+        seed = request.sampling.seeds(len(request.prompts))[0]
+        made = Provenance(**versions(), checkpoint=networks, request=request, seed=seed)
+        return with_inputs(made, self.keep_paths)
 
     def inputs(self) -> list[Path]:
         return files.inputs_of(self.request())
@@ -113,52 +143,77 @@ class Picturing(Making):
                 pipe = self.load()
             with clock.stage("sample"):
                 pictures = pipe.prepare(request) if pictures is None else pictures
-                images = pipe.make(request, pictures, console.Progress())
+                images = self.draw(pipe, request, pictures)
         if not writes():
             return ELSEWHERE
-        return self.write(prepared, pictures, images, clock, pipe)
+        return self.write(prepared, Results(pictures, images, clock), pipe)
 
-    def finish(
-        self, prepared: Prepared, pictures: Any, images: "list[Image.Image]", seconds: float, pipe: "Pipeline"
-    ) -> Made:
+    def draw(self, pipe: "Pipeline", request: Request, pictures: Any) -> "list[Image.Image]":
+        return pipe.make(request, pictures, console.Progress())
+
+    def finish(self, prepared: Prepared, pictures: Any, drawn: "Drawn", pipe: "Pipeline") -> Made:
         """The pictures of a batch, written as `make` writes them."""
         from jaxpa.devices.timing import Clock
+        from jaxpa.request.provenance import Program
 
         clock = Clock()
-        clock.seconds["sample"] = seconds
-        return self.write(prepared, pictures, images, clock, pipe)
+        clock.seconds["sample"] = drawn.seconds
+        programs = [Program(**size._asdict(), merged=True, mesh=self.mesh) for size in drawn.sizes]
+        return self.write(prepared, Results(pictures, drawn.images, clock, programs), pipe)
 
-    def write(
-        self, prepared: Prepared, pictures: Any, images: "list[Image.Image]", clock: "Clock", pipe: "Pipeline"
-    ) -> Made:
+    def write(self, prepared: Prepared, results: Results, pipe: "Pipeline") -> Made:
         """The pictures with how they were made inside, and the report."""
         from jaxpa.devices.plan import plan, remember, signature
         from jaxpa.media.images import save_image
 
         request, made, outputs = prepared.request, prepared.made, prepared.outputs
+        pictures, images, clock, programs = results
         source, canvas, parts = self.source(), (images[0].height, images[0].width), pipe.parts
         costs = plan(source, request, pipe.dtype, canvas, parts.weights, parts.resident)
+        resolved = {
+            **{name: costs[name] for name in ("steps", "width", "height")},
+            "guidance": pipe.spec.guidance(self.sampling.guidance),
+            "drawn_by": costs["drawn_by"],
+            "switches": asdict(request.switches(pipe.spec)) if request.riding(pipe.spec) else None,
+        }
+        if outputs.figure is not None:
+            labels = files.labels(made)
+            save_image(sheet_of(pictures, images, labels, pipe.cell), outputs.figure, {"figure": labels})
+        if programs is None:
+            programs = [program_of(request, costs["batch_size"], self.mesh)] * len(images)
+        for k, (file, image) in enumerate(zip(outputs.files, images, strict=True)):
+            own = self.picture_record(prepared, k, programs[k])
+            save_image(image, file, replace(own, resolved=resolved).as_record())
+        remember(console.compilation_cache(), signature(source, request, costs))
         common = {
             "prompt": request.prompt,
             "model": self.checkpoint.model,
             "weights": self.checkpoint.weights,
             "loras": [asdict(lora) for lora in self.checkpoint.lora],
-            **{name: costs[name] for name in ("steps", "width", "height")},
-            "guidance": pipe.spec.guidance(self.sampling.guidance),
-            "drawn_by": costs["drawn_by"],
-            "switches": asdict(request.switches(pipe.spec)) if request.riding(pipe.spec) else None,
+            **resolved,
             "request": as_record(request),
         }
-        if outputs.figure is not None:
-            labels = files.labels(made)
-            save_image(sheet_of(pictures, images, labels, pipe.cell), outputs.figure, {"figure": labels})
-        for file, image, own in zip(outputs.files, images, made, strict=True):
-            save_image(image, file, common | own)
-        remember(console.compilation_cache(), signature(source, request, costs))
         content = {**common, "images": made, "sample_forwards": costs["sample_forwards"], "tflop": costs["tflop"]}
         report = report_of(outputs, content, clock)
         edited = request.editing is not None
         return report._replace(line=report.line + f"; {request.verb} by {costs['drawn_by']}" * edited)
+
+    def picture_record(self, prepared: Prepared, k: int, program: "Program") -> "Provenance":
+        """How picture k of a request came to be."""
+        record, own = prepared.record, prepared.made[k]
+        request, prompts = record.request, record.request.prompts
+        if len(prompts) > 1:  # they take turns: each picture has its own
+            request = replace(request, prompt=prompts[k % len(prompts)])
+        tau = parse_tau(own["tau"]) if "tau" in own else None
+        return replace(record, request=request, seed=own["seed"], tau=tau, place=own.get("place"), program=program)
+
+
+def program_of(request: Request, together: int, mesh: str | None) -> "Program":
+    """What a request's pictures come from where so many are sampled together; see `Sampler`."""
+    from jaxpa.request.provenance import Program
+
+    places, seeds = max(1, len(request.places)), request.sampling.seeds(len(request.prompts))
+    return Program(images=places * min(len(seeds), max(1, together // places)), mesh=mesh)
 
 
 def as_record(request: Request) -> dict[str, Any]:

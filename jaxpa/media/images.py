@@ -28,6 +28,7 @@ Picture: TypeAlias = str | os.PathLike[str] | Image.Image | np.ndarray
 # Pillow reads more, but some of it through other programs (EPS through Ghostscript).
 READ_FORMATS = ("PNG", "JPEG", "WEBP", "BMP", "TIFF", "GIF", "PPM", "JPEG2000")
 FORMATS = {".png": "PNG", ".jpg": "JPEG", ".jpeg": "JPEG", ".webp": "WEBP"}  # that are written
+MAX_RECORD = 4 << 20  # characters of metadata that are read
 MAX_PIXELS = 200_000_000  # of a file, unless the environment says otherwise:
 LIMIT = "JAXPA_MAX_PIXELS"
 COLOUR_MODES = ("1", "L", "LA", "P", "PA", "RGB", "RGBA")
@@ -315,11 +316,10 @@ def read_metadata(path: str | os.PathLike[str]) -> dict[str, Any] | None:
     image = _open(path, "picture")
     comment = image.getexif().get_ifd(ExifTags.IFD.Exif).get(ExifTags.Base.UserComment, b"")
     try:
-        if KEY in image.info:
-            found = json.loads(image.info[KEY])
-        else:
-            found = json.loads(bytes(comment).removeprefix(ASCII))[KEY]
-    except (ValueError, TypeError, KeyError):  # somebody else's comment
+        text = image.info[KEY] if KEY in image.info else bytes(comment).removeprefix(ASCII)
+        found = json.loads(text) if len(text) <= MAX_RECORD else None
+        found = found if KEY in image.info else found[KEY]  # type: ignore[index]
+    except (ValueError, TypeError, KeyError, RecursionError):  # somebody else's comment
         return None
     return found if isinstance(found, dict) else None
 

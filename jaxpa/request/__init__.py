@@ -4,5 +4,6 @@ spec     what a request has to fit: sizes, schedule and settings of a checkpoint
 groups   its parts: checkpoint, sampling, method, editing
 request  the whole
 record   as JSON and back
+provenance  how a picture was made, as it stands in the picture
 prepare  from a request's files to arrays
 """

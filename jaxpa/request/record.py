@@ -1,4 +1,4 @@
-"""Requests as JSON, for the metadata of pictures, rows of a batch, and replays.
+"""Requests, and what holds one, as JSON: for the metadata of pictures, rows of a batch, and replays.
 
 What a request leaves unsaid is left out; null is a value that switches something off; tau is written as on the command
 line, 0.5 or "80%". Pictures are the names of their files.
@@ -22,12 +22,15 @@ from jaxpa.request.request import Request
 from jaxpa.schedule import Steps
 
 
-def to_json(request: Request) -> dict[str, Any]:
-    """A request as JSON takes it. Raises JaxpaError if a picture, a mask or an embedding is not a file."""
+def to_json(request: Any) -> dict[str, Any]:
+    """A request as JSON takes it, or another dataclass of such values.
+
+    Raises JaxpaError if a picture, a mask or an embedding is not a file.
+    """
     return _plain(request, "the request")
 
 
-Kind = TypeVar("Kind", bound=Request)
+Kind = TypeVar("Kind")
 
 
 def from_json(data: Mapping[str, Any] | str, kind: type[Kind] = Request, lax: bool = False) -> Kind:
@@ -38,6 +41,8 @@ def from_json(data: Mapping[str, Any] | str, kind: type[Kind] = Request, lax: bo
     try:
         text = data if isinstance(data, str) else json.dumps(data)
         return _adapter(kind).validate_json(text, strict=False if lax else None)
+    except RecursionError:
+        raise JaxpaError("not JSON that can be read: it is nested too deeply") from None
     except pydantic.ValidationError as error:
         # One fault for each place, though a union complains once for every member.
         faults: dict[str, str] = {}
@@ -61,6 +66,8 @@ def _plain(value: Any, name: str) -> Any:
             return show_block_tau(value)
         said = {each.name: getattr(value, each.name) for each in fields(value) if not _is_default(value, each)}
         return {key: _plain(each, key) for key, each in said.items()}
+    if isinstance(value, Mapping):
+        return {key: _plain(each, str(key)) for key, each in value.items()}
     if isinstance(value, tuple | list):
         return [_plain(each, name) for each in value]
     if isinstance(value, str | int | float | bool | None):

@@ -92,7 +92,7 @@ def test_a_preset_is_switched_off_on_the_command_line(run, folder, pictures, mon
     words = ["--steps", 1, "--preset", "paper", "--concat", "none", "--guidance-inside", "same", "--no-figure"]
     assert run(*car, *words, "--out", "a.png")[0] == 0
     made = read_metadata("a.png")
-    assert (made["switches"]["concat"], made["request"]["method"]["concat"]) == (None, None)
+    assert (made["resolved"]["switches"]["concat"], made["request"]["method"]["concat"]) == (None, None)
     assert PRESETS["paper"].concat is not None
 
 

@@ -46,7 +46,7 @@ def test_a_batch_changes_loras_on_one_model(run, lora, tmp_path, monkeypatch):
     assert np.abs(half - none).max() > 10
     assert np.abs(half - alone).max() <= 1  # sums in another order
     assert np.abs(half - two).max() <= 1  # 1 - 0.5
-    assert read_metadata(tmp_path / "half.png")["loras"] == [{"file": str(lora), "scale": 0.5}]
+    assert read_metadata(tmp_path / "half.png")["checkpoint"]["lora"] == [{"file": lora.name, "scale": 0.5}]
 
 
 def test_a_plan_counts_what_is_kept(run, lora):

@@ -1,0 +1,187 @@
+"""The command that makes a picture again, from what stands in it."""
+
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+import numpy as np
+from tyro.conf import Positional, UseAppendAction
+
+from jaxpa.cli import console
+from jaxpa.cli.command import Made, spec_of
+from jaxpa.cli.lines import RowCommand
+from jaxpa.cli.picturing import Prepared, canvas_of
+from jaxpa.errors import JaxpaError
+from jaxpa.request.provenance import Program, Provenance, differences, found, networks_of, read_provenance, versions
+from jaxpa.request.request import Request
+
+if TYPE_CHECKING:
+    from PIL import Image
+
+    from jaxpa.pipeline import Pipeline
+
+
+@dataclass(kw_only=True)
+class Again(RowCommand):
+    """A picture once more, or others that differ from it in their seeds.
+
+    origin: how it was made; program: what it came from (None: sample it by itself); picture: its file.
+    """
+
+    origin: Provenance
+    program: Program | None
+    picture: Path
+
+    def prepare(self) -> Prepared:
+        prepared = super().prepare()
+        self.require_memory(self.filled(prepared.request), canvas_of(prepared.pictures, spec_of(self.source())))
+        return prepared
+
+    def inputs(self) -> list[Path]:
+        return [*super().inputs(), self.picture]
+
+    def record(self, request: Request) -> Provenance:
+        """As it stands in the picture, but for what is different now."""
+        was = self.origin
+        now = replace(was.checkpoint, sha256=networks_of(self.checkpoint, self.source(), "auto", True).sha256)
+        return replace(was, **versions(), checkpoint=now)
+
+    def picture_record(self, prepared: Prepared, k: int, program: Program) -> Provenance:
+        seed, request = prepared.made[k]["seed"], self.origin.request
+        if seed not in request.sampling.seeds(len(request.prompts)):
+            request = replace(request, sampling=replace(request.sampling, seed=seed, num_images=1))
+        return replace(prepared.record, request=request, seed=seed, program=self.program or program)
+
+    def filled(self, request: Request) -> Request:
+        """The request with the last picture again and again, until it fills the program that it came from."""
+        if self.program is None:
+            return request
+        seeds, rows = request.sampling.seeds(), self.program.images
+        seeds = (*seeds, *seeds[-1:] * (rows - len(seeds)))
+        return replace(request, sampling=replace(request.sampling, seed=seeds, num_images=1, batch_size=rows))
+
+    def draw(self, pipe: "Pipeline", request: Request, pictures: Any) -> "list[Image.Image]":
+        return super().draw(pipe, self.filled(request), pictures)[: len(request.sampling.seeds())]
+
+    def make(self, prepared: Prepared) -> Made:
+        if self.program is None or not self.program.merged:
+            return super().make(prepared)
+        from jaxpa.batch.worker import Worker
+        from jaxpa.batching import Size
+
+        console.compilation_cache()
+        outcomes: list[Any] = []
+        size = Size(self.program.images, self.program.references)
+        Worker(self.load(), size, outcomes.append).run([(None, Line(self, prepared))])
+        if outcomes[0].error is not None:
+            raise outcomes[0].error
+        return outcomes[0].made
+
+
+class Line(NamedTuple):
+    """A picture as the only line of a batch."""
+
+    command: Again
+    prepared: Prepared
+
+    def prepare(self) -> Prepared:
+        return self.prepared
+
+    def finish(self, *made: Any) -> Made:
+        return self.command.finish(*made)
+
+
+@dataclass(kw_only=True)
+class ReplayCommand:
+    """Make a picture again, from what jaxpa wrote into it: the same bytes on the same kind of device, with the same
+    versions; otherwise the command says what is different."""
+
+    picture: Positional[Path]
+    """A picture that jaxpa made."""
+    seed: tuple[int, ...] = ()
+    """Others instead: pictures of these seeds, with all else as it was."""
+    model: str | None = None
+    """Where the model is, or another one."""
+    inputs: UseAppendAction[tuple[Path, ...]] = ()
+    """Folders of the files that it was made of, which are known by their hashes. Default: this one, and the picture's
+    own."""
+    alone: bool = False
+    """Sample it by itself, even where other pictures were sampled beside it: quicker, but another program, so it may
+    differ by a grey level."""
+    out: Path = RowCommand.DEFAULT
+    """The file to write, as in `generate`."""
+    force: bool = False
+    """Replace files that were not made by jaxpa, and run what does not seem to fit in memory."""
+    mesh: str | None = None
+    """Spread the work over devices, instead of over those that the picture was made on."""
+    json: bool = False
+    """One JSON line on stdout; everything else goes to stderr."""
+
+    def run(self) -> int:
+        from jaxpa.checkpoint.load import default_dtype
+
+        origin, _ = read_provenance(self.picture)
+        folders = self.inputs or (Path(), self.picture.parent)
+        here = found(origin, folders, self.model)
+        program, lines = self.program(origin)
+        command = Again(
+            said=here.single(self.seed or None),
+            checkpoint=here.checkpoint.as_checkpoint(np.dtype(default_dtype()).name),
+            prompt="",
+            origin=origin,
+            program=program,
+            picture=self.picture,
+            out=self.out,
+            force=self.force,
+            mesh=self.mesh or (program.mesh if program is not None else None),
+        )
+        lines += differences(origin, command.source(download=True), command.checkpoint.model)
+        for line in lines:
+            console.report(False, {}, [f"jaxpa: {self.picture}: {line}"])
+        made = command.make(command.prepare())
+        content, said = made.content | {"differs": lines}, [made.line]
+        if not self.seed:
+            compared = compare(self.picture, Path(made.content["files"][0]))
+            content |= compared
+            said.append(f"jaxpa: {in_words(compared, self.picture)}")
+        console.report(self.json, content, said)
+        return 0
+
+    def program(self, origin: Provenance) -> tuple[Program | None, list[str]]:
+        """What the picture is to come from, and how that is another program than it was."""
+        import jax
+
+        from jaxpa.devices.sharding import parse_mesh
+
+        was, lines = origin.program, list[str]()
+        if self.alone and (was.images > 1 or was.merged):
+            return None, ["it was sampled beside others, and is now by itself: it may differ by a grey level"]
+        if self.mesh is not None and self.mesh != was.mesh:
+            lines.append(
+                f"it was made on {was.mesh or 'one device'}, and this is {self.mesh}: it may differ by a grey level"
+            )
+        elif was.mesh is not None:
+            try:
+                parse_mesh(was.mesh)
+            except (JaxpaError, ValueError):
+                lines.append(f"it was made on a mesh {was.mesh}, and here is {jax.device_count()} device")
+                was = replace(was, mesh=None)
+        return was, lines
+
+
+def compare(picture: Path, again: Path) -> dict[str, Any]:
+    """Whether two files have the same bytes, and by how many levels of 255 their pixels differ at most."""
+    from jaxpa.media.images import read_image
+
+    same = picture.read_bytes() == again.read_bytes()
+    a, b = (np.asarray(read_image(file), np.int32) for file in (picture, again))
+    return {"same_bytes": same, "largest_difference": int(np.abs(a - b).max()) if a.shape == b.shape else None}
+
+
+def in_words(compared: dict[str, Any], picture: Path) -> str:
+    if compared["same_bytes"]:
+        return f"the same bytes as {picture}"
+    most = compared["largest_difference"]
+    if most is None:
+        return f"of another size than {picture}"
+    return f"the same pixels as {picture}" if most == 0 else f"up to {most} of 255 levels off {picture}"

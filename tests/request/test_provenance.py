@@ -1,0 +1,28 @@
+"""The record of a picture: which request it answers by itself."""
+
+import json
+
+from jaxpa.media.subjects import Subject
+from jaxpa.request import provenance
+from jaxpa.request.record import from_json
+from jaxpa.request.request import Request
+from jaxpa.schedule import Steps
+
+
+def test_the_request_of_one_picture():
+    """Of all that a request asks for, what this picture shows; the record is the same after a walk through JSON."""
+    whole = Request.of(
+        "a car", subjects=[Subject("car.png", mask="mask.png")], places=[(0.2, 0.3), (0.4, 0.5)], tau=[0.5, "80%"],
+        seed=3, num_images=4, steps=2,
+    )  # fmt: skip
+    networks = provenance.Networks(model="mini", sha256="f")
+    versions = {"jaxpa": "0.1.0", "jax": "0.10", "device": "cpu"}
+    made = provenance.Provenance(**versions, checkpoint=networks, request=whole, seed=5, tau=Steps(0.8), place=2)
+    want = Request.of(
+        "a car", subjects=whole.subjects, places=[(0.4, 0.5)], tau="80%", seed=5, steps=2,
+    )  # fmt: skip
+    assert made.single() == want
+    assert made.single((7, 8)).sampling.seed == (7, 8)
+    record = json.loads(json.dumps(made.as_record()))
+    assert from_json(record, provenance.Provenance) == made
+    assert next(iter(record)) == "format"
