@@ -2,8 +2,8 @@
 
 Both run in float32 on the CPU, in turns, so that other work on the machine slows both. For each size the script prints
 both medians, their ratio, and the ratio that could be had at most: diffusers' time over the time that the matrix
-products alone take at this machine's own rate. `picture` is a prompt's way to its pixels, with mini. It needs the extra
-`test` (torch, diffusers).
+products alone take at this machine's own rate. `picture` is a prompt's way to its pixels, with mini; `cold` is that of
+a new process to its first picture, from the imports on. It needs the extra `test` (torch, diffusers).
 """
 
 import argparse
@@ -11,9 +11,12 @@ import os
 import platform
 import re
 import statistics
+import subprocess
+import sys
 import tempfile
 import time
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -158,6 +161,32 @@ def compare_picture(rounds: int = 2) -> None:
     print(f"ratio {other / mine:.2f}")
 
 
+PEER = """import sys, torch
+from diffusers import FluxPipeline
+pipe = FluxPipeline.from_pretrained(sys.argv[1], dtype=torch.float32, low_cpu_mem_usage=False)
+sizes = dict(zip(("height", "width", "num_inference_steps", "max_sequence_length"), map(int, sys.argv[4:])))
+pipe(sys.argv[2], guidance_scale=1.0, **sizes).images[0].save(sys.argv[3])"""
+
+
+def compare_cold(rounds: int = 3) -> None:
+    """New processes to their first picture, in turns; the programs of the second one here are compiled already."""
+    said = jaxpa.load().settings
+    sizes = [str(value) for value in (said.size, said.size, said.steps, said.max_length)]
+    times: dict[str, list[float]] = {}
+    with tempfile.TemporaryDirectory() as folder:
+        out, other = (str(Path(folder, f"{name}.png")) for name in ("here", "diffusers"))
+        ours = [sys.executable, "-m", "jaxpa", "generate", "--prompt", PROMPT, "--guidance", "1", "--out", out]
+        theirs = [sys.executable, "-c", PEER, str(find_mini()), PROMPT, other, *sizes]
+        for turn in range(rounds):
+            cache = {"JAX_COMPILATION_CACHE_DIR": str(Path(folder, f"cache-{turn}"))}
+            for name, words in (("compiling", ours), ("compiled", ours), ("diffusers", theirs)):
+                run = partial(subprocess.run, words, check=True, capture_output=True, env=os.environ | cache)
+                times.setdefault(name, []).append(seconds(run))
+    compiling, compiled, peer = (statistics.median(each) for each in times.values())
+    print(f"cold: {compiling:.1f} s here, {compiled:.1f} s with its programs kept, {peer:.1f} s diffusers, ", end="")
+    print(f"ratios {peer / compiling:.2f} and {peer / compiled:.2f}")
+
+
 def processor() -> str:
     """Whatever the system calls its processor, and how many cores this process may use."""
     try:
@@ -168,17 +197,19 @@ def processor() -> str:
 
 
 def main() -> None:
+    whole = {"picture": compare_picture, "cold": compare_cold}
+    known = ", ".join([*SIZES, *whole])
     parser = argparse.ArgumentParser(description="Time the MM-DiT here and in diffusers.")
-    parser.add_argument("names", nargs="*", metavar="NAME", help=f"some of {', '.join(SIZES)}, picture (default: all)")
-    names = parser.parse_args().names or [*SIZES, "picture"]
-    if unknown := set(names) - {*SIZES, "picture"}:
-        parser.error(f"unknown: {', '.join(sorted(unknown))}; choose from {', '.join(SIZES)}, picture")
+    parser.add_argument("names", nargs="*", metavar="NAME", help=f"some of {known} (default: all)")
+    names = parser.parse_args().names or [*SIZES, *whole]
+    if unknown := set(names) - {*SIZES, *whole}:
+        parser.error(f"unknown: {', '.join(sorted(unknown))}; choose from {known}")
     rate = 1e12 * matmul_ceiling()
     print(f"{processor()}: {rate / 1e9:.0f} GFLOP/s in float32 products")
     print(f"jax {jax.__version__}, torch {torch.__version__} with {torch.get_num_threads()} threads")
     for name in names:
-        if name == "picture":
-            compare_picture()
+        if name in whole:
+            whole[name]()
         else:
             compare(name, SIZES[name], rate)
 
