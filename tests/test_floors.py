@@ -30,7 +30,7 @@ FLOORS = (
     "model",
     "attention sampler",
     "pipeline",
-    "evaluation batch __init__",
+    "evaluation batch app __init__",
     "cli",
     "__main__",
 )
@@ -42,13 +42,14 @@ ROOMS = {  # modules in the order in which they build on each other
     "fingerprint report",
     "adapters": "spec names read lay report",
     "media": "masks figures replacing images places subjects edits edges",
-    "request": "spec groups request record provenance origin prepare",
+    "request": "spec groups request record code provenance prepare",
     "attention": "maps observe",
     "devices": "processes cost memory sharding timing plan targets hlo programs compiled elsewhere bench",
     "evaluation": "metrics scores evaluate",
     "batch": "table names journal groups worker engine_ray",
-    "cli": "console flags words files command plan bench checkpoints picturing pictures invert mask parse lines batch "
-    "replay main",
+    "app": "picks desk jobs looks parts personal editing looking page",
+    "cli": "console flags words spell files command plan bench checkpoints picturing pictures invert mask parse lines "
+    "batch app replay main",
 }
 METHOD = {"sampling", "inversion", "presets", "routing", "personalize", "batching"}
 NETWORKS = {"partition", "layers", "kernels", "blocks", "transformer", "encoders"}  # the method knows none

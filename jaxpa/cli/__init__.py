@@ -8,12 +8,14 @@ mask         the command that makes masks
 lines        the lines of a batch as commands that have been checked
 batch        a file of them, worked through
 replay       a picture again, from what stands in it
+app          a page in the browser
 plan         what a run would cost
 bench        how fast this machine is
 checkpoints  convert, info
 picturing    a command that answers a request, from flags to written pictures
 command      what commands share: a checkpoint, files to write, a report
 flags        the types of flags, the grammar of subjects
+spell        a request as the words that ask for it
 words        what is wrong with a word, in a line
 files        which files are written, numbered, replaced, refused
 console      progress, warnings, JSON lines, the cache of programs

@@ -77,14 +77,14 @@ class InfoCommand:
 
     def say_how_made(self) -> int:
         """About a picture."""
-        from jaxpa.request.origin import in_words, read_origin
+        from jaxpa.request.provenance import format_provenance, read_provenance
 
         for name in ("model", "components", "variant"):
             if getattr(self, name) is not None:
                 raise JaxpaError(f"--{name} would have no effect: {self.source} is a picture. Leave it out")
-        record, content = read_origin(self.source)
+        provenance, content = read_provenance(self.source)
         if self.json:
             console.report(True, content, ())
         else:
-            print(in_words(self.source, record))
+            print(format_provenance(self.source, provenance))
         return 0

@@ -13,6 +13,7 @@ import jax
 import tyro
 
 from jaxpa.cli import console
+from jaxpa.cli.app import AppCommand
 from jaxpa.cli.batch import BatchCommand
 from jaxpa.cli.bench import BenchCommand
 from jaxpa.cli.checkpoints import ConvertCommand, InfoCommand
@@ -28,6 +29,7 @@ COMMANDS = {
     **JOBS,
     "batch": BatchCommand,
     "replay": ReplayCommand,
+    "app": AppCommand,
     "plan": PlanCommand,
     "convert": ConvertCommand,
     "bench": BenchCommand,

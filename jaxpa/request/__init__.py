@@ -5,6 +5,6 @@ groups   its parts: checkpoint, sampling, method, editing
 request  the whole
 record   as JSON and back
 provenance  how a picture was made, as it stands in the picture
-origin  from a picture back to that
+code     as Python
 prepare  from a request's files to arrays
 """

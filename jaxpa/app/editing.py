@@ -1,0 +1,100 @@
+"""The tabs that draw from words alone, draw a part of a picture anew, and continue a picture beyond its sides."""
+
+from importlib import import_module
+from typing import Any
+
+from jaxpa.app import desk
+from jaxpa.app.jobs import Studio
+from jaxpa.app.parts import JOB, Results, Settings, drawing, edited, editor, opened, sentences, told
+from jaxpa.presets import PRESETS
+
+SIDES = ("top", "right", "bottom", "left")
+
+
+def words_tab(studio: Studio, settings: Settings, results: Results) -> Any:
+    """A prompt alone."""
+    gr = import_module("gradio")
+    gr.Markdown("The prompt alone, without any picture. Change the seed for another picture of it.")
+    draw = gr.Button("Draw", variant="primary", elem_id="generate", elem_classes="jaxpa-draw")
+
+    def drawn(browser: Any, *values: Any) -> Any:
+        yield from drawing(
+            studio, str(browser.session_hash), lambda _: desk.generate(settings.said(values), studio.spec)
+        )
+
+    return [draw.click(told(gr.Request, drawn), settings.inputs, results.outputs, **JOB)]
+
+
+def inpainting_tab(studio: Studio, settings: Settings, results: Results) -> Any:
+    """A part of a picture anew."""
+    gr = import_module("gradio")
+    picture = editor("A picture: paint over what may change", "inpainted")
+    caption, tau = _caption(), _tau(desk.flow_time(PRESETS[studio.spec.settings.preset].inpaint_tau, studio.spec))
+    with gr.Row():
+        grow = gr.Slider(0, 64, 0, step=1, label="Grow what is painted, in its pixels")
+        feather = gr.Slider(0, 64, 0, step=1, label="Blend old and new over so many pixels")
+    draw = gr.Button("Draw", variant="primary", elem_id="inpaint", elem_classes="jaxpa-draw")
+
+    def drawn(browser: Any, value: Any, text: str, one: float, *values: Any) -> Any:
+        more, blend, *shared = values
+        with sentences():
+            image, mask = edited(value)
+            said = settings.said(_of_the_picture(shared, studio), (one,))
+        words = {"caption": text, "grow": more, "feather": blend}
+        yield from drawing(
+            studio,
+            str(browser.session_hash),
+            lambda folder: desk.inpaint(folder, image, mask, said, studio.spec, **words),
+        )
+
+    return [
+        draw.click(
+            told(gr.Request, drawn), [picture, caption, tau, grow, feather, *settings.inputs], results.outputs, **JOB
+        )
+    ]
+
+
+def outpainting_tab(studio: Studio, settings: Settings, results: Results) -> Any:
+    """A picture beyond its sides."""
+    gr = import_module("gradio")
+    picture = gr.Image(
+        label="A picture", type="pil", format="png", image_mode=None, sources=("upload", "clipboard"), height=300,
+        elem_id="outpainted",
+    )  # fmt: skip
+    with gr.Row():
+        pads = [gr.Number(0, label=f"Pixels to add, {side}", precision=0, minimum=0, min_width=90) for side in SIDES]
+    caption, tau = _caption(), _tau(desk.flow_time(PRESETS[studio.spec.settings.preset].outpaint_tau, studio.spec))
+    feather = gr.Slider(0, 64, 0, step=1, label="Blend old and new over so many pixels")
+    draw = gr.Button("Draw", variant="primary", elem_id="outpaint", elem_classes="jaxpa-draw")
+
+    def drawn(browser: Any, image: Any, text: str, one: float, blend: float, *values: Any) -> Any:
+        pad, shared = values[:4], values[4:]
+        with sentences():
+            whole = opened(image)
+            said = settings.said(_of_the_picture(shared, studio), (one,))
+        words = {"caption": text, "feather": blend}
+        yield from drawing(
+            studio,
+            str(browser.session_hash),
+            lambda folder: desk.outpaint(folder, whole, pad, said, studio.spec, **words),
+        )
+
+    inputs = [picture, caption, tau, feather, *pads, *settings.inputs]
+    return [draw.click(told(gr.Request, drawn), inputs, results.outputs, **JOB)]
+
+
+def _caption() -> Any:
+    gr = import_module("gradio")
+    return gr.Textbox(label="What the picture shows now (may stay empty)")
+
+
+def _tau(value: float) -> Any:
+    gr = import_module("gradio")
+    return gr.Slider(0, 1, value, step=0.01, label="τ: while the flow time is above it, what is kept is held in place")
+
+
+def _of_the_picture(shared: Any, studio: Studio) -> tuple[Any, ...]:
+    """The settings, whose usual height and width leave the canvas to the picture's own aspect."""
+    *front, height, width, preset = shared
+    size = studio.spec.settings.size
+    return (*front, 0, 0, preset) if (height, width) == (size, size) else (*front, height, width, preset)
