@@ -46,7 +46,8 @@ def likeness(part: Part) -> Hashable:
     what, shared = part.what, ()
     if isinstance(what, Task):
         taus = np.asarray(what.tau) if np.ndim(what.tau) else np.array(int(gate(what)))  # of blocks, or one gate
-        shared = (taus.shape, *(np.asarray(each).tobytes() for each in (taus, what.eta, what.times)))
+        same = [taus, what.eta, what.times, *([] if what.cache is None else [what.cache])]
+        shared = (taus.shape, *(np.asarray(each).tobytes() for each in same))
         what = replace(what, model=None, tau=0)  # type: ignore[arg-type]
     leaves, structure = jax.tree.flatten((what, part.x))
     return structure, tuple((np.shape(leaf), str(jax.numpy.result_type(leaf))) for leaf in leaves), shared

@@ -33,7 +33,7 @@ from jaxpa.encoders import text
 from jaxpa.encoders.text import TextEmbedding, Tokenizers
 from jaxpa.errors import JaxpaError
 from jaxpa.media import images
-from jaxpa.media.edits import Followed, MaskedPicture
+from jaxpa.media.edits import Followed, MaskedPicture, StartPicture
 from jaxpa.media.images import Picture
 from jaxpa.media.subjects import References
 from jaxpa.presets import Preset
@@ -52,6 +52,7 @@ _redux = jax.jit(lambda encoder, embedder, pixels: embedder(encoder(pixels).stat
 _noise = jax.jit(sampling.initial_noise, static_argnums=1)
 _positions = jax.jit(grid_positions, static_argnums=(0, 1))
 _picture = jax.jit(partial(grid_positions, index=1), static_argnums=(0, 1))
+_noised = jax.jit(sampling.noised)
 _closed_form, _line = jax.jit(inversion.closed_form), jax.jit(inversion.straight_line)
 _pixels = jax.jit(pixel_channels, static_argnums=1)
 
@@ -254,6 +255,14 @@ class Model:
             return Beside(tokens=tokens, positions=_picture(*self.grid(*pictures.picture.shape[:2])))
         control = getattr(pictures, "control", None)
         return None if control is None else Beside(self.encode_image(control[None]))
+
+    def encode_start(self, pictures: Pictures | None) -> jax.Array | None:
+        """The tokens (1, N, C) of the picture that a request starts from; None: it starts from noise."""
+        return self.encode_image(pictures.picture[None]) if isinstance(pictures, StartPicture) else None
+
+    def started(self, start: jax.Array | None, noise: jax.Array, times: np.ndarray) -> jax.Array:
+        """Noise (B, N, C), or what belongs to the first time on the line from a picture's tokens to it."""
+        return noise if start is None else _noised(start, noise, times[0])
 
     def decode(self, tokens: jax.Array, height: int | None = None, width: int | None = None) -> list[Image.Image]:
         """Tokens (B, N, C) -> B pictures, decoded one by one."""

@@ -17,15 +17,16 @@ import numpy as np
 
 from jaxpa import checks
 from jaxpa.arrays import Array, Float, Index, Int
+from jaxpa.caching import stepper
 from jaxpa.errors import check_choice
 from jaxpa.inversion import reference_step
 from jaxpa.loops import Loop, Run, fused
 from jaxpa.presets import PRESETS as PRESETS
 from jaxpa.presets import Level
 from jaxpa.presets import Preset as Preset
-from jaxpa.sampling import at, bound, euler_step, prepare
+from jaxpa.sampling import at, bound, euler_step, glance, prepare, rows_of
 from jaxpa.schedule import steps_above
-from jaxpa.solvers import Flow, Name, solver_of
+from jaxpa.solvers import Flow, Name
 from jaxpa.tokens import Routing, gather
 
 
@@ -57,6 +58,7 @@ class Task:
     early       while t > tau: replacement, and context if it is not gated. At level "token" its conditions have G rows.
     late        after tau: context, joined tokens, or nothing
     model       the network, once for both phases; None where their conditions are velocities
+    cache       a threshold below which steps skip the network (`caching`), lossy; None: they do not
     solver      a name of `solvers.SOLVERS`
     """
 
@@ -69,6 +71,7 @@ class Task:
     model: Any = None
     level: Level = field(default="layer", metadata={"static": True})
     solver: Name = field(default="euler", metadata={"static": True})
+    cache: Float[Array, ""] | None = None
 
 
 class State(NamedTuple):
@@ -99,6 +102,7 @@ class _Stretch:
     eta: Float[Array, " S"]
     times: Float[Array, " times"]
     taus: Float[Array, " L"] | None
+    cache: Float[Array, ""] | None
     together: Literal["rows", "sequence", "tokens", "apart"] = field(metadata={"static": True})
     solver: Name = field(metadata={"static": True})
 
@@ -154,8 +158,13 @@ class _Stretch:
         def ask(x: Float[Array, "rows S C"], j: Index) -> Float[Array, "rows S C"]:
             return at(self.velocity, j)(self.read(x, j), jnp.broadcast_to(self.times[j], x.shape[:1]), routing)
 
-        flow, x = Flow(ask, self.move, self.times), self.join(state.references, state.images)
-        x, memory = solver_of(self.solver).step(flow, x, state.memory, i)
+        def look(x: Float[Array, "rows S C"], j: Index) -> Array:
+            assert seen is not None
+            return seen(self.read(x, j), j)
+
+        seen, x = glance(self.velocity, self.times), self.join(state.references, state.images)
+        flow = Flow(ask, self.move, self.times, seen and look, rows_of(self.velocity, x.shape[0]))
+        x, memory = stepper(self.solver, self.cache).step(flow, x, state.memory, i)
         references, images = self.part(x)
         if references is None:  # they take no part, and stand on their trajectory as long as they are needed
             references = self.trajectory[i + 1] if self.together == "tokens" else state.references
@@ -187,8 +196,12 @@ def _enter(
 ) -> tuple[_Stretch, State]:
     """A stretch and its first state. The solver starts anew: it remembers another flow, and other rows."""
     velocity = prepare(bound(phase.conditions, task.model), task.times)
-    stretch = _Stretch(velocity, phase.routing, trajectory, task.eta, task.times, taus, together, task.solver)
-    memory = solver_of(task.solver).init(stretch.join(state.references, state.images))
+    stretch = _Stretch(
+        velocity, phase.routing, trajectory, task.eta, task.times, taus, task.cache, together, task.solver
+    )
+    memory = stepper(task.solver, task.cache).init(stretch.join(state.references, state.images))
+    if task.cache is not None:
+        memory = memory._replace(forwards=state.memory.forwards)
     return stretch, state._replace(memory=memory)
 
 
@@ -200,6 +213,10 @@ def _images(state: State) -> Float[Array, "G N C"]:
     return state.images
 
 
+def _counted(state: State) -> tuple[Float[Array, "G N C"], Int[Array, ""]]:
+    return state.images, state.memory.forwards
+
+
 def gate(task: Task) -> Int[Array, ""]:
     """How many steps start above tau."""
     return steps_above(task.times, jnp.min(task.tau))
@@ -208,7 +225,7 @@ def gate(task: Task) -> Int[Array, ""]:
 def _check(task: Task, x: Array) -> None:
     """Shapes and, where they are known, values of a task. Raises ValueError."""
     check_choice("level", task.level, get_args(Level))
-    solver_of(task.solver)
+    stepper(task.solver, task.cache)
     checks.flow_times("times", task.times)
     steps = task.times.shape[0] - 1
     checks.array("trajectory", task.trajectory, (steps + 1, "R", "N", "C"))
@@ -240,17 +257,20 @@ def task_run(task: Task, x: Float[Array, "G N C"], above: int | None = None) -> 
     _check(task, x)
     split, steps = gate(task) if above is None else above, task.times.shape[0] - 1
     loops = Loop(_enter_early, _body, 0, split), Loop(_enter_late, _body, split, steps)
-    return Run(task, State(task.trajectory[0], jnp.asarray(x), ()), loops, _images)
+    memory = () if task.cache is None else stepper(task.solver, task.cache).init(x)
+    state = State(task.trajectory[0], jnp.asarray(x), memory)
+    return Run(task, state, loops, _images if task.cache is None else _counted)
 
 
-def sample(task: Task, x: Float[Array, "G N C"], above: int | None = None) -> Float[Array, "G N C"]:
-    """The whole method in one compiled program: noise x -> tokens.
+def sample(task: Task, x: Float[Array, "G N C"], above: int | None = None) -> Any:
+    """The whole method in one compiled program: noise x -> tokens (G, N, C).
 
     A step is replaced as a whole or not at all: if it starts above tau, every velocity that its solver asks for is one
     with the references, even the one at the step's end. The flow is therefore smooth on either side of tau, where a
     solver of second order keeps its order, and a multistep solver starts anew at tau.
 
     above: the number of steps above tau, where it is known while tracing; None: taken from the task, so that one
-    program serves every tau. `jax.grad` cannot go backwards through a loop of unknown length: it needs `above`.
+    program serves every tau. `jax.grad` cannot go backwards through a loop of unknown length: it needs `above`. Where
+    the task has a `cache`, the result is (tokens, how many samples passed the network).
     """
     return fused(task_run(task, x, above))

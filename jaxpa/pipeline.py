@@ -28,11 +28,11 @@ from jaxpa.devices.sharding import automatic, rules
 from jaxpa.encoders.text import TextEmbedding, Tokenizers
 from jaxpa.errors import JaxpaError
 from jaxpa.media import images
-from jaxpa.media.edits import Followed, MaskedPicture, prepare_edit
+from jaxpa.media.edits import MaskedPicture, prepare_edit
 from jaxpa.media.images import Picture
 from jaxpa.media.subjects import LoadedSubject, References, Subject, has_mask, load_subject
 from jaxpa.request.groups import Sampling
-from jaxpa.request.prepare import Pictures, prepare, standing_for
+from jaxpa.request.prepare import NotReferences, Pictures, prepare, standing_for
 from jaxpa.request.request import Request
 from jaxpa.runs import OnStep, sampled
 from jaxpa.sampler import Sampler
@@ -81,6 +81,7 @@ class Pipeline(Sampler):
         """Pictures of a prompt, or of one prompt each. Image k has the seed `seed + k`, or seed[k].
 
         prompt: text, or what `encode_text` made of it. An image depends on its own seed alone, whatever the batch.
+        image and strength: a picture to start from in place of noise, and the share of the steps that are run from it.
         control: a picture whose shapes it follows, for FLUX.1-Canny and -Depth. image_prompt: a picture whose look it
         takes, by FLUX.1-Redux; the prompt may then be empty.
         """
@@ -100,9 +101,7 @@ class Pipeline(Sampler):
         """
         return self.make(Request.of(prompt, picture=image, **keywords), on_step=on_step)
 
-    def _generated(
-        self, request: Request, pictures: MaskedPicture | Followed | None, on_step: OnStep | None
-    ) -> list[Image.Image]:
+    def _generated(self, request: Request, pictures: NotReferences | None, on_step: OnStep | None) -> list[Image.Image]:
         said = request.sampling
         tokens = self.sample_generated(request, pictures, on_step)
         return self.decode(tokens, *((said.height, said.width) if pictures is None else pictures.canvas))
@@ -181,13 +180,13 @@ class Pipeline(Sampler):
     ) -> tuple[Image.Image, jax.Array]:
         """Invert a picture and sample it back: (picture, noise (1, N, C)). What is lost is the inversion's error.
 
-        Further keywords: steps, height and width.
+        Further keywords: steps, sigmas, shift, height and width.
         """
         sampling = Sampling(**keywords)
         picture = images.read_image(image)
         edit = prepare_edit(picture, None, self.canvas(picture.size, sampling.height, sampling.width), caption)
         references = edit.references(self.cell)
-        times = self.times(sampling.steps, references.grid)
+        times = sampling.times(self.spec, references.grid)
         with self.on_devices():
             noise = self.trajectory(references, self.preset(path="ode"), times, on_step, sampling.solver)[0]
             text = self.encode_text([caption])

@@ -15,7 +15,10 @@ from jaxpa.sampling import Velocity
 from jaxpa.solvers import Name
 
 OnStep = Callable[[str, int, int], None]
-"""Hears (stage, steps done, steps in all) after every step. Where there is one, the host steps the loop."""
+"""Hears (stage, steps done, steps in all) after every step. Where there is one, the host steps the loop.
+
+After a run that may skip the network it hears ("forwards", n, n) too: n samples have passed it.
+"""
 
 _sample = jax.jit(sampling.sample, static_argnames="solver")
 _invert, _follow_back = jax.jit(inversion.invert, static_argnums=5), jax.jit(inversion.follow_back, static_argnums=3)
@@ -32,19 +35,35 @@ def _watched(run: Run, stage: str, on_step: OnStep) -> Any:
 
 
 def sampled(
-    velocity: Velocity, x: jax.Array, times: np.ndarray, on_step: OnStep | None, solver: Name = "euler"
+    velocity: Velocity,
+    x: jax.Array,
+    times: np.ndarray,
+    on_step: OnStep | None,
+    solver: Name = "euler",
+    cache: float | None = None,
 ) -> jax.Array:
-    """`sampling.sample`, stepped by the host if there is an `on_step`."""
+    """The tokens of `sampling.sample`, stepped by the host if there is an `on_step`."""
+    threshold = None if cache is None else jnp.float32(cache)
     if on_step is None:
-        return _sample(velocity, x, times, solver=solver)
-    return _watched(sampling.sampling_run(velocity, x, jnp.asarray(times), solver=solver), "sample", on_step)
+        made = _sample(velocity, x, times, solver=solver, cache=threshold)
+    else:
+        run = sampling.sampling_run(velocity, x, jnp.asarray(times), solver=solver, cache=threshold)
+        made = _watched(run, "sample", on_step)
+    return made if cache is None else _told(made, on_step)
 
 
 def personalized(task: Task, x: jax.Array, on_step: OnStep | None) -> jax.Array:
-    """`personalize.sample`, in the same way."""
-    if on_step is None:
-        return _personalize(task, x)
-    return _watched(personalize.task_run(task, x), "sample", on_step)
+    """The tokens of `personalize.sample`, in the same way."""
+    made = _personalize(task, x) if on_step is None else _watched(personalize.task_run(task, x), "sample", on_step)
+    return made if task.cache is None else _told(made, on_step)
+
+
+def _told(made: tuple[jax.Array, jax.Array], on_step: OnStep | None) -> jax.Array:
+    """The tokens of a run that may skip the network; how often it did not is told."""
+    tokens, forwards = made
+    if on_step is not None:
+        on_step("forwards", int(forwards), int(forwards))
+    return tokens
 
 
 def inverted(

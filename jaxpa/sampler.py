@@ -14,11 +14,11 @@ from jaxpa.devices.memory import GIB, machine_bytes, peak_bytes
 from jaxpa.devices.plan import images_together, run_of
 from jaxpa.encoders.text import TextEmbedding
 from jaxpa.errors import JaxpaError
-from jaxpa.media.edits import Followed, MaskedPicture
 from jaxpa.media.subjects import References
 from jaxpa.model import Beside, Model
 from jaxpa.personalize import Phase, Preset, Task
 from jaxpa.request.groups import Method
+from jaxpa.request.prepare import NotReferences
 from jaxpa.request.request import Request
 from jaxpa.routing import (
     block_taus,
@@ -41,16 +41,22 @@ class Sampler(Model):
     """A loaded checkpoint that answers a `Request` in tokens; `jaxpa.pipeline` makes pictures of them."""
 
     def sample_generated(
-        self, request: Request, pictures: MaskedPicture | Followed | None = None, on_step: OnStep | None = None
+        self, request: Request, pictures: NotReferences | None = None, on_step: OnStep | None = None
     ) -> jax.Array:
-        """The tokens behind pictures without references: (B, N, C). pictures: what the network itself reads."""
+        """The tokens behind pictures without references: (B, N, C).
+
+        pictures: what the network itself reads, or what is started from.
+        """
         said = request.sampling
         canvas = (said.height, said.width) if pictures is None else pictures.canvas
         embedded = None if request.embedding is None else self.read_embedding(request.embedding)
         count = len(request.prompts) if embedded is None else len(embedded)
         guidance, grid = self.spec.guidance(said.guidance), self.grid(*canvas)
-        times, made = self.times(said.steps, grid), []
+        times, made = request.times(self.spec, grid), []
         self.encode_ahead(request)
+        if embedded is None and request.reads_text and len(said.seeds(count)) > count:  # prompts are taken again
+            embedded = self.encode_text(request.prompts)
+        start = self.encode_start(pictures)
         image = None if request.image_prompt is None else self.encode_image_prompt(request.image_prompt)
         beside = self.beside(pictures)
         which = np.arange(len(said.seeds(count))) % count  # prompts take turns
@@ -58,13 +64,10 @@ class Sampler(Model):
             seeds, turn = np.asarray(said.seeds(count), np.uint32)[rows], which[rows]
             text = self.prompt_rows(request, embedded, turn, image)
             negative = self.negative(said.negative_prompt, guidance, len(rows))
+            x = self.started(start, self.noise(seeds, grid), times)
             # The velocity, which holds the network, is kept by nobody.
             tokens = sampled(
-                self.guided(text, grid, guidance, negative, beside=beside),
-                self.noise(seeds, grid),
-                times,
-                on_step,
-                said.solver,
+                self.guided(text, grid, guidance, negative, beside=beside), x, times, on_step, said.solver, said.cache
             )
             made.append(tokens[:kept])
         return jnp.concatenate(made) if len(made) > 1 else made[0]
@@ -102,7 +105,9 @@ class Sampler(Model):
         preset, taus, grid = request.switches(self.spec), request.taus(self.spec), references.grid
         self.encode_ahead(request, references.captions)
         seeds = np.asarray(request.sampling.seeds(), np.uint32)
-        times = self.times(request.sampling.steps, grid)
+        if request.embedding is None and len(seeds) > 1:  # it may take several batches
+            request = dataclasses.replace(request, embedding=self.encode_text(request.prompts))
+        times = request.times(self.spec, grid)
         trajectory = self.trajectory(references, preset, times, on_step, request.sampling.solver)
         beside, made = self.beside(references), []
         for rows, kept in self._batches(request, seeds, grid):
@@ -129,9 +134,9 @@ class Sampler(Model):
         """What `personalize.sample` is asked for: a task for each tau, and the noise; `encoded` as above."""
         trajectory, conditions = encoded[0], partial(self.conditions, beside=encoded[1])
         preset, taus = request.switches(self.spec), request.taus(self.spec)
-        steps, negative_prompt = request.sampling.steps, request.sampling.negative_prompt
+        negative_prompt = request.sampling.negative_prompt
         grid, guidance = references.grid, self.spec.guidance(request.sampling.guidance)
-        times = self.times(steps, grid)
+        times = request.times(self.spec, grid)
         gates = [block_taus(tau, preset.tau_blocks, times, self.spec.blocks) for tau in taus]
         p = len(references.where.source)
         seeds, g = np.repeat(seeds, p), len(seeds) * p  # placements fastest
@@ -145,7 +150,8 @@ class Sampler(Model):
             preset.margin,
             references.scene,
         )
-        solver = request.sampling.solver
+        solver, cache = request.sampling.solver, request.sampling.cache
+        cache = None if cache is None else jnp.float32(cache)
         x = start_noise(self.noise(seeds, grid), trajectory, noise_from, moved=preset.start == "moved")
         captions, prompts = self.encode_text(references.captions), self.repeated_prompt(request, g)
         rows = TextEmbedding.concatenate([captions, prompts])
@@ -170,7 +176,9 @@ class Sampler(Model):
             routing = context_routing(references.masks, placement, g, grid, preset.concat, size)
             after = Phase(conditions(rows, grid, guidance, negative, r), routing)
         eta, model = jnp.asarray(inversion.control(len(times) - 1, preset.eta)), self.parts.transformer
-        task = Task(trajectory, eta, jnp.asarray(times), jnp.float32(0), before, after, model, preset.level, solver)
+        task = Task(
+            trajectory, eta, jnp.asarray(times), jnp.float32(0), before, after, model, preset.level, solver, cache
+        )
         return [dataclasses.replace(task, tau=jnp.asarray(gate)) for gate in gates], x
 
     def replacement(self, preset: Preset, references: References, placement: Placement) -> Routing:

@@ -14,8 +14,9 @@ import jax.numpy as jnp
 
 from jaxpa import checks
 from jaxpa.arrays import Array, Float, Float32, Index, Int, Scalar
+from jaxpa.caching import stepper
 from jaxpa.loops import Loop, Run, fused
-from jaxpa.solvers import Flow, Name, solver_of
+from jaxpa.solvers import Flow, Name
 from jaxpa.tokens import Routing
 
 
@@ -24,7 +25,8 @@ class Velocity(Protocol):
     """What the samplers ask of a model. `routing` is passed only where a method replaces features inside it.
 
     A velocity may also have `prepare(times (S + 1,))`, a velocity with what depends on the times alone computed for all
-    of them, and then `at(i)`, the velocity at times[i].
+    of them, and then `at(i)`, the velocity at times[i]; and `glance(x, t)`, what it reads, by whose change steps may be
+    skipped (`caching`).
     """
 
     def __call__(
@@ -47,6 +49,18 @@ def prepare(velocity: Any, times: Float[Array, " times"]) -> Any:
 def at(velocity: Any, i: Index) -> Any:
     """Of a prepared velocity, that at times[i]; a plain function is the same at all of them."""
     return velocity.at(i) if hasattr(velocity, "at") else velocity
+
+
+def glance(velocity: Any, times: Float[Array, " times"]) -> Callable[[Array, Index], Array] | None:
+    """(x, i) -> what a prepared velocity reads of x at times[i]; None if it does not say."""
+    if not hasattr(velocity, "glance"):
+        return None
+    return lambda x, i: at(velocity, i).glance(x, jnp.broadcast_to(times[i], x.shape[:1]))
+
+
+def rows_of(velocity: Any, rows: int) -> int:
+    """How many samples pass the network when a velocity of so many rows is asked."""
+    return 2 * rows - velocity.references if isinstance(velocity, ClassifierFree) else rows
 
 
 def bound(conditions: Any, model: Any) -> Any:
@@ -111,6 +125,11 @@ class ClassifierFree(_OfAnother):
         v = jnp.concatenate([v[:r], negative + self.scale * (positive - negative)])
         return v if observe is None else (v, seen)
 
+    def glance(self, x: Float[Array, "B N C"], t: Float[Array, " B"]) -> Array:
+        """That of the rows [references; positive]."""
+        r = self.references
+        return self.velocity.glance(jnp.concatenate([x, x[r:]]), jnp.concatenate([t, t[r:]]))[: x.shape[0]]
+
 
 @jax.tree_util.register_dataclass
 @dataclass(frozen=True, eq=False)
@@ -157,6 +176,10 @@ class InSequence(_OfAnother):
         out = self.velocity(jnp.concatenate([tokens, x], 1), t, moved, **watched)
         return out[:, k:] if observe is None else (out[0][:, k:], out[1])
 
+    def glance(self, x: Float[Array, "B N C"], t: Float[Array, " B"]) -> Array:
+        """That of the image tokens."""
+        return self.velocity.glance(x, t)
+
 
 def at_positions(conditions: Any, positions: Float[Array, "N 3"]) -> Any:
     """The conditions with other rotary positions of the image tokens."""
@@ -181,10 +204,11 @@ def step(
 @jax.tree_util.register_dataclass
 @dataclass(frozen=True, eq=False)
 class _Sampling:
-    """What a sampling reads: the velocity, the times and the solver's name."""
+    """What a sampling reads: the velocity, the times, the threshold of skipped steps, and the solver's name."""
 
     velocity: Any
     times: Float[Array, " times"]
+    cache: Scalar | None
     solver: Name = field(metadata={"static": True})
 
 
@@ -204,11 +228,16 @@ def _body(data: _Sampling, i: Index, state: State) -> State:
     def move(x: Float[Array, "B N C"], v: Float[Array, "B N C"], j: Index) -> Float[Array, "B N C"]:
         return euler_step(x, v, times[j], times[j + 1])
 
-    return solver_of(data.solver).step(Flow(ask, move, times), *state, i)
+    flow = Flow(ask, move, times, glance(data.velocity, times), rows_of(data.velocity, state[0].shape[0]))
+    return stepper(data.solver, data.cache).step(flow, *state, i)
 
 
 def _x(state: State) -> Float[Array, "B N C"]:
     return state[0]
+
+
+def _counted(state: State) -> tuple[Float[Array, "B N C"], Int[Array, ""]]:
+    return state[0], state[1].forwards
 
 
 def sampling_run(
@@ -218,10 +247,11 @@ def sampling_run(
     start: Index = 0,
     stop: Index | None = None,
     solver: Name = "euler",
+    cache: Scalar | None = None,
 ) -> Run:
     """The description of `sample`, for `loops.stepped`. With rising times it follows the flow from data to noise.
 
-    Raises ValueError for wrong shapes, times or bounds, or a solver that `SOLVERS` does not name.
+    Raises ValueError for wrong shapes, times or bounds, or a solver that `SOLVERS` does not name, or that cannot skip.
     """
     checks.array("x", x, ("B", "N", "C"))
     checks.flow_times("times", times, rising=None)
@@ -229,8 +259,9 @@ def sampling_run(
     stop = steps if stop is None else stop
     checks.number("stop", stop, 0, steps)
     checks.number("start", start, 0, stop if checks.known(stop) else steps)
-    state = jnp.asarray(x), solver_of(solver).init(x)
-    return Run(_Sampling(velocity, times, solver), state, (Loop(_enter, _body, start, stop),), _x)
+    state = jnp.asarray(x), stepper(solver, cache).init(x)
+    result = _x if cache is None else _counted
+    return Run(_Sampling(velocity, times, cache, solver), state, (Loop(_enter, _body, start, stop),), result)
 
 
 def sample(
@@ -240,14 +271,21 @@ def sample(
     start: Index = 0,
     stop: Index | None = None,
     solver: Name = "euler",
-) -> Float[Array, "B N C"]:
-    """All steps in one compiled loop: x at times[start] -> tokens at times[stop] (default: the last).
+    cache: Scalar | None = None,
+) -> Any:
+    """All steps in one compiled loop: x at times[start] -> tokens at times[stop] (default: the last), (B, N, C).
 
-    The bounds may be traced, so that one program serves every split of a schedule. solver: a name of `SOLVERS`.
-    Raises ValueError for what `sampling_run` refuses, and for rising times.
+    The bounds may be traced, so that one program serves every split of a schedule. solver: a name of `SOLVERS`. cache:
+    the threshold of `caching`, lossy; the result is then (tokens, how many samples passed the network). Raises
+    ValueError for what `sampling_run` refuses, and for rising times.
     """
     checks.flow_times("times", times)
-    return fused(sampling_run(velocity, x, times, start, stop, solver))
+    return fused(sampling_run(velocity, x, times, start, stop, solver, cache))
+
+
+def noised(x0: Float[Array, "#B N C"], noise: Float[Array, "B N C"], t: Scalar) -> Float[Array, "B N C"]:
+    """Data on its straight line to noise: x_t = (1 - t) x0 + t noise."""
+    return (1 - t) * x0 + t * noise
 
 
 def clean_estimate(

@@ -40,8 +40,16 @@ def flow_times(steps: int, tokens: int, config: ScheduleConfig) -> Float32[np.nd
     """
     checks.whole("steps", steps, 1)
     checks.whole("tokens", tokens, 1)
-    u = 1.0 - np.arange(steps + 1, dtype=np.float64) / steps
-    factor = math.exp(log_shift(tokens, config)) if config.use_dynamic_shifting else config.shift
+    return shifted(1.0 - np.arange(steps + 1, dtype=np.float64) / steps, shift_factor(tokens, config))
+
+
+def shift_factor(tokens: int, config: ScheduleConfig) -> float:
+    """F = e^mu of a schedule's shift: grown with the number of image tokens, or the one of the configuration."""
+    return math.exp(log_shift(tokens, config)) if config.use_dynamic_shifting else config.shift
+
+
+def shifted(u: Float[np.ndarray, " times"], factor: float) -> Float32[np.ndarray, " times"]:
+    """Times u from 0 to 1, moved towards noise (F > 1) or data (F < 1): t = F u / (1 + (F - 1) u)."""
     return (factor * u / (1.0 + (factor - 1.0) * u)).astype(np.float32)
 
 

@@ -29,11 +29,15 @@ class Flow(NamedTuple):
 
     ask     (x, i) -> the velocity of x at times[i]
     move    (x, v, i) -> x at times[i + 1], where x is at times[i] and v is its velocity over the step
+    glance  (x, i) -> what the network reads of x at times[i], (B, ...), as far as it is cheap to know; or None
+    rows    samples that pass the network when it is asked
     """
 
     ask: Callable[[Array, Index], Array]
     move: Callable[[Array, Array, Index], Array]
     times: Float[Array, " times"]
+    glance: Callable[[Array, Index], Array] | None = None
+    rows: int = 0
 
 
 @dataclass(frozen=True)

@@ -307,7 +307,7 @@ class FluxVelocity:
         checks.array("t", t, (x.shape[0],))
         checks.within("t", t, 0, 1, ", from noise at 1 to data at 0")
         c = self.conditions
-        x = x if c.channels is None else jnp.concatenate([x, c.channels.astype(x.dtype)], -1)
+        x = self._read(x)
         if x.shape[-1] != (wanted := self.model.config.in_channels):
             raise ValueError(
                 f"the network reads tokens of {wanted} channels, not {x.shape[-1]}: "
@@ -316,6 +316,17 @@ class FluxVelocity:
         return self.model(
             x, c.txt, c.vec, t, c.guidance, c.positions, routing, observe=observe, modulation=self.modulation
         )
+
+    def _read(self, x: Float[Array, "B N C"]) -> Float[Array, "B N in"]:
+        channels = self.conditions.channels
+        return x if channels is None else jnp.concatenate([x, channels.astype(x.dtype)], -1)
+
+    def glance(self, x: Float[Array, "B N C"], t: Float[Array, " B"]) -> Float[Array, "B N D"]:
+        """What the first double block's attention reads of the image: the tokens, embedded and modulated."""
+        model, c = self.model, self.conditions
+        mod = self.modulation or model.modulation(c.vec, t, c.guidance)
+        shift, scale, *_ = chunks(mod.img[0], 6)
+        return modulate(model.img_in(self._read(x).astype(model.dtype)), shift, scale)
 
     def prepare(self, times: Float[Array, " times"]) -> "FluxVelocity":
         """Compute the modulation for all times of a schedule; `at(i)` is then the velocity at times[i]."""

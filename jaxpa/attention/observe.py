@@ -106,7 +106,7 @@ def capture(model: Model, request: Request, image: Picture | None, look: Look) -
     else:
         canvas = spec.canvas(picture.size, said.height, said.width)
     grid, config = spec.grid(*canvas), spec.config.transformer
-    times = spec.times(said.steps, grid)
+    times = said.times(spec, grid)
     wanted = _chosen(look.steps, len(times) - 1, "step")
     kept = _chosen(look.blocks, config.blocks, "block")
     text = model.encode_text(request.prompts)
@@ -194,19 +194,21 @@ def soft_masks(
     captions: Sequence[str],
     *,
     steps: int | None = None,
+    times: np.ndarray | None = None,
     share: float = STEPS,
     walks: int = WALKS,
 ) -> np.ndarray:
     """Maps of where each picture shows its word: pictures (B, H, W, 3) in [-1, 1] -> (B, h, w) float32 in [0, 1].
 
-    Each picture is inverted with its caption, which must contain its word (or words). Raises JaxpaError.
+    Each picture is inverted with its caption, which must contain its word (or words). times: of a schedule of one's
+    own. Raises JaxpaError.
     """
     grid = model.grid(*pictures.shape[1:3])
     length = model.settings.max_length
     word = np.zeros((len(words), length), bool)
     for row, name, caption in zip(word, words, captions, strict=True):
         row[model.tokenizers.word_tokens(caption, name, length)] = True
-    forward = forward_times(model.times(steps, grid))
+    forward = forward_times(model.times(steps, grid) if times is None else times)
     looked = math.ceil(share * len(forward.model))
     velocity = model.guided(model.encode_text(captions), grid, 1.0, None)
     x0 = model.encode_image(pictures)
@@ -237,7 +239,8 @@ class Search:
 def find_mask(model: Model, image: Picture, search: Search, sampling: Sampling) -> FoundMask:
     """`Pipeline.find_mask`."""
     picture = images.read_image(image)
-    array = images.to_array(picture, *model.spec.canvas(picture.size, sampling.height, sampling.width))
+    canvas = model.spec.canvas(picture.size, sampling.height, sampling.width)
+    array, times = images.to_array(picture, *canvas), sampling.times(model.spec, model.spec.grid(*canvas))
     caption = default_caption(search.word) if search.caption is None else search.caption
-    (soft,) = soft_masks(model, array[None], [search.word], [caption], steps=sampling.steps)
+    (soft,) = soft_masks(model, array[None], [search.word], [caption], times=times)
     return FoundMask(soft, search.threshold)

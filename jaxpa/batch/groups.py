@@ -46,8 +46,9 @@ def kind_of(request: Request, spec: Spec, canvas: tuple[int, int], references: i
     run = run_of(request, spec, canvas)
     own = (
         run.grid,
-        run.steps,
+        run.times.tobytes(),
         said.solver,
+        said.cache,
         run.guided,
         request.embedding is not None,
         request.image_prompt is not None,

@@ -9,7 +9,7 @@ import io
 import json
 import shlex
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field, fields
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -17,7 +17,7 @@ from typing import Any, NamedTuple
 from jaxpa.errors import JaxpaError, did_you_mean
 from jaxpa.request.groups import Checkpoint
 from jaxpa.request.record import from_json, schema
-from jaxpa.request.request import GROUPS, Request
+from jaxpa.request.request import GROUPS, Request, home_of
 
 GROUPED = {**GROUPS, "checkpoint": Checkpoint}
 STDIN = "-"
@@ -46,12 +46,26 @@ class Line(NamedTuple):
     said: list[str] | dict[str, Any]
 
 
-def read_table(file: str) -> list[Line]:
-    """Every line of a file (`-`: stdin) that is not empty. Raises JaxpaError."""
+def read_text(file: str) -> str:
+    """The text of a file (`-`: stdin). Raises JaxpaError."""
     try:
-        text = sys.stdin.read() if file == STDIN else Path(file).read_text(encoding="utf-8-sig")
+        return sys.stdin.read() if file == STDIN else Path(file).read_text(encoding="utf-8-sig")
     except (OSError, UnicodeDecodeError, ValueError) as error:
         raise JaxpaError(f"{file} cannot be read: {error}") from None
+
+
+def read_prompts(file: str) -> list[tuple[int, str]]:
+    """The lines of a file that are neither empty nor a comment (#), with their numbers. Raises JaxpaError."""
+    lines = ((number, line.strip()) for number, line in enumerate(read_text(file).split("\n"), 1))
+    found = [(number, line) for number, line in lines if line and not line.startswith("#")]
+    if not found:
+        raise JaxpaError(f"{file} holds no prompt: write one a line")
+    return found
+
+
+def read_table(file: str) -> list[Line]:
+    """Every line of a file (`-`: stdin) that is not empty. Raises JaxpaError."""
+    text = read_text(file)
     suffix = "" if file == STDIN else Path(file).suffix.lower()
     if suffix in (".csv", ".tsv"):
         return list(_csv(file, text, "\t" if suffix == ".tsv" else ","))
@@ -133,7 +147,7 @@ def row_of(record: dict[str, Any], text: bool = False) -> Row:
     own = {each.name for each in fields(Row)}
     nested = {name: dict(value) if isinstance(value, dict) else value for name, value in record.items() if name in own}
     for name in record.keys() - own:
-        home = _home(name, own)
+        home = _home(name, record, own)
         group = nested.setdefault(home, {})
         if not isinstance(group, dict) or name in group:
             raise JaxpaError(f"{name} is given twice: alone, and as a part of {home}")
@@ -143,10 +157,11 @@ def row_of(record: dict[str, Any], text: bool = False) -> Row:
     return from_json(nested, Row, lax=text)
 
 
-def _home(name: str, own: set[str]) -> str:
-    for home, group in GROUPED.items():
-        if name in {each.name for each in fields(group)}:
-            return home
+def _home(name: str, record: Iterable[str], own: set[str]) -> str:
+    if home := home_of(name, record):
+        return home
+    if name in {each.name for each in fields(Checkpoint)}:
+        return "checkpoint"
     known = own | {each.name for group in GROUPED.values() for each in fields(group)}
     raise JaxpaError(f"there is no column {name!r}{did_you_mean(name, sorted(known))}")
 

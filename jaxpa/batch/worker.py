@@ -21,7 +21,7 @@ from jaxpa.batch.groups import cast_of
 from jaxpa.batching import Part, Size, likeness, merge
 from jaxpa.encoders.text import TextEmbedding
 from jaxpa.errors import JaxpaError
-from jaxpa.media.edits import MaskedPicture
+from jaxpa.media.edits import MaskedPicture, StartPicture
 from jaxpa.media.subjects import References
 from jaxpa.pipeline import Pipeline
 from jaxpa.request.request import Request
@@ -157,8 +157,8 @@ class Worker:
     def _units(self, begun: _Lined) -> Iterable[_Unit]:
         """The pictures of a line: every tau (slowest), seed and place, as `Pipeline.make` has them."""
         request, pictures = begun.request, begun.pictures
-        if pictures is None:
-            yield from self._generated(begun)
+        if pictures is None or isinstance(pictures, StartPicture):
+            yield from self._generated(begun, pictures)
             return
         references = pictures.references(self.pipe.cell) if isinstance(pictures, MaskedPicture) else pictures
         taus, places = request.taus(self.pipe.spec), len(references.where.source)
@@ -175,9 +175,10 @@ class Worker:
                     number = (t * len(seeds) + s) * places + p
                     yield _Unit(begun, number, Part(task, x, cast), references.grid)
 
-    def _generated(self, begun: _Lined) -> Iterable[_Unit]:
-        pipe, request = self.pipe, begun.request
-        said, grid = request.sampling, pipe.grid(request.sampling.height, request.sampling.width)
+    def _generated(self, begun: _Lined, picture: StartPicture | None) -> Iterable[_Unit]:
+        pipe, request, said = self.pipe, begun.request, begun.request.sampling
+        grid = pipe.grid(*((said.height, said.width) if picture is None else picture.canvas))
+        start, times = pipe.encode_start(picture), request.times(pipe.spec, grid)
         embedded = None if request.embedding is None else pipe.read_embedding(request.embedding)
         count, guidance = len(request.prompts) if embedded is None else len(embedded), pipe.spec.guidance(said.guidance)
         image = None if request.image_prompt is None else pipe.encode_image_prompt(request.image_prompt)
@@ -186,13 +187,14 @@ class Worker:
         for k, seed in enumerate(seeds):
             text = pipe.prompt_rows(request, embedded, np.array([k % count]), image)
             conditions = pipe.conditions(text, grid, guidance, pipe.negative(said.negative_prompt, guidance, 1))
-            yield _Unit(begun, k, Part(conditions, pipe.noise(np.array([seed], np.uint32), grid)), grid)
+            x = pipe.started(start, pipe.noise(np.array([seed], np.uint32), grid), times)
+            yield _Unit(begun, k, Part(conditions, x), grid)
 
     def _trajectory(self, cast: Hashable, request: Request, references: References) -> jax.Array:
         """The references' way to noise, which lines of the same cast share."""
         said = request.sampling
-        times = self.pipe.times(said.steps, references.grid)
-        key = cast, references.grid, len(times), said.solver
+        times = request.times(self.pipe.spec, references.grid)
+        key = cast, references.grid, times.tobytes(), said.solver
         if key not in self.trajectories:
             preset = request.switches(self.pipe.spec)
             self.trajectories[key] = self.pipe.trajectory(references, preset, times, None, said.solver)
@@ -205,8 +207,8 @@ class Worker:
 
     def _add(self, unit: _Unit) -> None:
         """Put a picture into its batch, and sample the batch that it does not fit into any more, or that it fills."""
-        said = unit.of.request.sampling
-        key = likeness(unit.part), unit.grid, said.steps, said.solver
+        said, times = unit.of.request.sampling, unit.of.request.times(self.pipe.spec, unit.grid)
+        key = likeness(unit.part), unit.grid, times.tobytes(), said.solver, said.cache
         bucket = self.buckets.setdefault(key, [])
         if not self._fits([*bucket, unit]):
             self._flush(bucket)
@@ -242,12 +244,12 @@ class Worker:
 
     def _sampled(self, units: Sequence[_Unit], size: Size) -> jax.Array:
         what, x = merge([unit.part for unit in units], size)
-        said, pipe = units[0].of.request.sampling, self.pipe
+        request, pipe = units[0].of.request, self.pipe
         if units[0].part.references:
             return jax.block_until_ready(personalized(what, pipe.spread(x), None))
         velocity = bound(what, pipe.parts.transformer)
-        times = pipe.times(said.steps, units[0].grid)
-        return jax.block_until_ready(sampled(velocity, pipe.spread(x), times, None, said.solver))
+        said, times = request.sampling, request.times(pipe.spec, units[0].grid)
+        return jax.block_until_ready(sampled(velocity, pipe.spread(x), times, None, said.solver, said.cache))
 
     def _again(self, units: list[_Unit], error: Exception) -> None:
         """After a batch failed: in halves if the memory was full, else each line's pictures apart."""

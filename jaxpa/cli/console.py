@@ -17,12 +17,16 @@ if TYPE_CHECKING:
 
 
 class Progress:
-    """A bar on stderr for every stage; an `on_step` of the pipeline."""
+    """A bar on stderr for every stage; an `on_step` of the pipeline. forwards: of runs that may skip the network."""
 
     def __init__(self) -> None:
         self.bar: tqdm | None = None
+        self.forwards: int | None = None
 
     def __call__(self, stage: str, done: int, total: int) -> None:
+        if stage == "forwards":
+            self.forwards = done + (self.forwards or 0)
+            return
         if self.bar is None:
             self.bar = tqdm(total=total, desc=stage, file=sys.stderr, leave=False, dynamic_ncols=True, disable=None)
         self.bar.update(done - self.bar.n)

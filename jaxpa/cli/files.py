@@ -90,6 +90,8 @@ def inputs_of(request: Request) -> list[Path]:
         named += [subject.image, subject.mask]
     if request.editing is not None:
         named += [request.editing.image, request.editing.mask]
+    if request.starting is not None:
+        named.append(request.starting.image)
     if request.following is not None:
         named += [request.following.picture, request.following.control]
     return [Path(each) for each in named if isinstance(each, str | os.PathLike)]

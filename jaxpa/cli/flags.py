@@ -106,6 +106,11 @@ def parse_pad(text: str) -> tuple[int, int, int, int]:
     return numbers * (4 // len(numbers))  # type: ignore[return-value]
 
 
+def parse_times(words: Sequence[str]) -> tuple[float, ...]:
+    """`1,0.8,0.4`: flow times."""
+    return tuple(_one(float, part) for part in words[0].split(","))
+
+
 def parse_seeds(words: Sequence[str]) -> Seeds:
     """One seed, or a seed for each picture."""
     try:
@@ -238,6 +243,8 @@ def primitive(kind: Any) -> PrimitiveConstructorSpec[Any] | None:
     plain = [member for member in members if member is not type(None)]
     if plain == [bool]:
         return _choice([Literal["yes", "no"]], None, {"yes": True, "no": False})
+    if plain == [tuple[float, ...]]:
+        return _spec("T,T,...", parse_times, lambda value: [",".join(f"{t:g}" for t in value) if value else "auto"])
     if plain == [tuple[int, int]]:
         return _spec("FIRST-LAST|none", parse_blocks, _show_blocks)
     if plain and typing.get_origin(plain[0]) is tuple:

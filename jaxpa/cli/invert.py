@@ -37,7 +37,7 @@ class InvertCommand(Making):
     """Also write OUT-figure.png: the inputs, their token masks, the results."""
     sampling: OmitArgPrefixes[Sampling] = field(default_factory=Sampling)
 
-    READ = ("steps", "height", "width")
+    READ = ("steps", "sigmas", "shift", "height", "width")
 
     def prepare(self) -> Walk:
         from jaxpa.media.images import read_image
@@ -65,10 +65,9 @@ class InvertCommand(Making):
                 pipe = self.load()
             edit = prepare_edit(picture, None, (height, width))
             with clock.stage("sample"):
-                size, steps = {"height": height, "width": width}, self.sampling.steps
-                made, _ = pipe.reconstruct(
-                    picture, caption=self.prompt, steps=steps, on_step=console.Progress(), **size
-                )
+                said = {name: getattr(self.sampling, name) for name in self.READ}
+                said |= {"height": height, "width": width}
+                made, _ = pipe.reconstruct(picture, caption=self.prompt, on_step=console.Progress(), **said)
                 (ceiling,) = pipe.decode(pipe.encode_image(edit.picture[None]), height, width)
         old = to_image(edit.picture)
         error, best = psnr(old, made), psnr(old, ceiling)

@@ -20,7 +20,7 @@ from jaxpa.cli.pictures import EditCommand, GenerateCommand, InpaintCommand, Out
 from jaxpa.cli.picturing import Picturing, Prepared, canvas_of
 from jaxpa.errors import JaxpaError, did_you_mean
 from jaxpa.media.subjects import Subject
-from jaxpa.request.groups import Checkpoint, Editing, Following
+from jaxpa.request.groups import Checkpoint, Editing, Following, Starting
 from jaxpa.request.request import Request
 
 JOBS = {
@@ -202,6 +202,7 @@ def located(command: Any, folder: Path) -> None:
 PICTURES = {
     Subject: ("image", "mask"),
     Editing: ("image", "mask"),
+    Starting: ("image",),
     Following: ("picture", "control"),
     Request: ("embedding", "image_prompt"),
 }

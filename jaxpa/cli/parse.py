@@ -18,12 +18,13 @@ from jaxpa.request.groups import Checkpoint, Method, Sampling
 from jaxpa.request.spec import Spec
 
 Parsed = TypeVar("Parsed")
+SYNONYMS = {"--variations": "--num-images"}
 
 
 def parse_command(kind: type[Parsed], name: str, words: Sequence[str], prog: str) -> Parsed:
     """The command of this kind that the words are. Raises JaxpaError, or SystemExit after help or a usage error."""
     extra: dict[str, Any] = {}
-    grouped = group_subjects(name, words)
+    grouped = [synonym(word) for word in group_subjects(name, words)]
     if not {"--help", "-h"} & set(words):
         check_words(kind, grouped)
     else:
@@ -43,6 +44,12 @@ def join_lines(kind: type[Any]) -> None:
             join_lines(each.default_factory)
         if text := texts.get(each.name):
             each.metadata = MappingProxyType({**each.metadata, "help": " ".join(text.split())})
+
+
+def synonym(word: str) -> str:
+    """A flag by its first name."""
+    flag, equals, value = word.partition("=")
+    return f"{SYNONYMS.get(flag, flag)}{equals}{value}"
 
 
 def shown(kind: type[Any], words: Sequence[str]) -> Any:
@@ -92,9 +99,8 @@ def value_of(words: Sequence[str], flag: str) -> str | None:
 def defaults(kind: type[Any], spec: Spec, preset: str | None) -> dict[str, Any]:
     """What a checkpoint takes where nothing is said, by the fields of a command."""
     settings = spec.settings
-    size: dict[str, Any] = (
-        {} if "image" in {each.name for each in fields(kind)} else {"height": settings.size, "width": settings.size}
-    )
+    of_picture = any(each.name == "image" and each.default is MISSING for each in fields(kind))
+    size: dict[str, Any] = {} if of_picture else {"height": settings.size, "width": settings.size}
     method = Method(preset=preset)  # type: ignore[arg-type]
     chosen = method.switches(settings.preset)
     own = {each.name for each in fields(Method)} & {each.name for each in fields(type(chosen))} - {"tau"}

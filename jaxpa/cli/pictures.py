@@ -1,30 +1,76 @@
 """The commands that answer a request with pictures: generate, personalize, inpaint, outpaint, edit."""
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
+from functools import cached_property
 from pathlib import Path
+from typing import Any
 
+import numpy as np
 from tyro.conf import OmitArgPrefixes, UseAppendAction
 
+from jaxpa.batch.table import read_prompts
 from jaxpa.cli.flags import Pad
 from jaxpa.cli.picturing import Picturing
 from jaxpa.errors import JaxpaError
 from jaxpa.media.subjects import Place, Subject
-from jaxpa.request.groups import Editing, Following, Method
+from jaxpa.request.groups import Editing, Following, Method, Starting
 from jaxpa.request.request import Request
+from jaxpa.request.spec import Spec
 
 
 @dataclass(kw_only=True)
 class GenerateCommand(Picturing):
     """Make pictures of a prompt."""
 
+    prompts: Path | None = None
+    """A file of prompts in place of --prompt, one a line (-: stdin; lines that begin with # are passed over): of each
+    line the pictures that --prompt would make, with the line's number in their names."""
+    image: Path | None = None
+    """A picture to start from, in place of noise alone; see --strength. The new one has its aspect, unless --height and
+    --width say otherwise."""
+    strength: float | None = None
+    """With --image: the share of the steps that are run, the last ones, from the picture mixed with as much noise as
+    belongs to their time. 1 leaves nothing of the picture. Default: 0.6."""
     control: Path | None = None
     """The picture whose shapes the new one follows (FLUX.1-Canny: white edges on black; FLUX.1-Depth: near is
     white)."""
     edges: bool = False
     """The --control picture is an ordinary one: its edges are found first."""
 
+    @cached_property
+    def lines(self) -> list[tuple[int, str]]:
+        """The prompts of the file and the numbers of their lines; stdin is read once."""
+        return [] if self.prompts is None else read_prompts(str(self.prompts))
+
+    def texts(self) -> dict[str, Any]:
+        if self.prompts is None:
+            return super().texts()
+        if not self.prompt is self.embedding is self.image_prompt is None:
+            raise JaxpaError("--prompts stands in place of --prompt, --embedding and --image-prompt: give one of them")
+        return {"prompt": tuple(prompt for _, prompt in self.lines)}
+
+    def words(self) -> dict[str, Any]:
+        said = super().words()
+        if len(self.lines) > 1:  # prompts take turns, seed after seed
+            seeds = np.repeat(np.array(self.sampling.seeds()), len(self.lines))
+            said["sampling"] = replace(self.sampling, seed=seeds, num_images=1)
+        return said
+
+    def combinations(self, request: Request, spec: Spec) -> list[dict[str, Any]]:
+        made = super().combinations(request, spec)
+        if not self.lines:
+            return made
+        return [{"line": self.lines[k % len(self.lines)][0], **own} for k, own in enumerate(made)]
+
+    def inputs(self) -> list[Path]:
+        return super().inputs() + ([] if self.prompts is None else [self.prompts])
+
     def request(self) -> Request:
-        return Request(**self.words(), following=following(self.control, self.edges))
+        if self.strength is not None and self.image is None:
+            raise JaxpaError("--strength would have no effect: there is no --image to start from")
+        strength = {} if self.strength is None else {"strength": self.strength}
+        starting = None if self.image is None else Starting(image=self.image, **strength)
+        return Request(**self.words(), starting=starting, following=following(self.control, self.edges))
 
 
 def following(control: Path | None, edges: bool) -> Following | None:

@@ -12,7 +12,7 @@ from jaxpa.cli import console, files
 from jaxpa.cli.command import ELSEWHERE, Made, Making, report_of, spec_of
 from jaxpa.cli.files import Outputs
 from jaxpa.errors import JaxpaError
-from jaxpa.media.edits import Followed, MaskedPicture
+from jaxpa.media.edits import Followed, MaskedPicture, StartPicture
 from jaxpa.request.groups import Sampling, parse_tau, show_tau
 from jaxpa.request.request import Request
 from jaxpa.request.spec import Spec
@@ -25,6 +25,7 @@ if TYPE_CHECKING:  # the networks are imported when a command runs
     from jaxpa.pipeline import Pipeline
     from jaxpa.request.prepare import Pictures
     from jaxpa.request.provenance import Program, Provenance
+    from jaxpa.runs import OnStep
 
 
 class Prepared(NamedTuple):
@@ -41,12 +42,14 @@ class Prepared(NamedTuple):
 
 
 class Results(NamedTuple):
-    """What was made of a request; programs: that of each picture (None: of the request's own, all of them)."""
+    """What was made of a request; programs: that of each picture (None: of the request's own, all of them); forwards:
+    samples that passed the network, where that was counted."""
 
     pictures: Any
     images: "list[Image.Image]"
     clock: "Clock"
     programs: "list[Program] | None" = None
+    forwards: int | None = None
 
 
 @dataclass(kw_only=True)
@@ -79,6 +82,10 @@ class Picturing(Making):
 
     def words(self) -> dict[str, Any]:
         """The parts of the request that every command has."""
+        return self.texts() | {"sampling": self.sampling, "image_prompt": self.image_prompt}
+
+    def texts(self) -> dict[str, Any]:
+        """What the picture shows."""
         if self.prompt is not None and self.embedding is not None:
             raise JaxpaError("give --prompt or --embedding, not both: an embedding is an encoded prompt")
         if self.prompt is self.embedding is self.image_prompt is None:
@@ -87,8 +94,11 @@ class Picturing(Making):
             )
         if self.image_prompt is not None and self.checkpoint.redux is None:
             raise JaxpaError("--image-prompt is read by FLUX.1-Redux: name its folder or hub id with --redux")
-        said = {"prompt": self.prompt or "", "embedding": self.embedding, "sampling": self.sampling}
-        return said | {"image_prompt": self.image_prompt}
+        return {"prompt": self.prompt or "", "embedding": self.embedding}
+
+    def combinations(self, request: Request, spec: Spec) -> list[dict[str, Any]]:
+        """What each picture is made with, as far as that differs."""
+        return combinations(request, spec)
 
     def prepare(self) -> Prepared:
         from jaxpa.media.images import read_image
@@ -105,11 +115,12 @@ class Picturing(Making):
         known = not [each for each in read.subjects if not has_mask(each)]  # all are asked: one has neither
         pictures = prepare(read, spec) if known else None
         costs = self.require_memory(request, canvas_of(pictures, spec))
-        made, record = combinations(request, spec), self.record(request)
+        made, record = self.combinations(request, spec), self.record(request)
         if self.force:
             request = replace(request, sampling=replace(request.sampling, batch_size=costs["batch_size"]))
         outputs = self.settle(made)
-        check_room(request, outputs.files)
+        longest = max(request.prompts, key=len)  # of several, each picture holds its own
+        check_room(request if longest == request.prompt else replace(request, prompt=longest), outputs.files)
         return Prepared(request, pictures, made, outputs, record)
 
     def record(self, request: Request) -> "Provenance":
@@ -127,7 +138,7 @@ class Picturing(Making):
         return files.inputs_of(self.request())
 
     def made_with(self) -> list[dict[str, Any]]:
-        return combinations(self.request(), spec_of(self.source()))
+        return self.combinations(self.request(), spec_of(self.source()))
 
     @property
     def sheet_wanted(self) -> bool:
@@ -137,19 +148,19 @@ class Picturing(Making):
     def make(self, prepared: Prepared) -> Made:
         from jaxpa.devices.processes import writes
 
-        request, pictures = prepared.request, prepared.pictures
+        request, pictures, progress = prepared.request, prepared.pictures, console.Progress()
         with console.clock() as clock:
             with clock.stage("load"):
                 pipe = self.load()
             with clock.stage("sample"):
                 pictures = pipe.prepare(request) if pictures is None else pictures
-                images = self.draw(pipe, request, pictures)
+                images = self.draw(pipe, request, pictures, progress)
         if not writes():
             return ELSEWHERE
-        return self.write(prepared, Results(pictures, images, clock), pipe)
+        return self.write(prepared, Results(pictures, images, clock, forwards=progress.forwards), pipe)
 
-    def draw(self, pipe: "Pipeline", request: Request, pictures: Any) -> "list[Image.Image]":
-        return pipe.make(request, pictures, console.Progress())
+    def draw(self, pipe: "Pipeline", request: Request, pictures: Any, on_step: "OnStep") -> "list[Image.Image]":
+        return pipe.make(request, pictures, on_step)
 
     def finish(self, prepared: Prepared, pictures: Any, drawn: "Drawn", pipe: "Pipeline") -> Made:
         """The pictures of a batch, written as `make` writes them."""
@@ -167,7 +178,7 @@ class Picturing(Making):
         from jaxpa.media.images import save_image
 
         request, made, outputs = prepared.request, prepared.made, prepared.outputs
-        pictures, images, clock, programs = results
+        pictures, images, clock, programs, forwards = results
         source, canvas, parts = self.source(), (images[0].height, images[0].width), pipe.parts
         costs = plan(source, request, pipe.dtype, canvas, parts.weights, parts.resident)
         resolved = {
@@ -194,6 +205,9 @@ class Picturing(Making):
             "request": as_record(request),
         }
         content = {**common, "images": made, "sample_forwards": costs["sample_forwards"], "tflop": costs["tflop"]}
+        if request.sampling.cache is not None:  # what was planned is the most; not counted where lines share a batch
+            inverted = costs["references"] * costs["inversion_steps"]
+            content["forwards_run"] = None if forwards is None else inverted + forwards
         report = report_of(outputs, content, clock)
         edited = request.editing is not None
         return report._replace(line=report.line + f"; {request.verb} by {costs['drawn_by']}" * edited)
@@ -242,7 +256,7 @@ def canvas_of(pictures: "Pictures | None", spec: Spec) -> tuple[int, int] | None
     """The canvas (height, width) of pictures that are prepared; None: what the request says."""
     if pictures is None:
         return None
-    if isinstance(pictures, MaskedPicture | Followed):
+    if isinstance(pictures, MaskedPicture | StartPicture | Followed):
         return pictures.canvas
     h, w = pictures.grid
     return h * spec.cell, w * spec.cell

@@ -19,6 +19,7 @@ if TYPE_CHECKING:
     from PIL import Image
 
     from jaxpa.pipeline import Pipeline
+    from jaxpa.runs import OnStep
 
 
 @dataclass(kw_only=True)
@@ -60,8 +61,8 @@ class Again(RowCommand):
         seeds = (*seeds, *seeds[-1:] * (rows - len(seeds)))
         return replace(request, sampling=replace(request.sampling, seed=seeds, num_images=1, batch_size=rows))
 
-    def draw(self, pipe: "Pipeline", request: Request, pictures: Any) -> "list[Image.Image]":
-        return super().draw(pipe, self.filled(request), pictures)[: len(request.sampling.seeds())]
+    def draw(self, pipe: "Pipeline", request: Request, pictures: Any, on_step: "OnStep") -> "list[Image.Image]":
+        return super().draw(pipe, self.filled(request), pictures, on_step)[: len(request.sampling.seeds())]
 
     def make(self, prepared: Prepared) -> Made:
         if self.program is None or not self.program.merged:

@@ -82,7 +82,7 @@ def run_of(request: Request, spec: Spec, canvas: tuple[int, int] | None = None) 
     """The numbers of a request; canvas: (height, width), if a picture decides it. Raises JaxpaError."""
     said = request.sampling
     grid = spec.grid(*(canvas or (said.height, said.width)))
-    times, n = spec.times(said.steps, grid), grid[0] * grid[1]
+    times, n = request.times(spec, grid), grid[0] * grid[1]
     images = len(said.seeds(len(request.prompts))) * max(1, len(request.places))
     guided, text = spec.guided(said.guidance), spec.settings.max_length
     text += REDUX_TOKENS if request.image_prompt is not None else 0
@@ -177,7 +177,8 @@ def plan(
 
     sample_forwards counts rows of tokens that pass the network; classifier-free guidance takes two for an image.
     batch_size is the number of images that are sampled together, and memory_bytes what they take (`devices.memory`);
-    this includes the finished pictures if they share the device's memory. Raises JaxpaError.
+    this includes the finished pictures if they share the device's memory. Where the request has a `cache`, forwards and
+    work are at most these. Raises JaxpaError.
     """
     run, weights = run_of(request, Spec(source.config, settings_of(source)), canvas), source.rounded(weights)
     config, n, m, images = source.config, run.tokens, run.text, run.images
@@ -274,6 +275,7 @@ def signature(source: Source, request: Request, content: dict[str, Any]) -> str:
     preset = request.switches(spec) if request.riding(spec) else None
     switches = {} if preset is None else {k: getattr(preset, k) for k in COMPILED_IN}
     switches["solver"] = request.sampling.solver
+    switches["cache"] = request.sampling.cache is not None
     switches["tau_blocks"] = preset is not None and bool(preset.tau_blocks)
     named = ("dtype", "weights", "device", "height", "width", "steps", "references", "images", "drawn_by")
     shapes = {k: content[k] for k in (*named, "picture_tokens", "lora_bytes")}

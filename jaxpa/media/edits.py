@@ -21,6 +21,18 @@ class Followed:
 
 
 @dataclass(frozen=True)
+class StartPicture:
+    """A picture to start from, (H, W, 3) in [-1, 1] on its canvas; control: as in `MaskedPicture`."""
+
+    picture: np.ndarray
+    control: np.ndarray | None = None
+
+    @property
+    def canvas(self) -> tuple[int, int]:
+        return self.picture.shape[0], self.picture.shape[1]
+
+
+@dataclass(frozen=True)
 class MaskedPicture:
     """A picture on its canvas, (H, W, 3) in [-1, 1], and the part of it that may change, (H, W) in {0, 1}.
 

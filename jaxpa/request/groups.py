@@ -4,12 +4,14 @@ Field names are the keywords in Python and the flags on the command line; the te
 """
 
 import enum
+import itertools
 import math
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, fields, replace
 from decimal import Decimal, InvalidOperation
 from typing import Annotated, Any, Literal, TypeAlias
 
+import numpy as np
 import pydantic
 
 from jaxpa.adapters.spec import Lora, to_loras
@@ -17,12 +19,13 @@ from jaxpa.config import VariantName, Weights
 from jaxpa.errors import JaxpaError, check_choice, real, whole
 from jaxpa.media.images import Picture
 from jaxpa.presets import PRESETS, BlockTau, Concat, Level, Parts, Path, Preset, Start
-from jaxpa.request.spec import MAX_STEPS
+from jaxpa.request.spec import MAX_STEPS, Spec
 from jaxpa.schedule import Steps
 from jaxpa.solvers import SOLVERS, Name
 
 MAX_SEED = 2**32 - 1
 MAX_IMAGES = 1_000_000
+MIN_SHIFT = 1e-3
 
 
 class Unset(enum.Enum):
@@ -137,14 +140,24 @@ class Sampling:
     seed: Seeds = 0
     """Seed of the first picture (the next ones count on), or a seed for each."""
     num_images: int = 1
-    """Pictures to make."""
+    """Pictures to make (--variations is the same): each has its own seed, and the prompt is encoded once for all."""
     steps: int | None = None
     """Sampling steps."""
     guidance: float | None = None
     """How strongly the prompt is followed."""
+    sigmas: tuple[float, ...] | None = None
+    """A schedule of one's own: the flow time at which every step starts, falling, from 1 (noise) at most; the last step
+    ends at 0. No shift is applied to them, unless --shift says one."""
+    shift: float | None = None
+    """F of the schedule's shift t = F u / (1 + (F - 1) u). FLUX.1-dev lets it grow with the canvas (F = e^mu, 3.16 at
+    1024 x 1024). Above 1, more steps are spent near noise; at 1, times are evenly spaced."""
     solver: Name = "euler"
     """How a step is made of velocities: by one (euler), by that at either end (heun: two forwards a step), or by one
     and the last step's (ab2). The last two need fewer steps for the same accuracy."""
+    cache: float | None = None
+    """Lossy: skip the network in a step, and take its last velocity again, until what it reads has changed by this
+    share (TeaCache). 0.05 to 0.15 are usual (examples/evaluation measures them); 0 skips nothing. Not with --solver
+    heun."""
     height: int | None = None
     """Height of the canvas in pixels."""
     width: int | None = None
@@ -171,6 +184,14 @@ class Sampling:
             if (value := getattr(self, name)) is not None:
                 set_(self, name, whole(name, value, 1, most))
         check_choice("solver", self.solver, SOLVERS, JaxpaError)
+        if self.cache is not None:
+            set_(self, "cache", real("cache", self.cache, 0))
+            if SOLVERS[self.solver].evaluations > 1:
+                raise JaxpaError(f"cache skips steps that ask the network once, and {self.solver} asks it more often")
+        if self.shift is not None:
+            set_(self, "shift", real("shift", self.shift, MIN_SHIFT, 1 / MIN_SHIFT))
+        if self.sigmas is not None:
+            set_(self, "sigmas", check_sigmas(self.sigmas, self.steps))
         if self.guidance is not None:
             set_(self, "guidance", real("guidance", self.guidance, 0))
         if not isinstance(self.negative_prompt, str | None):
@@ -185,6 +206,25 @@ class Sampling:
         if last > MAX_SEED:
             raise JaxpaError(f"the last picture's seed would be {last}: a seed is {MAX_SEED} at most")
         return tuple(range(self.seed, last + 1))
+
+    def times(self, spec: Spec, grid: tuple[int, int]) -> np.ndarray:
+        """The flow times of the schedule, (S + 1,), on a canvas of h x w tokens. Raises JaxpaError."""
+        return spec.times(self.steps, grid, self.sigmas, self.shift)
+
+
+def check_sigmas(given: Any, steps: int | None) -> tuple[float, ...]:
+    """The starts of a schedule's steps, plain numbers. Raises JaxpaError unless they fall from 1 at most, above 0."""
+    many = isinstance(given, Iterable) and not isinstance(given, str) and getattr(given, "ndim", 1)
+    sigmas = tuple(real("sigmas", each, 0, 1) for each in (given if many else [given]))
+    if not 1 <= len(sigmas) <= MAX_STEPS:
+        raise JaxpaError(f"sigmas must be 1 to {MAX_STEPS} flow times, not {len(sigmas)}")
+    if sigmas[-1] == 0:
+        raise JaxpaError("sigmas end at 0 by themselves: leave the last one out")
+    if rising := [(a, b) for a, b in itertools.pairwise(sigmas) if a <= b]:
+        raise JaxpaError(f"sigmas must fall, and {rising[0][1]:g} follows {rising[0][0]:g}")
+    if steps not in (None, len(sigmas)):
+        raise JaxpaError(f"steps would have no effect: there are {len(sigmas)} sigmas, a step each. Leave steps out")
+    return sigmas
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -306,6 +346,27 @@ class Editing:
             object.__setattr__(self, name, real(name, getattr(self, name), 0))
         if self.grow and self.mask is None:
             raise JaxpaError("grow would have no effect: there is no mask to grow. Leave it out")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Starting:
+    """A picture to start from, in place of noise alone."""
+
+    image: Picture
+    """The picture; the new one has its aspect, unless height and width say otherwise."""
+    strength: float = 0.6
+    """The share of the steps that are run, the last ones: they start from the picture, mixed with as much noise as
+    belongs to their time. 1: from noise alone."""
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "strength", real("strength", self.strength, 0, 1))
+
+    def first(self, steps: int) -> int:
+        """The step at which the sampling starts. Raises JaxpaError if none remains."""
+        first = int(max(steps - steps * self.strength, 0))
+        if first >= steps:
+            raise JaxpaError(f"strength {self.strength:g} leaves none of the {steps} steps: at least 1 is run above 0")
+        return first
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -7,13 +7,14 @@ import numpy as np
 
 from jaxpa.media import images, masks
 from jaxpa.media.edges import canny
-from jaxpa.media.edits import Followed, MaskedPicture, pad_picture, prepare_edit
+from jaxpa.media.edits import Followed, MaskedPicture, StartPicture, pad_picture, prepare_edit
 from jaxpa.media.subjects import References, Subject, read_references
 from jaxpa.request.groups import Following
 from jaxpa.request.request import Request
 from jaxpa.request.spec import Spec
 
-Pictures = References | MaskedPicture | Followed
+NotReferences = MaskedPicture | StartPicture | Followed
+Pictures = References | NotReferences
 
 
 def prepare(request: Request, spec: Spec) -> Pictures | None:
@@ -34,6 +35,11 @@ def prepare(request: Request, spec: Spec) -> Pictures | None:
         canvas = spec.canvas(picture.size, sampling.height, sampling.width)
         made = prepare_edit(picture, change, canvas, edit.caption)
         return replace(made, control=_control(request.following, canvas))
+    if request.starting is not None:
+        picture = images.read_image(request.starting.image)
+        canvas = spec.canvas(picture.size, sampling.height, sampling.width)
+        array = images.to_array(picture, *canvas, masks.crop_box(picture.size, *canvas))
+        return StartPicture(array, _control(request.following, canvas))
     if request.following is not None and request.verb in ("generate", "edit"):
         return _followed(request.following, spec, (sampling.height, sampling.width))
     if request.verb != "personalize":

@@ -6,6 +6,7 @@
       method     Method           preset, tau and the switches over it                pictures with references
       subjects, scene, places     the references, and where they go                   personalize
       editing    Editing          a picture of which a part is kept                   inpaint, outpaint
+      starting   Starting         a picture to start from, in place of noise alone    generate
       following  Following        a picture that the network itself reads             edit; control pictures
 
     Checkpoint                    which networks it is asked of; a request itself does not depend on them
@@ -16,15 +17,15 @@ checkpoint is said by `Request.check`, for which headers suffice. Two values say
 setting steps in; and `UNSET` in `Method`, where None is a choice that switches something off.
 
 `record` turns requests into JSON and back.
-
-What comes next has its place here: a schedule of one's own in `Sampling`; a picture to start from beside `editing`.
 """
 
 import os
 import warnings
 from collections.abc import Iterable
-from dataclasses import dataclass, field, fields, replace
+from dataclasses import MISSING, dataclass, field, fields, replace
 from typing import Any, Literal, Self
+
+import numpy as np
 
 from jaxpa.box import Box
 from jaxpa.encoders.text import TextEmbedding
@@ -33,12 +34,29 @@ from jaxpa.media.images import Picture
 from jaxpa.media.places import Place, to_place
 from jaxpa.media.subjects import Subject
 from jaxpa.presets import Preset, asks_network
-from jaxpa.request.groups import Editing, Following, Method, Sampling
+from jaxpa.request.groups import Editing, Following, Method, Sampling, Starting
 from jaxpa.request.spec import Spec
 from jaxpa.schedule import Steps
 
-GROUPS: dict[str, type] = {"sampling": Sampling, "method": Method, "editing": Editing, "following": Following}
+GROUPS: dict[str, type] = {
+    "sampling": Sampling,
+    "method": Method,
+    "editing": Editing,
+    "starting": Starting,
+    "following": Following,
+}
 EDITS = {"shuffle": 0.0, "outline": 0, "margin": 0}  # Section 3.4: what is kept is not varied
+
+
+def home_of(word: str, words: Iterable[str]) -> str | None:
+    """The group of a flat keyword among others; None: no group has it.
+
+    An `image` of which nothing is kept is one to start from.
+    """
+    kept = {each.name for each in fields(Editing)} - {"image"}
+    if word == "image" and not kept & set(words):
+        return "starting"
+    return next((name for name, group in GROUPS.items() if word in {each.name for each in fields(group)}), None)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -58,6 +76,7 @@ class Request:
     places: tuple[Place | None, ...] = ()
     """Layout: a picture with the last subject at each of these places (None: where the subject itself says)."""
     editing: Editing | None = None
+    starting: Starting | None = None
     following: Following | None = None
     image_prompt: Picture | None = None
     """A picture whose look and content the new one takes (FLUX.1-Redux), beside a prompt or without one."""
@@ -81,6 +100,8 @@ class Request:
             raise JaxpaError(f"a subject must be a jaxpa.Subject, not {bad[0]!r}")
         if self.editing is not None and (self.subjects or self.scene):
             raise JaxpaError("a request either edits a picture or brings subjects: make two")
+        if self.starting is not None and self.verb != "generate":
+            raise JaxpaError(f"{self.verb} has no strength: only a picture of a prompt alone starts from another one")
         if self.verb == "edit" and self.references:
             raise JaxpaError("a request either changes a picture as the prompt says, or keeps parts of one: make two")
         if self.verb not in ("generate", "edit") and not isinstance(self.prompt, str):
@@ -99,13 +120,17 @@ class Request:
         if isinstance(prompt, TextEmbedding):
             words["embedding"], prompt = prompt, ""
         groups: dict[str, dict[str, Any]] = {name: {} for name in GROUPS}
-        own = {each.name for each in fields(cls)}
+        own, given = {each.name for each in fields(cls)}, set(words)
         for word in [word for word in words if word not in own]:
-            home = next((name for name, group in GROUPS.items() if word in {f.name for f in fields(group)}), None)
+            home = home_of(word, given)
             if home is None:
                 known = sorted(own | {f.name for group in GROUPS.values() for f in fields(group)})
                 raise JaxpaError(f"there is no setting {word!r}{did_you_mean(word, known)}")
             groups[home][word] = words.pop(word)
+        for name, values in groups.items():
+            needed = [f.name for f in fields(GROUPS[name]) if f.default is MISSING and f.name not in values]
+            if values and needed:
+                raise JaxpaError(f"{next(iter(values))} would have no effect without {needed[0]}")
         made = {name: GROUPS[name](**values) for name, values in groups.items() if values}
         if both := made.keys() & words.keys():
             raise JaxpaError(f"{both.pop()} is given as a whole and in parts: give one of the two")
@@ -159,13 +184,19 @@ class Request:
         usual = {"inpaint": preset.inpaint_tau, "outpaint": preset.outpaint_tau}
         return self.method.tau or (usual.get(self.verb, preset.tau),)
 
+    def times(self, spec: Spec, grid: tuple[int, int]) -> np.ndarray:
+        """The flow times of the steps that are run, (S + 1,), on a canvas of h x w tokens. Raises JaxpaError."""
+        times = self.sampling.times(spec, grid)
+        return times if self.starting is None else times[self.starting.first(len(times) - 1) :]
+
     def check(self, spec: Spec) -> None:
         """Raise JaxpaError for what does not fit a checkpoint, as far as its headers and the pictures' names tell.
 
         Warns of words that it has never seen.
         """
         self._check_variant(spec)
-        if (self.editing is None and self.following is None) or self.sampling.height or self.sampling.width:
+        own = self.editing is None and self.following is None and self.starting is None
+        if own or self.sampling.height or self.sampling.width:
             spec.grid(self.sampling.height, self.sampling.width)
         if self.sampling.negative_prompt and spec.embeds_guidance:
             raise JaxpaError("this checkpoint embeds its guidance: a negative prompt would have no effect")

@@ -4,6 +4,7 @@ All of it stands in a checkpoint's headers and configs, so a request can be chec
 """
 
 import re
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -12,7 +13,7 @@ from jaxpa.backbones.variants import VARIANTS, Variant
 from jaxpa.config import FluxConfig, Settings
 from jaxpa.errors import JaxpaError, did_you_mean, whole
 from jaxpa.media.masks import canvas_size
-from jaxpa.schedule import flow_times
+from jaxpa.schedule import flow_times, shifted
 from jaxpa.tokens import PATCH
 
 MAX_PIXELS = 2048 * 2048
@@ -91,10 +92,32 @@ class Spec:
         if self.variant.reads_channels:
             raise JaxpaError(f"{self.variant.title} draws nothing from text alone, as {what} would have it")
 
-    def times(self, steps: int | None, grid: tuple[int, int]) -> np.ndarray:
-        """The flow times of a schedule, (S + 1,). Raises JaxpaError for a number of steps that is out of range."""
-        steps = self.settings.steps if steps is None else whole("steps", steps, 1, MAX_STEPS)
-        return flow_times(steps, grid[0] * grid[1], self.config.scheduler)
+    def times(
+        self,
+        steps: int | None,
+        grid: tuple[int, int],
+        sigmas: Sequence[float] | None = None,
+        shift: float | None = None,
+    ) -> np.ndarray:
+        """The flow times of a schedule, (S + 1,), on a canvas of h x w tokens.
+
+        sigmas: the times at which its steps start, in place of evenly spaced ones; they are shifted only by a `shift`
+        that is given, in place of the checkpoint's. Raises JaxpaError for a number of steps that is out of range, and
+        for sigmas that a shift moves onto each other.
+        """
+        if sigmas is None:
+            steps = self.settings.steps if steps is None else whole("steps", steps, 1, MAX_STEPS)
+            if shift is None:
+                return flow_times(steps, grid[0] * grid[1], self.config.scheduler)
+            starts = 1.0 - np.arange(steps) / steps
+        else:
+            starts = np.array(sigmas, np.float64)
+        times = shifted(np.append(starts, 0.0), 1.0 if shift is None else shift)
+        if not (np.diff(times) < 0).all():
+            raise JaxpaError(
+                f"the schedule's times {times.tolist()} do not fall: keep sigmas, or the shift, less close"
+            )
+        return times
 
     def unknown_words(self, text: str) -> list[str]:
         """Words of a text that the captions of its training never had, each with the nearest that they had.

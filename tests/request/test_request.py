@@ -15,7 +15,7 @@ from jaxpa.devices.plan import run_of
 from jaxpa.errors import JaxpaError
 from jaxpa.media.subjects import Subject
 from jaxpa.presets import PRESETS, BlockTau, Preset
-from jaxpa.request.groups import UNSET, Editing, Following, Method, Sampling, Unset, parse_tau, show_tau
+from jaxpa.request.groups import UNSET, Editing, Following, Method, Sampling, Starting, Unset, parse_tau, show_tau
 from jaxpa.request.record import from_json, schema, to_json
 from jaxpa.request.request import Request
 from jaxpa.request.spec import Spec
@@ -57,6 +57,7 @@ REQUESTS = (
     Request.of("make it red", picture="a.png"),
     Request(image_prompt="a.png"),
     Request.of("a car", control="edges.png", image="a.png", mask="m.png"),
+    Request.of("a car", image="a.png", strength=0.3, sigmas=(1.0, 0.25), shift=2.5, cache=0.1),
 )  # fmt: skip
 
 
@@ -79,7 +80,7 @@ def test_the_schema_names_every_field():
     found = schema()
     assert found["additionalProperties"] is False
     assert set(found["properties"]) == {each.name for each in dataclasses.fields(Request)}
-    for group in (Sampling, Method, Editing, Following, Subject):
+    for group in (Sampling, Method, Editing, Starting, Following, Subject):
         assert set(found["$defs"][group.__name__]["properties"]) == {each.name for each in dataclasses.fields(group)}
     json.dumps(found)
 
@@ -121,7 +122,13 @@ BAD = {
     "blocks backwards": {"tau_blocks": ["9-3=0.5"]}, "no blocks": {"tau_blocks": "0.5"},
     "a block twice": {"tau_blocks": ["0-3=0.5", "3-4=0.6"]}, "a tau of blocks": {"tau_blocks": {(0, 3): 2}},
     "no mapping": {"tau_blocks": [(0, 3, 0.5)]}, "blocks of tokens": {"tau_blocks": ["0-3=0.5"], "level": "token"},
-    "an edit of nothing": {"image": "a.png"}, "places of nothing": {"places": [(0.5, 0.5)]},
+    "an edit of nothing": {"image": "a.png", "caption": "a mug"}, "a strength of nothing": {"strength": 0.5},
+    "a large strength": {"image": "a.png", "strength": 1.1}, "a start and an edit": {"picture": "b", "image": "a.png"},
+    "a start and a mask": {"image": "a.png", "mask": "b.png", "strength": 0.5}, "no sigmas": {"sigmas": []},
+    "rising": {"sigmas": [0.5, 0.7]}, "the end": {"sigmas": [1, 0]}, "beyond noise": {"sigmas": [1.2, 0.5]},
+    "twice": {"sigmas": [0.5, 0.5]}, "sigmas and steps": {"sigmas": [1, 0.5], "steps": 3}, "shift": {"shift": 0},
+    "cache": {"cache": -0.1}, "cache of heun": {"cache": 0.1, "solver": "heun"}, "sigmas in words": {"sigmas": "1,0.5"},
+    "places of nothing": {"places": [(0.5, 0.5)]},
 }  # fmt: skip
 
 

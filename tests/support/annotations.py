@@ -10,8 +10,8 @@ from beartype import BeartypeConf, beartype
 from jaxtyping import install_import_hook
 
 BOOK = (
-    "tokens", "rope", "schedule", "layers", "kernels", "blocks", "transformer", "solvers", "sampling", "inversion",
-    "routing", "personalize",
+    "tokens", "rope", "schedule", "layers", "kernels", "blocks", "transformer", "solvers", "caching", "sampling",
+    "inversion", "routing", "personalize",
 )  # fmt: skip
 _check = beartype(conf=BeartypeConf(is_pep484_tower=True))  # a whole number is a float, too
 
