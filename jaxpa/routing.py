@@ -18,6 +18,7 @@ from jaxpa.arrays import Array, Bool, Float, Float32, Int, Int32, Scalar
 from jaxpa.errors import check_choice
 from jaxpa.presets import BlockTau, Parts, Positions
 from jaxpa.schedule import Steps, tau_time
+from jaxpa.seeds import random_key, same_everywhere
 from jaxpa.tokens import (
     Placement,
     Routing,
@@ -261,7 +262,7 @@ def perturb(
         source: Int[Array, " N"],
         inside: Bool[Array, " N"],
     ) -> Any:
-        order, shape = jax.random.split(jax.random.fold_in(jax.random.key(seed), reference))
+        order, shape = jax.random.split(jax.random.fold_in(random_key(seed), reference))
         subject = mask
         if outline:
             subject = jnp.where(reference < scene, mask, perturb_mask(shape, mask, *grid, size=outline))
@@ -271,7 +272,8 @@ def perturb(
         return compose(replaced, shuffle_windows(order, subject, *grid, strength=strength)), wider
 
     over_references = jax.vmap(one, (None, 0, 0, 0, 0))
-    return jax.vmap(over_references, (0, None, None, 0, 0))(seeds, jnp.arange(len(masks)), masks, *where)
+    with same_everywhere():
+        return jax.vmap(over_references, (0, None, None, 0, 0))(seeds, jnp.arange(len(masks)), masks, *where)
 
 
 @jax.jit

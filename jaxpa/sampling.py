@@ -16,6 +16,7 @@ from jaxpa import checks
 from jaxpa.arrays import Array, Float, Float32, Index, Int, Scalar
 from jaxpa.caching import stepper
 from jaxpa.loops import Loop, Run, fused
+from jaxpa.seeds import random_key, same_everywhere
 from jaxpa.solvers import Flow, Name
 from jaxpa.tokens import Routing
 
@@ -304,4 +305,5 @@ def initial_noise(seeds: Int[Array, " B"], shape: tuple[int, ...]) -> Float32[Ar
     An image's noise is a function of its own seed: neither its place in a batch nor the batch's size matters.
     """
     checks.array("seeds", seeds, ("B",), int)
-    return jax.vmap(lambda seed: jax.random.normal(jax.random.key(seed), shape, jnp.float32))(seeds)
+    with same_everywhere():
+        return jax.vmap(lambda seed: jax.random.normal(random_key(seed), shape, jnp.float32))(seeds)

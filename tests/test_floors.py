@@ -17,7 +17,7 @@ ROOT = Path(__file__).parent.parent
 PACKAGE = ROOT / "jaxpa"
 FLOORS = (
     "arrays box config errors checks",
-    "tokens rope schedule loops solvers partition",
+    "tokens rope schedule seeds loops solvers partition",
     "layers caching",
     "kernels quantised lowrank",
     "blocks sampling encoders",
@@ -53,7 +53,7 @@ ROOMS = {  # modules in the order in which they build on each other
 }
 METHOD = {"sampling", "inversion", "presets", "routing", "personalize", "batching"}
 NETWORKS = {"partition", "layers", "kernels", "blocks", "transformer", "encoders"}  # the method knows none
-PURE = {"arrays", "box", "tokens", "rope", "schedule", "loops", "solvers", "caching", "checks", *METHOD}
+PURE = {"arrays", "box", "tokens", "rope", "schedule", "loops", "seeds", "solvers", "caching", "checks", *METHOD}
 ARRAYS = {"jax", "numpy", "chex", "jaxtyping"}  # all that these may import from outside
 COME_WITH_OTHERS = {"pydantic_core", "annotated_types"}  # with pydantic
 MODULES = {"pillow": "PIL", "docstring-parser": "docstring_parser"}  # packages that are imported by another name

@@ -143,6 +143,20 @@ SHAPE = (6, 4)
 noise_of = jax.jit(lambda seeds: initial_noise(seeds, SHAPE))
 
 
+def test_a_process_s_own_random_numbers_change_nothing():
+    """Seeds are promises: settings of `jax.random` that a program has for itself do not reach them."""
+    wanted = np.asarray(initial_noise(jnp.arange(3), SHAPE))
+    for name, value in (("jax_default_prng_impl", "rbg"), ("jax_threefry_partitionable", False),
+                        ("jax_random_seed_offset", 7)):  # fmt: skip
+        before = getattr(jax.config, name)
+        jax.config.update(name, value)
+        try:
+            assert not np.array_equal(jax.random.normal(jax.random.key(0), SHAPE), wanted[0])
+            np.testing.assert_array_equal(jax.jit(lambda seeds: initial_noise(seeds, SHAPE))(jnp.arange(3)), wanted)
+        finally:
+            jax.config.update(name, before)
+
+
 def test_noise_is_the_seed_s_alone():
     """Bit-equal alone, in any batch, in any order, compiled or not, and from any type of integer."""
     some = np.array([7, 0, 123_456_789, 2**31 - 1, 7])

@@ -5,8 +5,11 @@ Bad input ends in one line on stderr and status 2.
 
 import io
 import os
+import signal
 import sys
-from collections.abc import Sequence
+import threading
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from typing import Any
 
 import jax
@@ -14,7 +17,7 @@ import tyro
 
 from jaxpa.cli import console
 from jaxpa.cli.app import AppCommand
-from jaxpa.cli.batch import BatchCommand
+from jaxpa.cli.batch import TERMINATED, BatchCommand
 from jaxpa.cli.bench import BenchCommand
 from jaxpa.cli.checkpoints import ConvertCommand, InfoCommand
 from jaxpa.cli.command import Command
@@ -38,6 +41,10 @@ COMMANDS = {
 INTERRUPTED, BROKEN_PIPE = 130, 141  # as a shell counts signals: 128 + SIGINT, 128 + SIGPIPE
 
 
+class Terminated(BaseException):
+    """SIGTERM: what has been begun is cleared away, as after Ctrl-C."""
+
+
 def main(argv: Sequence[str] | None = None) -> int:
     """Run a command; its exit status."""
     argv = list(sys.argv[1:] if argv is None else argv)
@@ -45,10 +52,11 @@ def main(argv: Sequence[str] | None = None) -> int:
         if isinstance(stream, io.TextIOWrapper):
             stream.reconfigure(errors="backslashreplace")  # a terminal without Unicode is no reason to fail
     try:
+        check_folder()
         if argv[:1] == ["--version"]:
             print(version())
             return 0
-        with console.one_line_warnings():
+        with console.one_line_warnings(), ended_by_sigterm():
             command = read(argv)
             if isinstance(command, Command):
                 command.begin()
@@ -63,6 +71,9 @@ def main(argv: Sequence[str] | None = None) -> int:
     except KeyboardInterrupt:
         print("jaxpa: stopped", file=sys.stderr)
         return INTERRUPTED
+    except Terminated:
+        print("jaxpa: terminated", file=sys.stderr)
+        return TERMINATED
     except BrokenPipeError:  # whoever reads has seen enough, as `head` has; nothing more may be flushed into it
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return BROKEN_PIPE
@@ -74,6 +85,23 @@ def main(argv: Sequence[str] | None = None) -> int:
             raise
         say(line)
         return 2
+
+
+@contextmanager
+def ended_by_sigterm() -> Iterator[None]:
+    """Within this, SIGTERM raises `Terminated`, so that nothing half-written stays."""
+
+    def end(*_: object) -> None:
+        raise Terminated
+
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    before = signal.signal(signal.SIGTERM, end)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGTERM, before)
 
 
 def say(text: str) -> None:
@@ -89,6 +117,14 @@ def read(argv: Sequence[str]) -> Any:
         raise JaxpaError(f"there is no command {argv[0]!r}{did_you_mean(argv[0], COMMANDS)}")
     about = (__doc__ or "").partition("\n")[0]
     return tyro.extras.subcommand_cli_from_dict(COMMANDS, prog="jaxpa", description=about, args=argv, registry=REGISTRY)
+
+
+def check_folder() -> None:
+    """Raise JaxpaError where the working directory is gone: libraries ask for it while they are imported."""
+    try:
+        os.getcwd()
+    except FileNotFoundError:
+        raise JaxpaError("the working directory has been removed: change to another one") from None
 
 
 def check_platform() -> None:

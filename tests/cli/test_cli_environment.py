@@ -3,6 +3,7 @@
 import json
 import os
 import shutil
+import signal
 import subprocess
 import sys
 from pathlib import Path
@@ -126,6 +127,28 @@ def test_a_reader_that_has_seen_enough(tmp_path):
     done = subprocess.run(["bash", "-c", shell], capture_output=True, text=True, cwd=ROOT)
     assert done.returncode in (0, 141)
     assert done.stderr == ""
+
+
+def test_sigterm_leaves_nothing(folder, run, monkeypatch):
+    from jaxpa.checkpoint import convert
+
+    monkeypatch.setattr(convert, "_copy_rest", lambda *_: os.kill(os.getpid(), signal.SIGTERM))
+    status, _, err = run("convert", "mini", "new")
+    assert (status, err.splitlines()[-1]) == (143, "jaxpa: terminated")
+    assert list(folder.iterdir()) == []
+
+
+def test_a_working_directory_that_is_gone(tmp_path):
+    """Said in a line, before a library stumbles over it."""
+    gone = tmp_path / "gone"
+    gone.mkdir()
+    environment = os.environ | {"PYTHONPATH": str(ROOT)}
+    shell = f"rmdir {gone}; {sys.executable} -m jaxpa generate --prompt 'a cat'"
+    done = subprocess.run(["bash", "-c", shell], capture_output=True, text=True, cwd=gone, env=environment)
+    assert (done.returncode, done.stderr) == (
+        2,
+        "jaxpa: the working directory has been removed: change to another one\n",
+    )
 
 
 def test_no_place_for_compiled_programs(folder, monkeypatch):
