@@ -42,7 +42,7 @@ ROOMS = {  # modules in the order in which they build on each other
     "fingerprint report",
     "adapters": "spec names read lay report",
     "media": "masks figures replacing images places subjects edits edges",
-    "request": "spec groups request record code provenance prepare",
+    "request": "spec groups request record code provenance origin prepare",
     "attention": "maps observe",
     "devices": "processes cost memory sharding timing plan targets hlo programs compiled elsewhere bench",
     "evaluation": "metrics scores evaluate",

@@ -77,14 +77,14 @@ class InfoCommand:
 
     def say_how_made(self) -> int:
         """About a picture."""
-        from jaxpa.request.provenance import format_provenance, read_provenance
+        from jaxpa.request.origin import in_words, read_origin
 
         for name in ("model", "components", "variant"):
             if getattr(self, name) is not None:
                 raise JaxpaError(f"--{name} would have no effect: {self.source} is a picture. Leave it out")
-        provenance, content = read_provenance(self.source)
+        record, content = read_origin(self.source)
         if self.json:
             console.report(True, content, ())
         else:
-            print(format_provenance(self.source, provenance))
+            print(in_words(self.source, record))
         return 0

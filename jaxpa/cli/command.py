@@ -7,6 +7,7 @@ from functools import lru_cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar, NamedTuple
 
+import numpy as np
 from tyro.conf import OmitArgPrefixes, UseAppendAction
 
 from jaxpa.cli import console, files
@@ -148,6 +149,14 @@ class Making(Command):
     def inputs(self) -> list[Path]:
         """The files that it reads."""
         raise NotImplementedError
+
+    def made_by(self) -> dict[str, Any]:
+        """What stands in every picture: versions, device and checkpoint."""
+        from jaxpa.checkpoint.load import default_dtype
+        from jaxpa.request.provenance import networks_of, versions
+
+        dtype = self.dtype or np.dtype(default_dtype()).name
+        return versions() | {"checkpoint": networks_of(self.checkpoint, self.source(), dtype, self.keep_paths)}
 
     def require_memory(self, request: Request, canvas: tuple[int, int] | None, beside: int = 0) -> dict[str, Any]:
         """What a request costs. Raises JaxpaError, unless forced, where it does not fit in memory with `beside` bytes.

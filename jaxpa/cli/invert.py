@@ -2,7 +2,7 @@
 
 from dataclasses import dataclass, field, fields
 from pathlib import Path
-from typing import TYPE_CHECKING, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 from tyro.conf import OmitArgPrefixes
 
@@ -73,10 +73,17 @@ class InvertCommand(Making):
         error, best = psnr(old, made), psnr(old, ceiling)
         content = {"prompt": self.prompt, "model": self.checkpoint.model, "image": str(self.image)}
         content |= {"psnr": error, "psnr_autoencoder": best, "height": height, "width": width}
-        save_image(made, outputs.files[0], content)
+        shown = content if self.keep_paths else content | self.named_alone()
+        save_image(made, outputs.files[0], shown)
         if outputs.figure is not None:
             labels = ("input", f"autoencoder\n{best:.1f} dB", f"inverted, resampled\n{error:.1f} dB")
-            save_image(sheet([list(zip(labels, (old, ceiling, made), strict=True))]), outputs.figure, content)
+            save_image(sheet([list(zip(labels, (old, ceiling, made), strict=True))]), outputs.figure, shown)
         report = report_of(outputs, content, clock)
         found = f"reconstruction {error:.1f} dB; the autoencoder alone reaches {best:.1f} dB"
         return report._replace(line=f"{report.line}\njaxpa: {found}")
+
+    def named_alone(self) -> dict[str, Any]:
+        """The files and the model without the folders that they lie in."""
+        from jaxpa.request.provenance import model_name
+
+        return {"image": self.image.name, "model": model_name(self.checkpoint.model)}

@@ -1,9 +1,9 @@
 """The command that makes a mask: found by a word, drawn as a box or a polygon, or the picture's own transparency."""
 
 import sys
-from dataclasses import dataclass
+from dataclasses import dataclass, fields, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, ClassVar, Literal, NamedTuple
+from typing import TYPE_CHECKING, Any, ClassVar, Literal, NamedTuple
 
 import numpy as np
 
@@ -16,6 +16,8 @@ from jaxpa.request.spec import MAX_STEPS
 
 if TYPE_CHECKING:
     from PIL import Image
+
+    from jaxpa.request.provenance import MaskProvenance
 
 
 class Sketch(NamedTuple):
@@ -99,6 +101,15 @@ class MaskCommand(Making):
     def inputs(self) -> list[Path]:
         return [self.image]
 
+    def record(self) -> "MaskProvenance":
+        """How the mask comes to be."""
+        from jaxpa.request.provenance import Masking, MaskProvenance, with_inputs
+
+        said: dict[str, Any] = {each.name: getattr(self, each.name) for each in fields(Masking)}
+        said["image"] = str(self.image)
+        mask = Masking(**said)
+        return with_inputs(MaskProvenance(**self.made_by(), mask=mask), self.keep_paths)
+
     def make(self, prepared: Sketch) -> Made:
         from jaxpa.media.images import save_image
         from jaxpa.media.masks import to_grey, token_mask
@@ -106,22 +117,20 @@ class MaskCommand(Making):
         picture, mask, grid, coverage, outputs = prepared
         soft = None
         if mask is None:
-            found, soft = self.found(picture, self.word or "")
-            mask = self.changed(found)
+            mask, soft = self.found(picture, self.word or "")
+            mask = self.changed(mask)
         tokens = token_mask(mask, *grid, coverage)
         share = float(mask.mean())
-        content = {
-            "image": str(self.image),
-            "word": self.word,
+        found = {
             "covered": round(share, 4),
             "tokens": int(tokens.sum()),
             "grid": grid,
             "coverage": coverage,
         }
-        save_image(to_grey(mask), outputs.files[0], content)
+        save_image(to_grey(mask), outputs.files[0], replace(self.record(), found=found).as_record())
         if outputs.figure is not None:
-            save_image(self.sheet(picture, soft, mask, tokens, grid), outputs.figure, content)
-        content, line = report_of(outputs, content)
+            save_image(self.sheet(picture, soft, mask, tokens, grid), outputs.figure, {"figure": ["mask"]})
+        content, line = report_of(outputs, {"image": str(self.image), "word": self.word, **found})
         line += f": {share:.0%} of the picture, {tokens.sum()} of {grid[0]} x {grid[1]} tokens"
         return Made(content, line)
 

@@ -5,7 +5,6 @@ from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, NamedTuple
 
-import numpy as np
 from tyro.conf import OmitArgPrefixes, arg
 
 from jaxpa.cli import console, files
@@ -125,14 +124,10 @@ class Picturing(Making):
 
     def record(self, request: Request) -> "Provenance":
         """How the first picture of a request comes to be; its files are read for their hashes."""
-        from jaxpa.checkpoint.load import default_dtype
-        from jaxpa.request.provenance import Provenance, networks_of, versions, with_inputs
+        from jaxpa.request.provenance import Provenance, with_inputs
 
-        dtype = self.dtype or np.dtype(default_dtype()).name
-        networks = networks_of(self.checkpoint, self.source(), dtype, self.keep_paths)
         seed = request.sampling.seeds(len(request.prompts))[0]
-        made = Provenance(**versions(), checkpoint=networks, request=request, seed=seed)
-        return with_inputs(made, self.keep_paths)
+        return with_inputs(Provenance(**self.made_by(), request=request, seed=seed), self.keep_paths)
 
     def inputs(self) -> list[Path]:
         return files.inputs_of(self.request())

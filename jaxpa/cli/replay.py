@@ -1,23 +1,27 @@
 """The command that makes a picture again, from what stands in it."""
 
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, fields, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 from tyro.conf import Positional, UseAppendAction
 
+from jaxpa.checkpoint.fingerprint import fingerprint
 from jaxpa.cli import console
-from jaxpa.cli.command import Made, spec_of
+from jaxpa.cli.command import Made, Making, spec_of
 from jaxpa.cli.lines import RowCommand
+from jaxpa.cli.mask import MaskCommand
 from jaxpa.cli.picturing import Prepared, canvas_of
 from jaxpa.errors import JaxpaError
-from jaxpa.request.provenance import Program, Provenance, differences, found, networks_of, read_provenance, versions
+from jaxpa.request.origin import differences, found, read_origin
+from jaxpa.request.provenance import Masking, MaskProvenance, Origin, Program, Provenance, Record, versions
 from jaxpa.request.request import Request
 
 if TYPE_CHECKING:
     from PIL import Image
 
+    from jaxpa.batch.worker import Drawn
     from jaxpa.pipeline import Pipeline
     from jaxpa.runs import OnStep
 
@@ -42,10 +46,7 @@ class Again(RowCommand):
         return [*super().inputs(), self.picture]
 
     def record(self, request: Request) -> Provenance:
-        """As it stands in the picture, but for what is different now."""
-        was = self.origin
-        now = replace(was.checkpoint, sha256=networks_of(self.checkpoint, self.source(), "auto", True).sha256)
-        return replace(was, **versions(), checkpoint=now)
+        return now(self.origin, self)
 
     def picture_record(self, prepared: Prepared, k: int, program: Program) -> Provenance:
         seed, request = prepared.made[k]["seed"], self.origin.request
@@ -88,8 +89,28 @@ class Line(NamedTuple):
     def prepare(self) -> Prepared:
         return self.prepared
 
-    def finish(self, *made: Any) -> Made:
-        return self.command.finish(*made)
+    def finish(self, prepared: Prepared, pictures: Any, drawn: "Drawn", pipe: "Pipeline") -> Made:
+        return self.command.finish(prepared, pictures, drawn, pipe)
+
+
+@dataclass(kw_only=True)
+class MaskAgain(MaskCommand):
+    """A mask once more; origin: how it was made, picture: its file."""
+
+    origin: MaskProvenance
+    picture: Path
+
+    def inputs(self) -> list[Path]:
+        return [*super().inputs(), self.picture]
+
+    def record(self) -> MaskProvenance:
+        return now(self.origin, self)
+
+
+def now(was: Record, command: Making) -> Record:
+    """The record as it stands in the picture, but for what is different now."""
+    networks = replace(was.checkpoint, sha256=fingerprint(command.source()))
+    return replace(was, **versions(), checkpoint=networks)
 
 
 @dataclass(kw_only=True)
@@ -119,23 +140,12 @@ class ReplayCommand:
     """One JSON line on stdout; everything else goes to stderr."""
 
     def run(self) -> int:
-        from jaxpa.checkpoint.load import default_dtype
-
-        origin, _ = read_provenance(self.picture)
+        origin, _ = read_origin(self.picture)
         folders = self.inputs or (Path(), self.picture.parent)
-        here = found(origin, folders, self.model)
-        program, lines = self.program(origin)
-        command = Again(
-            said=here.single(self.seed or None),
-            checkpoint=here.checkpoint.as_checkpoint(np.dtype(default_dtype()).name),
-            prompt="",
-            origin=origin,
-            program=program,
-            picture=self.picture,
-            out=self.out,
-            force=self.force,
-            mesh=self.mesh or (program.mesh if program is not None else None),
-        )
+        if isinstance(origin, MaskProvenance):
+            command, lines = self.mask_again(origin, found(origin, folders, self.model))
+        else:
+            command, lines = self.again(origin, found(origin, folders, self.model))
         lines += differences(origin, command.source(download=True), command.checkpoint.model)
         for line in lines:
             console.report(False, {}, [f"jaxpa: {self.picture}: {line}"])
@@ -147,6 +157,29 @@ class ReplayCommand:
             said.append(f"jaxpa: {in_words(compared, self.picture)}")
         console.report(self.json, content, said)
         return 0
+
+    def words(self, here: Origin) -> dict[str, Any]:
+        """What both kinds of commands have."""
+        from jaxpa.checkpoint.load import default_dtype
+
+        checkpoint = here.checkpoint.as_checkpoint(np.dtype(default_dtype()).name)
+        return {"checkpoint": checkpoint, "picture": self.picture, "out": self.out, "force": self.force}
+
+    def again(self, origin: Provenance, here: Provenance) -> tuple[Making, list[str]]:
+        """The command that makes the picture, and how its program is another one than it was."""
+        program, lines = self.program(origin)
+        mesh = self.mesh or (program.mesh if program is not None else None)
+        said = here.single(self.seed or None)
+        return Again(**self.words(here), said=said, prompt="", origin=origin, program=program, mesh=mesh), lines
+
+    def mask_again(self, origin: MaskProvenance, here: MaskProvenance) -> tuple[Making, list[str]]:
+        """The command that makes the mask."""
+        for flag in ("seed", "alone", "mesh"):
+            if getattr(self, flag):
+                raise JaxpaError(f"--{flag} would have no effect: {self.picture} is a mask. Leave it out")
+        said: Any = {each.name: getattr(here.mask, each.name) for each in fields(Masking)}
+        said["image"] = Path(here.mask.image)
+        return MaskAgain(**self.words(here), **said, origin=origin, figure=False), []
 
     def program(self, origin: Provenance) -> tuple[Program | None, list[str]]:
         """What the picture is to come from, and how that is another program than it was."""

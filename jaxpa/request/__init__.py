@@ -6,5 +6,6 @@ request  the whole
 record   as JSON and back
 provenance  how a picture was made, as it stands in the picture
 code     as Python
+origin  from a picture back to that
 prepare  from a request's files to arrays
 """

@@ -1,26 +1,26 @@
 """How a picture was made, as it stands in the picture: enough to make it again, and nothing about the user's folders.
 
 A record is JSON with a version (`format`). It names the files that were read by their base names and hashes, so that
-`found` recognises them wherever they lie. What it says is checked by its types: a picture may come from anybody.
+`origin` recognises them wherever they lie.
 """
 
 import hashlib
 import json
 import os
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field, fields, replace
 from functools import lru_cache
 from importlib import metadata
 from pathlib import Path, PurePosixPath
-from typing import Any, Literal
+from typing import Any, Literal, TypeVar
 
 from jaxpa.checkpoint.documents import check_regular
 from jaxpa.checkpoint.fingerprint import fingerprint
 from jaxpa.checkpoint.hub import hub_id
 from jaxpa.checkpoint.remote import is_url
 from jaxpa.checkpoint.source import Source
-from jaxpa.errors import JaxpaError, printable, whole
-from jaxpa.media.images import name_of, read_metadata
+from jaxpa.errors import JaxpaError, whole
+from jaxpa.media.images import name_of
 from jaxpa.request.groups import MAX_SEED, Checkpoint, Tau
 from jaxpa.request.record import CONFIG, from_json, to_json
 from jaxpa.request.request import Request
@@ -73,11 +73,10 @@ class Program:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Provenance:
-    """How a picture was made: by what, out of what, and which one of a request's pictures it is.
+class Origin:
+    """What made a file, and out of what.
 
-    inputs: the files by their places in the record, such as request.subjects.0.image. resolved: what the request left
-    to the checkpoint, for whoever reads it.
+    inputs: the files by their places in the record, such as request.subjects.0.image.
     """
 
     format: Literal[1] = FORMAT
@@ -85,11 +84,49 @@ class Provenance:
     jax: str
     device: str
     checkpoint: Networks
+    inputs: dict[str, Input] = field(default_factory=dict)
+
+    def as_record(self) -> dict[str, Any]:
+        """As JSON takes it, for a picture's metadata."""
+        return {"format": FORMAT, **to_json(self)}
+
+
+@dataclass(frozen=True, kw_only=True)
+class Masking:
+    """What `jaxpa mask` was asked for, in its own words."""
+
+    image: str
+    word: str | None = None
+    caption: str | None = None
+    box: str | None = None
+    polygon: str | None = None
+    threshold: float | None = None
+    grow: float = 0.0
+    shrink: float = 0.0
+    feather: float = 0.0
+    coverage: float | None = None
+    steps: int | None = None
+
+
+@dataclass(frozen=True, kw_only=True)
+class MaskProvenance(Origin):
+    """How a mask was made. found: what it covers, for whoever reads it."""
+
+    mask: Masking
+    found: dict[str, Any] = field(default_factory=dict)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Provenance(Origin):
+    """How a picture was made, and which one of a request's pictures it is.
+
+    resolved: what the request left to the checkpoint, for whoever reads it.
+    """
+
     request: Request
     seed: int
     tau: Tau | None = None
     place: int | None = None
-    inputs: dict[str, Input] = field(default_factory=dict)
     program: Program = field(default_factory=Program)
     resolved: dict[str, Any] = field(default_factory=dict)
 
@@ -107,19 +144,17 @@ class Provenance:
         places = request.places if self.place is None else request.places[self.place - 1 : self.place]
         return replace(request, sampling=sampling, method=method, places=places)
 
-    def as_record(self) -> dict[str, Any]:
-        """As JSON takes it, for a picture's metadata."""
-        return {"format": FORMAT, **to_json(self)}
 
+Record = TypeVar("Record", bound=Origin)
 
-for kind in (Networks, Provenance):  # inherited by what they consist of
+for kind in (Networks, Provenance, MaskProvenance):  # inherited by what they consist of
     kind.__pydantic_config__ = CONFIG  # type: ignore[attr-defined]
 
 
 # Writing --------------------------------------------------------------------------------------------------------
 
 
-def versions() -> dict[str, str]:
+def versions() -> dict[str, Any]:
     """Of this package, of JAX, and the kind of device that it runs on."""
     import jax
 
@@ -128,13 +163,13 @@ def versions() -> dict[str, str]:
 
 def networks_of(said: Checkpoint, source: Source, dtype: str, keep_paths: bool) -> Networks:
     """The checkpoint as a picture names it."""
-    shown = (lambda text: text) if keep_paths else _model_name
+    shown = (lambda text: text) if keep_paths else model_name
     words = {name: shown(text) for name in ("model", "components", "redux") if (text := getattr(said, name))}
     own = {name: getattr(said, name) for name in ("variant", "weights", "keep_lora", "lora")}
     return Networks(**own | words, dtype=dtype, sha256=fingerprint(source))  # type: ignore[arg-type]
 
 
-def _model_name(text: str) -> str:
+def model_name(text: str) -> str:
     """A model without the folder that it lies in; a hub id is a name already."""
     if text == "mini" or hub_id(text):
         return text
@@ -143,7 +178,7 @@ def _model_name(text: str) -> str:
     return Path(text).expanduser().absolute().name
 
 
-def with_inputs(provenance: Provenance, keep_paths: bool) -> Provenance:
+def with_inputs(record: Record, keep_paths: bool) -> Record:
     """The record of what names files by their paths: with their hashes, and by their base names unless asked for."""
     inputs: dict[str, Input] = {}
 
@@ -151,7 +186,7 @@ def with_inputs(provenance: Provenance, keep_paths: bool) -> Provenance:
         inputs[place] = input_of(path, keep_paths)
         return inputs[place].name
 
-    return replace(_with_files(provenance, name), inputs=inputs)
+    return replace(with_files(record, name), inputs=inputs)
 
 
 def input_of(path: str | os.PathLike[str], keep_path: bool = False) -> Input:
@@ -173,16 +208,16 @@ def _sha256(path: str, *_: int) -> str:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
 
-def _with_files(provenance: Provenance, name: Callable[[str, str], str]) -> Provenance:
-    """The record with another name for every file: name(place, file)."""
-    data = {"request": to_json(provenance.request), "checkpoint": to_json(provenance.checkpoint)}
+def with_files(record: Record, name: Callable[[str, str], str]) -> Record:
+    """The record with another name for every file: name(its place in the record, file)."""
+    groups = {group: getattr(record, group, None) for group in ("request", "mask", "checkpoint")}
+    data = {group: to_json(value) for group, value in groups.items() if value is not None}
     named = _renamed(data, "", name)
-    request = from_json(named["request"])
-    return replace(provenance, request=request, checkpoint=from_json(named["checkpoint"], Networks))
+    return replace(record, **{group: from_json(named[group], type(groups[group])) for group in named})
 
 
 def _renamed(value: Any, place: str, name: Callable[[str, str], str]) -> Any:
-    if isinstance(value, Mapping):
+    if isinstance(value, dict):
         inside = {key: f"{place}.{key}".lstrip(".") for key in value}
         return {
             key: name(inside[key], each)
@@ -203,141 +238,3 @@ def check_room(request: Request, files: Iterable[Path]) -> None:
         if size > (room := ROOM_IN_JPEG if jpeg else ROOM):
             instead = ": write .png or .webp" if jpeg and size <= ROOM else ""
             raise JaxpaError(f"{file}: its request has {size:,} characters, and there is room for {room:,}{instead}")
-
-
-# Reading --------------------------------------------------------------------------------------------------------
-
-
-def read_provenance(picture: str | os.PathLike[str]) -> tuple[Provenance, dict[str, Any]]:
-    """How a picture was made, checked and as it stands there. Raises JaxpaError for one that does not say it."""
-    found, name = read_metadata(picture), name_of(picture)
-    if found is None:
-        raise JaxpaError(f"{name} does not say how it was made: jaxpa did not write it, or it was saved again since")
-    version = found.get("format")
-    if version is None:
-        raise JaxpaError(f"{name} does not say how to make it again: it is a sheet, or of an older jaxpa")
-    if type(version) is int and version > FORMAT:
-        raise JaxpaError(f"{name} was made by a newer jaxpa (record {version}, here {FORMAT}): update this one")
-    try:
-        return from_json(found, Provenance), found
-    except JaxpaError as error:
-        raise JaxpaError(f"{name}: its metadata is not what jaxpa writes: {_short(str(error))}") from None
-
-
-def _short(text: str, most: int = 300) -> str:
-    line = printable(" ".join(text.split()))
-    return line if len(line) <= most else f"{line[:most]} ..."
-
-
-def found(provenance: Provenance, folders: Sequence[Path], model: str | None = None) -> Provenance:
-    """The record with the files where they are: in one of the folders, under their names or another one.
-
-    model: in place of the one that it was made with. Raises JaxpaError that names a file or a model that is missing,
-    or a file that has changed.
-    """
-    said = provenance.checkpoint
-    places = {"model": said.model if model is None else model, "components": said.components, "redux": said.redux}
-    here = {name: _model_here(text, folders) for name, text in places.items() if text and text != model}
-    provenance = replace(provenance, checkpoint=replace(said, **{"model": model or said.model} | here))
-
-    def path(place: str, name: str) -> str:
-        wanted = provenance.inputs.get(place)
-        if wanted is None:
-            raise JaxpaError(f"the record has no hash of {place} ({_short(name, 100)})")
-        return str(find(wanted, folders))
-
-    return _with_files(provenance, path)
-
-
-def _model_here(name: str, folders: Sequence[Path]) -> str:
-    """A model of a record: a name of its own, or a file or folder in one of the folders."""
-    if is_url(name):
-        raise JaxpaError(
-            f"the picture was made by a model at {_short(name, 100)}: if you trust it, give it with --model"
-        )
-    if name == "mini" or hub_id(name):
-        return name
-    there = next((each for folder in folders if _exists(each := folder / name)), None)
-    if there is None:
-        raise JaxpaError(f"the model {_short(name, 100)} is not here: give it with --model")
-    return str(there.absolute())
-
-
-def find(wanted: Input, folders: Sequence[Path]) -> Path:
-    """The file that a record means. Raises JaxpaError for one that is missing, or has changed."""
-    shown, changed = _short(wanted.name, 100), None
-    for candidate in _candidates(wanted, folders):
-        try:
-            if input_of(candidate).sha256 == wanted.sha256:
-                return candidate.absolute()
-        except JaxpaError:
-            continue
-        if changed is None and candidate.name == os.path.basename(wanted.name):
-            changed = candidate
-    if changed is not None:
-        raise JaxpaError(
-            f"the input {shown} has changed: {name_of(changed)} is not the file that the picture was made of"
-        )
-    where = ", ".join(dict.fromkeys(str(folder) for folder in folders))
-    raise JaxpaError(f"the input {shown} is missing in {where}: name its folder with --inputs")
-
-
-def _candidates(wanted: Input, folders: Sequence[Path]) -> Iterable[Path]:
-    """The file of this name in every folder, then files of the same size."""
-    names = [folder / os.path.basename(wanted.name) for folder in folders]
-    if os.path.isabs(wanted.name):
-        names.insert(0, Path(wanted.name))
-    yield from (each for each in names if _exists(each))
-    for folder in folders:
-        try:
-            inside = sorted(each.path for each in os.scandir(folder) if each.is_file())
-        except OSError:
-            continue
-        yield from (Path(each) for each in inside if os.path.getsize(each) == wanted.bytes)
-
-
-def _exists(path: Path) -> bool:
-    try:
-        return path.exists()
-    except (OSError, ValueError):  # a name that no file can have
-        return False
-
-
-def differences(provenance: Provenance, source: Source, model: str) -> list[str]:
-    """What is not as it was when the picture was made, in a line each; source: of the model that is used now."""
-    here = versions()
-    lines = [
-        f"it was made {how} {was}, and this is {here[key]}"
-        for key, how in (("jaxpa", "by jaxpa"), ("jax", "with jax"), ("device", "on"))
-        if (was := _short(getattr(provenance, key), 60)) != here[key]
-    ]
-    was, now = provenance.checkpoint, fingerprint(source)
-    if was.sha256 != now:
-        name, number = _short(was.model, 60), printable(was.sha256[:12])
-        lines.append(f"it was made by another model: {name} {number}, and this is {model} {now[:12]}")
-    return lines
-
-
-def format_provenance(picture: str, provenance: Provenance) -> str:
-    """How a picture was made, in lines for a terminal."""
-    own, networks, resolved = provenance.single(), provenance.checkpoint, provenance.resolved
-    inputs = provenance.inputs
-    request = to_json(replace(own, prompt="", sampling=replace(own.sampling, seed=0)))
-    settings = {**request.pop("sampling", {}), **request.pop("method", {})}
-    shown = [f"{key} {_words(value)}" for key, value in ({**resolved, "switches": None} | settings).items() if value]
-    program = provenance.program
-    lines = [
-        f"by jaxpa {provenance.jaxpa}, jax {provenance.jax}, on {provenance.device}",
-        f"with {networks.model} (sha256 {networks.sha256[:12]}), in {networks.dtype}",
-        *(f"LoRA {lora}" for lora in networks.lora),
-        f"seed {provenance.seed}" + (f", place {provenance.place}" if provenance.place else ""),
-        ", ".join(shown),
-        *(f"{place.partition('.')[2]}: {each.name} (sha256 {each.sha256[:12]})" for place, each in inputs.items()),
-        f"sampled with others, {program.images} in all" if program.images > 1 else "",
-    ]
-    title = f"{picture}: {own.verb}" + (f", {_words(own.prompt)}" if any(own.prompts) else "")
-    return "\n".join([_short(title, 1000), *(f"  {_short(line, 1000)}" for line in lines if line)])
-
-
-def _words(value: Any) -> str:
-    return value if isinstance(value, str) else json.dumps(value)

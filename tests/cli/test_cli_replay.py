@@ -45,6 +45,10 @@ VERBS = {
     ),
     "inpaint": (["inpaint", "--image", "car.png", "--mask", "car-mask.png", *TWO, "--out", "o.jpg"], "o-1.jpg"),
     "outpaint": (["outpaint", "--image", "car.png", "--pad", "32", *TWO, "--out", "o.webp"], "o-0.webp"),
+    "a mask": (
+        ["mask", "--image", "car.png", "--word", "car", "--grow", 3, "--coverage", "0.2", "--out", "o.png"], "o.png",
+    ),
+    "a box": (["mask", "--image", "car.png", "--box", "0.1,0.2,0.9,0.9", "--feather", 2, "--out", "o.webp"], "o.webp"),
     "edit": (["edit", "--variant", "kontext", "--image", "car.png", *STEPS, "--out", "o.png"], "o.png"),
 }  # fmt: skip
 
@@ -174,6 +178,7 @@ BAD = {
     "a newer record": ({"format": 2}, "newer jaxpa"),
     "a record of words": ({"format": "1"}, "format"),
     "no such key": ({"promt": 1}, "promt"),
+    "a mask of numbers": ({"mask": {"image": 3}}, "mask.image"),
     "a seed of words": ({"seed": "3"}, "seed"),
     "a large seed": ({"seed": 2**40}, "seed must be"),
     "a request of words": ({"request": "x"}, "request"),
@@ -235,3 +240,12 @@ def test_every_prompt_of_several_is_in_its_own_picture(run, folder):
     assert [record_of(folder / f"o-{k}.png")["request"]["prompt"] for k in (0, 1)] == ["a car", "a mug"]
     assert run("replay", "o-1.png", "--out", "p.png")[0] == 0
     np.testing.assert_array_equal(np.asarray(Image.open("p.png")), np.asarray(Image.open("o-1.png")))
+
+
+def test_an_inversion_says_no_path(run, folder):
+    assert run("invert", "--image", folder / "car.png", *STEPS, "--out", "o.png", "--no-figure")[0] == 0
+    assert (record_of(folder / "o.png")["image"], record_of(folder / "o.png")["model"]) == ("car.png", "mini")
+    assert "does not say how to make it again" in run("replay", "o.png")[2]
+    assert run("mask", "--image", "car.png", "--box", "0,0,1,0.5", "--out", "mask.png", "--no-figure")[0] == 0
+    assert "seed would have no effect" in run("replay", "mask.png", "--seed", 3)[2]
+    assert "box 0,0,1,0.5" in run("info", "mask.png")[1]
