@@ -13,7 +13,18 @@ import json
 import math
 from dataclasses import dataclass
 from functools import cache
-from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal, Self, get_args, get_origin, get_type_hints
+from typing import (
+    TYPE_CHECKING,
+    Annotated,
+    Any,
+    ClassVar,
+    Literal,
+    NamedTuple,
+    Self,
+    get_args,
+    get_origin,
+    get_type_hints,
+)
 
 from annotated_types import Ge, Gt, Le, Len
 
@@ -21,6 +32,7 @@ if TYPE_CHECKING:
     from pydantic import TypeAdapter
 
 Weights = Literal["int8", "fp8"]  # of eight bits: see `jaxpa.quantised`
+Asked = Literal["int8", "fp8", "wide"]  # wide: of as many bits as all other numbers, whatever the files have
 VariantName = Literal["text", "kontext", "fill", "control", "canny", "depth"]  # see `jaxpa.backbones.variants`
 
 # Ranges of the fields. They bound what a wrong file can ask for; every FLUX checkpoint lies far inside them.
@@ -31,6 +43,16 @@ Tokens = Annotated[int, Ge(1), Le(2**20)]
 Axis = Annotated[int, Ge(2), Le(1024)]
 Epsilon = Annotated[float, Gt(0), Le(1)]
 Shift = Annotated[float, Gt(0), Le(1000)]
+
+
+class Rounding(NamedTuple):
+    """Of how many bits the blocks of a component are; None: of as many as its other numbers."""
+
+    transformer: Weights | None = None
+    text_encoder_2: Weights | None = None
+
+
+WIDE = Rounding()  # no block has fewer bits than the rest
 
 
 class FromJson:

@@ -22,7 +22,7 @@ from jaxpa.attention.observe import THRESHOLD, Attention, FoundMask, Look, Searc
 from jaxpa.checkpoint.load import load_parts, load_stages
 from jaxpa.checkpoint.redux import load_redux
 from jaxpa.checkpoint.source import resolve
-from jaxpa.config import VariantName, Weights
+from jaxpa.config import Asked, VariantName
 from jaxpa.devices.plan import all_stay
 from jaxpa.devices.sharding import automatic, rules
 from jaxpa.encoders.text import TextEmbedding, Tokenizers
@@ -246,7 +246,7 @@ def load(
     mesh: Mesh | None = None,
     *,
     components: str | Path | None = None,
-    weights: Weights | None = None,
+    weights: Asked | None = None,
     resident: bool | None = None,
     variant: VariantName | None = None,
     loras: Loras = (),
@@ -255,15 +255,16 @@ def load(
 ) -> Pipeline:
     """Load a checkpoint.
 
-    source: `mini` (the embedded one), a diffusers or converted folder, a single .safetensors file of the original
-    release (then `components` names where the rest comes from), or a hub id; dtype: of all networks (None: float32
-    on CPU, bfloat16 elsewhere); mesh: devices to spread the networks and the rows of a batch over, with axes "data" and
-    "model" (`jaxpa.devices.sharding.make_mesh`); weights: "int8" or "fp8" rounds the blocks of the transformer and of
-    T5 to eight bits as they are read (`jaxpa.quantised`); resident: whether all networks stay in memory, or each is
-    loaded for its stage and freed after: text, sampling, pictures (None: they stay if they all fit); variant: which of
-    FLUX.1's sister models it is (`jaxpa.backbones.variants`; None: as its files say); loras: files, or pairs of a file
-    and a scale; keep_loras: keep them beside the weights, where `with_loras` exchanges them, instead of merging them
-    into the weights (None: beside weights of eight bits); redux: a folder or hub id of FLUX.1-Redux, for image prompts.
+    source: `mini` (the embedded one), a diffusers or converted folder, a single .safetensors or .gguf file (then
+    `components` names where the rest comes from), or a hub id; dtype: of all networks (None: float32 on CPU, bfloat16
+    elsewhere); mesh: devices to spread the networks and the rows of a batch over, with axes "data" and "model"
+    (`jaxpa.devices.sharding.make_mesh`); weights: "int8" or "fp8" rounds the blocks of the transformer and of T5 to
+    eight bits as they are read (`jaxpa.quantised`), "wide" widens those of fp8 and GGUF files; resident: whether all
+    networks stay in memory, or each is loaded for its stage and freed after: text, sampling, pictures (None: they stay
+    if they all fit); variant: which of FLUX.1's sister models it is (`jaxpa.backbones.variants`; None: as its files
+    say); loras: files, or pairs of a file and a scale; keep_loras: keep them beside the weights, where `with_loras`
+    exchanges them, instead of merging them into the weights (None: beside weights of eight bits); redux: a folder or
+    hub id of FLUX.1-Redux, for image prompts.
     Raises CheckpointError with everything that is wrong.
     """
     mesh = None if mesh is None else automatic(mesh)

@@ -14,6 +14,7 @@ from jaxpa.checkpoint import load as loading
 from jaxpa.checkpoint.keys import COMPONENTS, component
 from jaxpa.checkpoint.load import load_component, load_parts
 from jaxpa.checkpoint.residence import arrange
+from jaxpa.config import Rounding
 from jaxpa.devices import cost
 from jaxpa.devices.programs import Job, model
 from jaxpa.layers import Linear, contract
@@ -134,7 +135,7 @@ def test_what_they_weigh(folder, kind):
     """The plan's bytes are those of the arrays, and the shapes that are compiled for elsewhere are theirs."""
     parts = load_parts(folder, dtype=jnp.bfloat16, weights=kind)
     found = {name: sum(x.nbytes for x in jax.tree.leaves(getattr(parts, name))) for name in COMPONENTS}
-    assert cost.weight_bytes(CONFIG, 2, kind) == found
+    assert cost.weight_bytes(CONFIG, 2, Rounding(kind, kind)) == found
     mesh = jax.make_mesh((1, 1), ("data", "model"))
     shapes = model(Job(CONFIG.transformer, (3, 4), weights=kind), mesh, "cpu")
     pairs = zip(jax.tree.leaves(shapes), jax.tree.leaves(parts.transformer), strict=True)

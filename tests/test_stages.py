@@ -87,7 +87,7 @@ def test_who_stays(monkeypatch):
 
 def test_what_stages_take():
     """FLUX.1-dev in bfloat16: the transformer and little else; T5 fits 16 GB with it, in eight bits."""
-    load = Load(FluxConfig(transformer=flux_dev().transformer), (64, 64), 512, 1, 0, 1, *Held(2, None, False))
+    load = Load(FluxConfig(transformer=flux_dev().transformer), (64, 64), 512, 1, 0, 1, *Held(2, resident=False))
     stages = stage_bytes(load, "gpu")
     assert peak_bytes(load, "gpu") == max(stages.values()) == stages["sample"]
     weights = cost.weight_bytes(load.config, 2)

@@ -24,7 +24,7 @@ from jaxpa.checkpoint.fit import mismatches
 from jaxpa.checkpoint.keys import Leaf
 from jaxpa.checkpoint.parts import PARTS
 from jaxpa.checkpoint.source import Edit, Source
-from jaxpa.config import FluxConfig, Weights
+from jaxpa.config import Asked, FluxConfig, Rounding
 from jaxpa.errors import CheckpointError
 from jaxpa.layers import Numbered
 from jaxpa.lowrank import LowRank, of_factors
@@ -189,12 +189,12 @@ def over(config: FluxConfig, loras: Iterable[Lora], keep: bool) -> Adapters:
     return adapters
 
 
-def keeps(said: bool | None, weights: Weights | None) -> bool:
+def keeps(said: bool | None, weights: Rounding) -> bool:
     """Whether LoRAs are kept beside the weights: as said (None: beside weights of eight bits), else merged."""
-    return weights is not None if said is None else said
+    return any(weights) if said is None else said
 
 
-def adapt(source: Source, loras: Iterable[Lora], keep: bool | None, weights: Weights | None = None) -> Source:
+def adapt(source: Source, loras: Iterable[Lora], keep: bool | None, weights: Asked | None = None) -> Source:
     """A checkpoint with LoRAs over it; keep: see `keeps`.
 
     Raises CheckpointError where they do not fit; a checkpoint with faults of its own is left to whoever loads it.
@@ -202,10 +202,13 @@ def adapt(source: Source, loras: Iterable[Lora], keep: bool | None, weights: Wei
     loras = tuple(loras)
     if not loras or (source.described is None and source.faults(source.parts)):
         return source
-    weights = source.rounded(weights)
-    if keep is False and any(part.weights for part in source.parts.values()):
-        raise CheckpointError(f"{source.name} holds weights in {weights}: LoRAs can be kept beside them, not merged")
-    return replace(source, adaptation=over(source.own_config, loras, keeps(keep, weights)))
+    rounding = source.rounded(weights)
+    held = [part.stored for name, part in source.parts.items() if part.stored and part.stored in rounding]
+    if keep is False and held:
+        raise CheckpointError(
+            f"{source.name} holds weights in {held[0]}: LoRAs can be kept beside them, or merged with --weights wide"
+        )
+    return replace(source, adaptation=over(source.own_config, loras, keeps(keep, rounding)))
 
 
 def _blocks(parts: list[Part]) -> int:

@@ -2,6 +2,7 @@
 
 Tensors are written one by one, block by block: little of the checkpoint is in memory at once. A matrix of eight bits
 lies where it would lie otherwise; its scales are a tensor of their own, named after the parameter (`parts.scale_of`).
+The folder loads as its source does, bit for bit.
 """
 
 import dataclasses
@@ -15,15 +16,18 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
+import jax.numpy as jnp
 import numpy as np
 from jax.typing import DTypeLike
 
+from jaxpa.checkpoint.files import DTYPES as PLAIN
 from jaxpa.checkpoint.files import write
 from jaxpa.checkpoint.keys import Leaf, component, leaves
-from jaxpa.checkpoint.load import copy, demand, read, stored_dtype
+from jaxpa.checkpoint.load import demand
 from jaxpa.checkpoint.parts import PARTS, Part, scale_of
+from jaxpa.checkpoint.reading import block, copy, raw, scales, stored_dtype, unique
 from jaxpa.checkpoint.source import MARKER, Source, resolve
-from jaxpa.config import VariantName, Weights
+from jaxpa.config import Asked, VariantName, Weights
 from jaxpa.errors import CheckpointError
 from jaxpa.quantised import DTYPES, quantise, steps
 
@@ -38,14 +42,15 @@ def convert(
     dtype: DTypeLike | None = None,
     progress: Progress | None = None,
     variant: VariantName | None = None,
-    weights: Weights | None = None,
+    weights: Asked | None = None,
 ) -> Path:
     """Write a checkpoint in the layout that the networks use, with its configs and tokenizers; returns the folder.
 
-    dtype: of all tensors (None: as stored); weights: of the blocks of the transformer and of T5 ("int8", "fp8"; None:
-    as the rest). progress: hears (component, bytes written, bytes in all). variant: see `resolve`; the folder remembers
-    it. The folder appears when it is complete. Raises CheckpointError where the source does not load, has eight bits
-    already, or the folder is not free.
+    dtype: of all tensors (None: as stored; bfloat16 where that is eight bits or fewer); weights: of the blocks of the
+    transformer and of T5 ("int8", "fp8", "wide"; None: as `load_parts` has them). progress: hears (component, bytes
+    written, bytes in all). variant: see `resolve`; the folder remembers it. The folder appears when it is complete.
+    Raises CheckpointError where the source does not load, is a converted folder of eight bits already, or the folder is
+    not free.
     """
     folder = Path(folder).expanduser()
     if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
@@ -54,14 +59,17 @@ def convert(
         raise CheckpointError(f"{folder.parent} does not exist: create it first")
     found = resolve(source, components, variant=variant)
     demand(found, found.faults(), found.absent())
-    if stored := found.rounded(None):
-        raise CheckpointError(f"{found.name} holds weights in {stored} already: convert what it was made from")
+    own = [part.stored for part in found.parts.values() if part.layout == "jaxpa" and part.stored]
+    if own:
+        raise CheckpointError(f"{found.name} holds weights in {own[0]} already: convert what it was made from")
+    rounding = found.rounded(weights)
     kept = None if dtype is None else np.dtype(dtype)
     unfinished = folder.absolute().parent / f".{folder.name}.{os.getpid()}.partial"
     try:
         unfinished.mkdir()
         for name in PARTS:
-            _Writer(found.parts[name], kept, weights).write(unfinished / name, progress)
+            kind = getattr(rounding, name, None)
+            _Writer(found.parts[name], kept, kind).write(unfinished / name, progress)
         _copy_rest(found, unfinished)
         if folder.exists():
             folder.rmdir()
@@ -100,8 +108,7 @@ class _Writer:
         folder.mkdir()
         write(folder / "model.safetensors", entries, FORMAT, wrote)
         if self.problems:
-            found = list(dict.fromkeys(self.problems))  # scales read their weights again
-            raise CheckpointError(f"{part.path} does not load: numbers that are not finite", found)
+            raise CheckpointError(f"{part.path} does not load: numbers that are not finite", unique(self.problems))
         _write_json(folder / "config.json", part.json or _described(part.name, part.config))
 
     def entries(self) -> Iterator[Entry]:
@@ -111,12 +118,22 @@ class _Writer:
         rounds = component(self.part.name, self.part.config).rounds  # type: ignore[arg-type]
         for name, held in stored.items():
             kind = self.weights if all(rounds(own.path) for _, own in held) else None
-            target = DTYPES[kind] if kind else self.dtype or stored_dtype(self.part, held[0][0])
+            target = self.target(held, kind)
             yield name, target, held[0][1].whole_shape, partial(self.pieces, held, target, kind)
             if kind is not None:
                 for leaf, own in held:
                     shape = (*own.shape[:-2], own.shape[-1])
-                    yield scale_of(own), np.dtype(np.float32), shape, partial(self.scales, leaf, kind)
+                    yield scale_of(own), np.dtype(np.float32), shape, partial(self.scales, leaf, target, kind)
+
+    def target(self, held: Held, kind: Weights | None) -> np.dtype:
+        """The type of a tensor that holds these: of eight bits, the one in which all of them are kept."""
+        leaf = held[0][0]
+        if kind is not None:
+            types = {self.part.held_as(leaf, kind) for leaf, _ in held}
+            return (types.pop() if len(types) == 1 else None) or DTYPES[kind]
+        stored = stored_dtype(self.part, leaf)
+        as_stored = stored in PLAIN.values() and self.part.types(leaf) <= PLAIN.keys()
+        return self.dtype or (stored if as_stored else np.dtype(jnp.bfloat16))
 
     def pieces(self, held: Held, target: np.dtype, kind: Weights | None) -> Iterator[np.ndarray]:
         """A tensor block by block, where the source has it in blocks."""
@@ -124,15 +141,21 @@ class _Writer:
         out = np.empty(own.whole_shape[1:] if leaf.stacked else own.whole_shape, target)
         for index in range(len(leaf.sources)):
             for leaf, own in held:
-                block = leaf.take(read(self.part, leaf, index, self.problems))
-                copy(own.view(out), quantise(block, kind).values if kind else block)
+                if kind and self.part.keeps(leaf, index, target):
+                    copy(own.view(out), raw(self.part, leaf, index, self.problems))
+                else:
+                    numbers = block(self.part, leaf, index, self.problems)
+                    copy(own.view(out), quantise(numbers, kind).values if kind else numbers)
             yield out
 
-    def scales(self, leaf: Leaf, kind: Weights) -> Iterator[np.ndarray]:
+    def scales(self, leaf: Leaf, target: np.dtype, kind: Weights) -> Iterator[np.ndarray]:
         """The scales of a parameter, in the same pieces."""
         for index in range(len(leaf.sources)):
-            block = leaf.take(read(self.part, leaf, index, self.problems))
-            matrices = block.reshape(-1, *block.shape[-2:])
+            if self.part.keeps(leaf, index, target):
+                yield scales(self.part, leaf, index, self.problems)
+                continue
+            numbers = block(self.part, leaf, index, self.problems)
+            matrices = numbers.reshape(-1, *numbers.shape[-2:])
             yield np.stack([steps(matrix.astype(np.float32), kind) for matrix in matrices])
 
 

@@ -26,8 +26,12 @@ DTYPES = {
     "F16": np.dtype(np.float16),
     "BF16": np.dtype(jnp.bfloat16),
 }
-# Types of eight bits: numbers only beside the scales that belong to them, so that their reader must ask for them.
-EIGHT_BITS = {"I8": np.dtype(np.int8), "F8_E4M3": np.dtype(jnp.float8_e4m3fn)}
+# Types of eight bits, most of which are numbers only beside scales, so that their reader must ask for them.
+EIGHT_BITS = {
+    "I8": np.dtype(np.int8),
+    "F8_E4M3": np.dtype(jnp.float8_e4m3fn),
+    "F8_E5M2": np.dtype(jnp.float8_e5m2),
+}
 EVERY = DTYPES | EIGHT_BITS
 NAMES = {dtype: name for name, dtype in EVERY.items()}
 PICKLES = (".bin", ".pt", ".pth", ".ckpt", ".pkl", ".pickle", ".msgpack", ".h5")
@@ -46,12 +50,16 @@ class Tensor:
     start: int
     size: int
 
-    def read(self) -> np.ndarray:
-        """The tensor as a read-only view of the mapped file; the mapping lasts as long as the view."""
+    def read(self, rows: slice | None = None) -> np.ndarray:
+        """The tensor, or these rows of it, as a read-only view of the mapped file, which lasts as long as the view."""
+        whole = self.bytes().view(EVERY[self.dtype]).reshape(self.shape)
+        return whole if rows is None else whole[rows]
+
+    def bytes(self) -> np.ndarray:
+        """What lies in the file, (size,) uint8, in the same way."""
         if not self.size:
-            return np.empty(self.shape, EVERY[self.dtype])
-        raw = np.memmap(self.file, np.uint8, mode="r", offset=self.start, shape=(self.size,))
-        return np.frombuffer(raw, EVERY[self.dtype]).reshape(self.shape)
+            return np.empty(0, np.uint8)
+        return np.frombuffer(np.memmap(self.file, np.uint8, mode="r", offset=self.start, shape=(self.size,)), np.uint8)
 
 
 def finite(array: np.ndarray) -> bool:
@@ -62,6 +70,7 @@ def finite(array: np.ndarray) -> bool:
         return True
     bits, exponent = {
         EVERY["F8_E4M3"]: (np.uint8, 0x7F),  # no infinities; one bit pattern is no number
+        EVERY["F8_E5M2"]: (np.uint8, 0x7C),
         DTYPES["F32"]: (np.uint32, 0x7F800000),
         DTYPES["F16"]: (np.uint16, 0x7C00),
         DTYPES["BF16"]: (np.uint16, 0x7F80),
@@ -83,10 +92,10 @@ class Files:
     problems: list[str] = field(default_factory=list)
     unknown: set[str] | None = field(default_factory=set)
 
-    def add(self, file: Path, promised: Iterable[str] | None = None) -> None:
-        """Read one file's header; `promised`: the tensors that an index expects in it."""
+    def add(self, file: Path, promised: Iterable[str] | None = None, read: "Reader | None" = None) -> None:
+        """Read one file's header; `promised`: the tensors that an index expects in it; read: `read_header` if None."""
         try:
-            tensors, metadata, problems = read_header(file)
+            tensors, metadata, problems = (read or read_header)(file)
         except OSError as error:
             self.problems.append(f"{file}: {error.strerror or error}")
         except ValueError as error:
@@ -102,6 +111,9 @@ class Files:
             self.unknown = None
         else:
             self.unknown.update(promised)
+
+
+Reader = Callable[[Path], tuple[dict[str, Tensor], dict[str, str], list[str]]]
 
 
 def read_header(file: Path) -> tuple[dict[str, Tensor], dict[str, str], list[str]]:

@@ -28,7 +28,8 @@ def _lines(source: Source) -> Iterator[bytes]:
     scheduler = None if source.scheduler is None else dataclasses.asdict(source.scheduler)
     yield _json([dataclasses.asdict(source.own_config), scheduler, source.settings])
     for name, part in sorted(source.parts.items()):
-        tensors = sorted(part.tensors.values(), key=lambda tensor: (tensor.file.name, tensor.start, tensor.key))
+        every = (*part.tensors.values(), *part.scales.of.values())
+        tensors = sorted(every, key=lambda tensor: (tensor.file.name, tensor.start, tensor.key))
         yield _json([name, [[t.file.name, t.key, t.dtype, t.shape, t.start, t.size] for t in tensors]])
         files: dict[Path, list[Tensor]] = {}
         for tensor in tensors:

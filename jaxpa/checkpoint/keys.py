@@ -11,7 +11,7 @@ fuses what the original release fuses).
 import math
 import re
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cache
 from typing import Any, Literal
 
@@ -221,6 +221,25 @@ class Leaf:
         """A stored tensor -> the parameter (its block): a view, except where halves change place."""
         part = self.view(tensor)
         return np.roll(part, part.shape[-1] // 2, axis=-1) if self.swap else part
+
+    @property
+    def rows(self) -> slice | None:
+        """Which rows of a stored matrix (Out, In) are this parameter's; None: all are needed."""
+        if not self.transpose or self.part.inputs or self.part.of == 1:
+            return None
+        width = self.block_shape[-1] // (self.part.stop - self.part.start)
+        return slice(self.part.start * width, self.part.stop * width)
+
+    def take_rows(self, tensor: np.ndarray) -> np.ndarray:
+        """`take`, of a tensor of which `rows` alone were read."""
+        return (self if self.rows is None else replace(self, part=Stored(self.part.name))).take(tensor)
+
+    def outputs(self, vector: np.ndarray) -> np.ndarray:
+        """What belongs to this kernel's outputs, of a number (1,) or of one for each row of the stored matrix."""
+        if len(vector) == 1:
+            return np.repeat(vector, self.block_shape[-1])
+        part = vector if self.rows is None else vector[self.rows]
+        return np.roll(part, len(part) // 2) if self.swap else part
 
     def factors(self, down: np.ndarray, up: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
         """Factors of a change of the stored tensor, up (Out, R) down (R, In) -> this parameter's, (In, R) and (R, Out).

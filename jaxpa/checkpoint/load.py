@@ -1,8 +1,8 @@
 """Safetensors -> modules, tensor by tensor.
 
 A parameter is assembled in one host buffer (several blocks, several tensors, transposed), put onto the device, and
-cast there if it widens: beyond the model itself, one parameter is held at a time. A converted checkpoint has the
-parameters ready: they are used where the file is mapped.
+cast there if it widens: beyond the model itself, one parameter is held at a time, and one tensor of blocks of few bits
+while it is unpacked. A converted checkpoint has the parameters ready: they are used where the file is mapped.
 """
 
 import dataclasses
@@ -20,13 +20,13 @@ from jax.typing import DTypeLike
 
 from jaxpa.backbones.registry import backbone_of
 from jaxpa.checkpoint import hub
-from jaxpa.checkpoint.files import EVERY, finite
 from jaxpa.checkpoint.keys import Leaf, abstract, component
-from jaxpa.checkpoint.parts import PARTS, Part, scale_of
+from jaxpa.checkpoint.parts import PARTS, Part
+from jaxpa.checkpoint.reading import assemble_host, block, edited, eight_bits, stored_dtype, unique
 from jaxpa.checkpoint.residence import assemble, settle
 from jaxpa.checkpoint.source import Adaptation, Edit, Source, find_mini, locate, resolve
 from jaxpa.checkpoint.stages import Staged, settings_over
-from jaxpa.config import FluxConfig, Settings, Weights
+from jaxpa.config import WIDE, Asked, FluxConfig, Rounding, Settings, Weights
 from jaxpa.errors import CheckpointError
 from jaxpa.quantised import Quantised, of_scale, quantise
 
@@ -51,7 +51,7 @@ class Parts:
 
     config: FluxConfig
     settings: Settings
-    weights: Weights | None = None  # of the blocks, where they are rounded to eight bits
+    weights: Rounding = WIDE  # of the blocks, where they have eight bits
     transformer: Any = None  # Flux, or another backbone's module
     vae: Any = None  # Autoencoder
     text_encoder: Any = None  # CLIPTextEncoder
@@ -84,7 +84,7 @@ def load_component(
     path: str | Path,
     dtype: DTypeLike | None = None,
     sharding: Shardings | None = None,
-    weights: Weights | None = None,
+    weights: Asked | None = None,
 ) -> Any:
     """One network from its folder or single file. Raises CheckpointError with everything that is wrong."""
     source = resolve(path)
@@ -92,7 +92,7 @@ def load_component(
         raise CheckpointError(f"{path} holds {', '.join(source.parts) or 'nothing'}; name one component's folder")
     (part,) = source.parts.values()
     demand(source, part.faults)
-    return _load(part, dtype, sharding, source.rounded(weights))
+    return _load(part, dtype, sharding, getattr(source.rounded(weights), part.name, None))
 
 
 def load_parts(
@@ -101,13 +101,14 @@ def load_parts(
     dtype: DTypeLike | None = None,
     sharding: Shardings | None = None,
     parts: Iterable[str] = PARTS,
-    weights: Weights | None = None,
+    weights: Asked | None = None,
 ) -> Parts:
     """The networks of a checkpoint and what belongs to them.
 
     source: `mini`, a diffusers or converted folder, a single file of the original release, a hub id; components:
     another source, for what the first does not hold; dtype: of all networks (None: `default_dtype`); weights: of
-    the blocks of the transformer and of T5, rounded to eight bits as they are read (None: they are of `dtype` too).
+    the blocks of the transformer and of T5, rounded to eight bits as they are read; "wide": they are of `dtype` too
+    (None: the same, except where the files have eight bits or fewer).
     Raises CheckpointError with everything that is wrong, before any tensor is read as far as headers tell.
     """
     found = source if isinstance(source, Source) else resolve(source, components)
@@ -116,13 +117,13 @@ def load_parts(
         bare = dataclasses.replace(found, adaptation=None)
         return load_parts(bare, None, dtype, sharding, wanted, weights).over(laid)
     demand(found, found.faults(wanted), found.absent(wanted))
-    weights = found.rounded(weights)
-    networks = {name: _network(found, name, dtype, sharding, weights) for name in wanted}
-    return Parts(found.config, settings_of(found), weights, tokenizers=found.tokenizers, **networks)
+    rounding = found.rounded(weights)
+    networks = {name: _network(found, name, dtype, sharding, getattr(rounding, name, None)) for name in wanted}
+    return Parts(found.config, settings_of(found), rounding, tokenizers=found.tokenizers, **networks)
 
 
 def load_stages(
-    found: Source, dtype: DTypeLike | None = None, sharding: Shardings | None = None, weights: Weights | None = None
+    found: Source, dtype: DTypeLike | None = None, sharding: Shardings | None = None, weights: Asked | None = None
 ) -> Staged:
     """The same, each network loaded when its stage comes. Raises CheckpointError where `load_parts` does.
 
@@ -131,10 +132,10 @@ def load_stages(
     if (laid := found.adaptation) is not None and laid.kept:
         return load_stages(dataclasses.replace(found, adaptation=None), dtype, sharding, weights).over(laid)
     demand(found, found.faults(PARTS), found.absent(PARTS))
-    weights = found.rounded(weights)
+    rounding = found.rounded(weights)
     kind = default_dtype() if dtype is None else np.dtype(dtype)
-    load = lambda name: _network(found, name, kind, sharding, weights)  # noqa: E731
-    return Staged(found.config, settings_of(found), weights, found.tokenizers, kind, load)
+    load = lambda name: _network(found, name, kind, sharding, getattr(rounding, name, None))  # noqa: E731
+    return Staged(found.config, settings_of(found), rounding, found.tokenizers, kind, load)
 
 
 def settings_of(source: Source) -> Settings:
@@ -193,21 +194,21 @@ def _load(
     for leaf in part.leaves:
         rounded = weights if described.rounds(leaf.path) else None
         if (edit := edits.get(leaf.path)) is not None:
-            host = _edited(part, leaf, dtype if rounded is None else np.dtype(np.float32), edit, problems)
+            host = edited(part, leaf, dtype if rounded is None else np.dtype(np.float32), edit, problems)
+            host = host if rounded is None else quantise(host, rounded)
+        elif rounded is not None:
+            host = eight_bits(part, leaf, rounded, problems)
         else:
-            kind = _host_dtype(part, leaf, dtype) if rounded is None else stored_dtype(part, leaf)
-            host = _assemble(part, leaf, kind, problems)
-        where = sharding(part.name, leaf.path, host.shape) if callable(sharding) else sharding
+            host = assemble_host(part, leaf, _host_dtype(part, leaf, dtype), problems, block)
+        where = sharding(part.name, leaf.path, leaf.shape) if callable(sharding) else sharding
         if not problems:
-            if part.in_eight_bits(leaf):
-                array = _place_quantised(Quantised(host, _scale(part, leaf, problems)), where)
-            elif rounded is not None:
-                array = _place_quantised(quantise(host, rounded), where)
+            if isinstance(host, Quantised):
+                array = _place_quantised(host, where)
             else:
                 array = jax.block_until_ready(_place(host, where).astype(dtype))
             arrays.append(settle(leaf.path, array, platform, backbone) if backbone else array)
     if problems:
-        raise CheckpointError(f"{part.path} does not load: numbers that are not finite", problems)
+        raise CheckpointError(f"{part.path} does not load: numbers that are not finite", unique(problems))
     structure = jax.tree_util.tree_structure(abstract(part.name, config or part.config, dtype))
     network = jax.tree_util.tree_unflatten(structure, arrays)
     return assemble(network) if backbone else network
@@ -233,61 +234,3 @@ def _host_dtype(part: Part, leaf: Leaf, dtype: np.dtype) -> np.dtype:
         return dtype
     stored = stored_dtype(part, leaf)
     return stored if stored.itemsize < dtype.itemsize else dtype
-
-
-def stored_dtype(part: Part, leaf: Leaf) -> np.dtype:
-    types = {EVERY[part.tensors[name].dtype] for name in leaf.sources}
-    return types.pop() if len(types) == 1 else np.dtype(np.float32)
-
-
-def _assemble(part: Part, leaf: Leaf, dtype: np.dtype, problems: list[str]) -> np.ndarray:
-    """A parameter on the host: the mapped file itself where it lies there as it is wanted, else one buffer."""
-    if not leaf.stacked and not leaf.transpose:
-        stored = leaf.take(read(part, leaf, 0, problems))
-        return stored if stored.dtype == dtype else stored.astype(dtype)
-    out = np.empty(leaf.shape, dtype)
-    for index in range(len(leaf.sources)):
-        copy(out[index] if leaf.stacked else out, leaf.take(read(part, leaf, index, problems)))
-    return out
-
-
-def _edited(part: Part, leaf: Leaf, dtype: np.dtype, edit: Edit, problems: list[str]) -> np.ndarray:
-    """A parameter on the host, made anew block by block: the edit computes in float32, and is rounded once."""
-    if leaf.stacked:
-        blocks = (leaf.take(read(part, leaf, index, problems)) for index in range(len(leaf.sources)))
-    else:
-        stored = leaf.take(read(part, leaf, 0, problems))
-        if len(leaf.shape) == (2 if leaf.path.endswith(".kernel") else 1):
-            return edit(0, stored).astype(dtype)
-        blocks = iter(stored)  # stacked in the file too
-    out = np.empty(leaf.shape, dtype)
-    for index, block in enumerate(blocks):
-        copy(out[index], edit(index, block))
-    return out
-
-
-def read(part: Part, leaf: Leaf, index: int, problems: list[str]) -> np.ndarray:
-    """A source as it is stored. Notes it if a number is not finite, once for all the parameters that are its parts."""
-    tensor = part.tensors[leaf.sources[index]]
-    array = tensor.read()
-    if leaf.begins and not finite(array):
-        problems.append(f"{tensor.file}: tensor '{tensor.key}' has numbers that are not finite")
-    return array
-
-
-def _scale(part: Part, leaf: Leaf, problems: list[str]) -> np.ndarray:
-    """The scales of a parameter that is stored in eight bits."""
-    tensor = part.tensors[scale_of(leaf)]
-    array = tensor.read().astype(np.float32)
-    if not finite(array):
-        problems.append(f"{tensor.file}: tensor '{tensor.key}' has numbers that are not finite")
-    return array
-
-
-def copy(out: np.ndarray, x: np.ndarray) -> None:
-    """out[...] = x. A transposed matrix goes in bands that stay in cache (5 times faster)."""
-    if out.dtype == x.dtype and x.dtype.itemsize == 2:  # bytes are bytes; numpy is slower on bfloat16
-        out, x = out.view(np.uint16), x.view(np.uint16)
-    band = 32 if x.ndim == 2 else max(out.shape[-1], 1)
-    for i in range(0, out.shape[-1], band):
-        out[..., i : i + band] = x[..., i : i + band]

@@ -1,33 +1,32 @@
 """One component of a checkpoint as its headers describe it: configuration, names, shapes, and every fault.
 
-A component is a folder with a config.json (diffusers', or a converted one), or it lies in a single file of the original
-release, which has no configuration: there the shapes tell it, as far as they can.
+A component is a folder with a config.json (diffusers', or a converted one), or it lies in a single file
+(`checkpoint.single`).
+
+Its numbers may have eight bits or fewer in the files. Those of kernels that may have eight bits in memory
+(`Component.rounded`) are *kept* if their type is the wanted one, or *rounded* to it; all others are *widened*.
 """
 
-import re
 from collections import Counter
-from collections.abc import Callable, Iterable
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
 from typing import Any
 
-from jaxpa.backbones.registry import BACKBONES
-from jaxpa.backbones.shapes import Shape, axes, count_blocks
+import numpy as np
+
 from jaxpa.checkpoint.documents import read_json
 from jaxpa.checkpoint.files import DTYPES, EIGHT_BITS, Files, Tensor, read_folder
+from jaxpa.checkpoint.gguf import NEEDS, PACKED, can_unpack
 from jaxpa.checkpoint.keys import COMPONENTS, KNOWN, Component, Config, Layout, Leaf, canonical, component, leaves
-from jaxpa.config import AutoencoderConfig, Weights
+from jaxpa.checkpoint.scales import Scales, packing_fault, take_scales
+from jaxpa.config import Weights
+from jaxpa.quantised import DTYPES as ROUNDED
 
 PARTS = tuple(COMPONENTS)
 
-Infer = Callable[[dict[str, Shape], dict[str, Any] | None], Config]
-
-# What only the autoencoder has in the original single files; a prefix may stand in front, a block's number follows.
-AUTOENCODER = re.compile(r"^(.*?)(?:encoder\.down|decoder\.up)\.\d+\.")
-
-
-STORED_AS: dict[str, Weights] = {"I8": "int8", "F8_E4M3": "fp8"}
+STORED_AS: dict[str, Weights] = {"I8": "int8", "F8_E4M3": "fp8", "F8_E5M2": "fp8"}
+FROM_PACKED: Weights = "int8"  # what blocks of few bits become unless told otherwise: the more accurate kind
 
 
 def scale_of(leaf: Leaf) -> str:
@@ -48,6 +47,7 @@ class Part:
     problems: tuple[str, ...] = ()  # of the configuration
     prefix: str = ""
     tensors: dict[str, Tensor] = field(default_factory=dict)
+    scales: Scales = field(default_factory=Scales)  # of another program's file
 
     @cached_property
     def leaves(self) -> list[Leaf]:
@@ -60,17 +60,85 @@ class Part:
         rounded = (leaf for leaf in self.leaves if self.in_eight_bits(leaf))
         return found | {scale_of(leaf): ((*leaf.shape[:-2], leaf.shape[-1]),) for leaf in rounded}
 
+    def rounds(self, leaf: Leaf) -> bool:
+        """Whether a parameter may have eight bits in memory."""
+        return self.config is not None and component(self.name, self.config).rounds(leaf.path)
+
     def in_eight_bits(self, leaf: Leaf) -> bool:
         """Whether a parameter is stored as a `Quantised`, in a folder that `convert` wrote."""
-        if self.config is None or self.layout != "jaxpa" or not component(self.name, self.config).rounds(leaf.path):
+        if self.layout != "jaxpa" or not self.rounds(leaf):
             return False
         return leaf.sources[0] in self.tensors and self.tensors[leaf.sources[0]].dtype in EIGHT_BITS
 
-    @property
+    def readable(self, key: str) -> bool:
+        """Whether a tensor's type is one of numbers, in another program's file with its scale if it needs one."""
+        dtype = self.tensors[key].dtype
+        if dtype in DTYPES or dtype in PACKED or self.layout == "jaxpa":
+            return dtype in DTYPES or dtype in PACKED
+        return dtype in EIGHT_BITS and (dtype != "I8" or key in self.scales.of)
+
+    def types(self, leaf: Leaf) -> set[str]:
+        """The types of a parameter's sources."""
+        return {self.tensors[key].dtype for key in leaf.sources if key in self.tensors}
+
+    def held_as(self, leaf: Leaf, weights: Weights | None) -> np.dtype | None:
+        """The type of a parameter if blocks shall be `weights` and the file has some of its blocks in it, else None."""
+        types = self.types(leaf)
+        stored = [dtype for dtype in types if weights is not None and STORED_AS.get(dtype) == weights]
+        if len(stored) != 1 or not self.rounds(leaf):
+            return None
+        dtype = EIGHT_BITS[stored[0]]
+        alone = len(types) == 1
+        return dtype if weights is not None and (alone or dtype == ROUNDED[weights]) else None
+
+    def keeps(self, leaf: Leaf, index: int, dtype: np.dtype | None) -> bool:
+        """Whether a source stays as it is in a parameter of this type of eight bits."""
+        return dtype is not None and EIGHT_BITS.get(self.tensors[leaf.sources[index]].dtype) == dtype
+
+    def scale(self, leaf: Leaf, index: int) -> Tensor | None:
+        """The tensor of scales that a source is to be multiplied by."""
+        return self.tensors[scale_of(leaf)] if self.in_eight_bits(leaf) else self.scales.of.get(leaf.sources[index])
+
+    @cached_property
+    def stored(self) -> Weights | None:
+        """The kind of eight bits that most of the kernels that may have them are stored in; None: most have more."""
+        return STORED_AS.get(self._usual)
+
+    @cached_property
     def weights(self) -> Weights | None:
-        """Of how many bits its blocks are stored; None: of as many as the rest."""
-        found = next((leaf for leaf in self.leaves if self.in_eight_bits(leaf)), None)
-        return None if found is None else STORED_AS[self.tensors[found.sources[0]].dtype]
+        """Of how many bits its blocks are in memory unless told otherwise; None: of as many as the rest."""
+        return FROM_PACKED if self._usual in PACKED else self.stored
+
+    @property
+    def _usual(self) -> str:
+        """The type that most of the kernels that may have eight bits are stored in; types of blocks are one."""
+        found: Counter[str] = Counter()
+        for leaf in filter(self.rounds, self.leaves):
+            types = [self.tensors[key].dtype for key in leaf.sources if key in self.tensors]
+            found.update(next(iter(PACKED)) if dtype in PACKED else dtype for dtype in types)
+        return found.most_common(1)[0][0] if found else ""
+
+    def becomes(self, weights: Weights | None) -> Counter[str]:
+        """How many stored weight matrices are "kept", "rounded" and "widened"; others are read as they are."""
+        found: dict[str, str] = {}
+        for leaf in self.leaves:
+            for index, key in enumerate(leaf.sources):
+                if key not in self.tensors:
+                    continue
+                if self.keeps(leaf, index, self.held_as(leaf, weights)):
+                    found[key] = "kept"
+                elif weights is not None and self.rounds(leaf):
+                    found[key] = "rounded"
+                elif self.tensors[key].dtype not in DTYPES:
+                    found[key] = "widened"
+        return Counter(found.values())
+
+    def memory(self, weights: Weights | None, itemsize: int) -> int:
+        """Bytes in memory: of eight bits with a scale an output, else `itemsize` a number."""
+        eights = [leaf for leaf in self.leaves if weights is not None and self.rounds(leaf)]
+        outputs = sum(leaf.size // leaf.shape[-2] for leaf in eights)
+        count = sum(leaf.size for leaf in eights)
+        return (self.parameters - count) * itemsize + count + 4 * outputs
 
     @property
     def parameters(self) -> int:
@@ -107,9 +175,11 @@ class Part:
         types = [
             f"{t.file}: tensor '{t.key}' has the type {t.dtype}, which is not supported ({', '.join(DTYPES)} are)"
             for key, t in self.tensors.items()
-            if t.dtype not in DTYPES and key in self.expected and key not in rounded
+            if key in self.expected and key not in rounded and not self.readable(key)
         ]
-        return [*self.problems, *self.files.problems, *types]
+        if not can_unpack() and any(t.dtype in PACKED for t in self.tensors.values()):
+            types.append(f"{self.path}: {NEEDS}")
+        return [*self.problems, *self.files.problems, *self.scales.problems, *types]
 
     @property
     def faults(self) -> list[str]:
@@ -137,7 +207,11 @@ def open_folder(folder: Path, name: str | None = None) -> Part:
         fault = f"{folder / 'config.json'}: the class is {' '.join(classes) or 'not given'}, not {' or '.join(wanted)}"
         return Part(name or "unknown", folder, layout, files, json=json, problems=(fault,))
     names = canonical(found, list(files.tensors))
-    tensors = {key: files.tensors[actual] for key, actual in names.items()}
+    tensors, scales = {key: files.tensors[actual] for key, actual in names.items()}, Scales()
+    if layout == "diffusers":
+        if packing := packing_fault(tensors):
+            return Part(found, folder, layout, files, json=json, problems=(packing,))
+        tensors, scales = take_scales(tensors, files.metadata)
     fronts = ("text_model.", "vision_model.")
     prefix = next((front for front in fronts if any(key.startswith(front) for key in files.tensors)), "")
     try:
@@ -147,7 +221,7 @@ def open_folder(folder: Path, name: str | None = None) -> Part:
         leaves(found, config, layout)  # a configuration that no network can be built from fails here
     except (ValueError, TypeError, ArithmeticError) as error:
         config, problems = None, (f"{folder / 'config.json'}: {error}",)
-    return Part(found, folder, layout, files, config, json, problems, prefix, tensors)
+    return Part(found, folder, layout, files, config, json, problems, prefix, tensors, scales)
 
 
 def check_counts(config: Config, tensors: int) -> None:
@@ -169,84 +243,3 @@ def component_of(json: dict[str, Any]) -> tuple[str, Component] | None:
     classes = set(class_names(json))
     every = ((name, kind) for name, kinds in KNOWN.items() for kind in kinds.values())
     return next(((name, kind) for name, kind in every if classes & set(kind.class_names)), None)
-
-
-def open_bfl(file: Path, hints: dict[str, dict[str, Any]]) -> list[Part]:
-    """The components in a single file of the original release; [] where its names are not that release's.
-
-    hints: config.json contents of other components, for what shapes do not tell.
-    """
-    files = Files()
-    files.add(file)
-    if files.unknown is None:
-        return [Part("unknown", file, "bfl", files)]
-    found = _recognised(files.tensors)
-    parts = []
-    for name, (prefix, infer) in found.items():
-        others = [other for key, (other, _) in found.items() if key != name]
-        longer = tuple(other for other in others if len(other) > len(prefix))  # the other's, though it fits here
-        mine = {
-            key.removeprefix(prefix): tensor
-            for key, tensor in files.tensors.items()
-            if key.startswith(prefix) and not key.startswith(longer)
-        }
-        if not parts:  # what has nobody's prefix is left over here, so that it is reported
-            mine |= {key: t for key, t in files.tensors.items() if not key.startswith((prefix, *others))}
-        part = Part(name, file, "bfl", files if not parts else Files(), prefix=prefix, tensors=mine)
-        parts.append(_inferred(part, infer, hints.get(name)))
-    return parts
-
-
-def _recognised(names: Iterable[str]) -> dict[str, tuple[str, Infer]]:
-    """The components that have original names among these: the prefix there, and what infers the configuration.
-
-    A backbone is the one whose names are the most; of two alike, the first.
-    """
-    known: list[tuple[str, re.Pattern[str], Infer]] = [
-        *(("transformer", backbone.signature, backbone.infer) for backbone in BACKBONES.values()),
-        ("vae", AUTOENCODER, infer_autoencoder),
-    ]
-    found: dict[str, tuple[int, str, Infer]] = {}
-    for name, pattern, infer in known:
-        prefixes = Counter(match[1] for key in names if (match := pattern.match(key)))
-        for prefix, count in prefixes.most_common(1):
-            if name not in found or count > found[name][0]:
-                found[name] = count, prefix, infer
-    return {name: (prefix, infer) for name, (_, prefix, infer) in found.items()}
-
-
-def _inferred(part: Part, infer: Infer, hint: dict[str, Any] | None) -> Part:
-    """The part with the configuration that its shapes tell."""
-    try:
-        config = infer({key: tensor.shape for key, tensor in part.tensors.items()}, hint)
-        leaves(part.name, config, part.layout)
-    except (ValueError, TypeError, ArithmeticError) as error:
-        return replace(part, problems=(f"{part.path}: {error}",))
-    return replace(part, config=config)
-
-
-def infer_autoencoder(shapes: dict[str, Shape], hint: dict[str, Any] | None) -> AutoencoderConfig:
-    """The autoencoder's configuration from shapes; scale, shift and groups are FLUX's or those of `hint`.
-
-    Raises ValueError where they do not tell it, or with the name of a tensor that is needed and missing.
-    """
-    count = count_blocks(shapes, r"encoder\.down\.(\d+)\.")
-    widths = [axes(shapes, f"encoder.down.{i}.block.0.conv1.weight", 4)[0] for i in range(count)]
-    known = {key: hint[key] for key in ("norm_num_groups", "scaling_factor", "shift_factor") if hint and key in hint}
-    groups = known.get("norm_num_groups")
-    if groups is None and any(width % AutoencoderConfig.norm_num_groups for width in widths):
-        raise ValueError(
-            f"blocks of {widths} channels have no {AutoencoderConfig.norm_num_groups} groups to norm, and the file "
-            "does not say how many: pass --components FOLDER with a vae/config.json"
-        )
-    return AutoencoderConfig.from_json(
-        {
-            "in_channels": axes(shapes, "encoder.conv_in.weight", 4)[1],
-            "out_channels": axes(shapes, "decoder.conv_out.weight", 4)[0],
-            "latent_channels": axes(shapes, "decoder.conv_in.weight", 4)[1],
-            "block_out_channels": widths,
-            "layers_per_block": count_blocks(shapes, r"encoder\.down\.0\.block\.(\d+)\."),
-            "mid_block_add_attention": any(".mid.attn_1." in key for key in shapes),
-            **known,
-        }
-    )

@@ -10,7 +10,7 @@ from jaxpa.backbones.variants import VARIANTS
 from jaxpa.checkpoint.load import settings_of
 from jaxpa.checkpoint.parts import Part
 from jaxpa.checkpoint.source import resolve
-from jaxpa.config import VariantName
+from jaxpa.config import VariantName, Weights
 from jaxpa.errors import printable
 
 
@@ -27,7 +27,8 @@ def info(
         faults = found.faults()
     else:  # the components that are here, without what goes with them
         faults = [*found.problems, *(f for part in found.parts.values() for f in part.faults), *found.misfits()]
-    parts = {name: _describe(part) for name, part in found.parts.items()}
+    rounding = found.rounded(None)
+    parts = {name: _describe(part, getattr(rounding, name, None)) for name, part in found.parts.items()}
     return {
         "source": found.name,
         "path": str(found.path),
@@ -46,15 +47,19 @@ def info(
     }
 
 
-def _describe(part: Part) -> dict[str, Any]:
+def _describe(part: Part, weights: Weights | None) -> dict[str, Any]:
     return {
         "path": str(part.path),
         "layout": part.layout,
         "prefix": part.prefix,
         "dtypes": dict(Counter(tensor.dtype for tensor in part.tensors.values())),
         "tensors": len(part.tensors),
-        "bytes": sum(tensor.size for tensor in part.tensors.values()),
+        "bytes": sum(tensor.size for tensor in (*part.tensors.values(), *part.scales.of.values())),
         "parameters": part.parameters or sum(math.prod(tensor.shape) for tensor in part.tensors.values()),
+        "weights": weights,
+        "becomes": dict(part.becomes(weights)),
+        "memory_bytes": part.memory(weights, 2),
+        "unused": part.scales.unused,
         "config": None if part.config is None else dataclasses.asdict(part.config),
         "missing": [part.prefix + key for key in part.missing],
         "extra": [part.tensors[key].key for key in part.extra],
@@ -79,7 +84,7 @@ def format_info(content: dict[str, Any]) -> str:
     for row in rows:
         cells = [cell.ljust(w) if i < 3 else cell.rjust(w) for i, (cell, w) in enumerate(zip(row, widths, strict=True))]
         lines.append("  ".join(cells).rstrip())
-    lines.append("")
+    lines += ["", *_eight_bits(content["components"])]
     named = [*content["components"].items(), ("scheduler", content), ("settings", content)]
     for name, part in named:
         values = part.get("config") if name in content["components"] else part[name]
@@ -87,6 +92,23 @@ def format_info(content: dict[str, Any]) -> str:
             lines.append(f"{name}: " + ", ".join(f"{key} {_value(value)}" for key, value in values.items()))
     lines += ["", *_faults(content), "loads" if content["loads"] else "does NOT load"]
     return "\n".join(map(printable, lines))
+
+
+def _eight_bits(components: dict[str, dict[str, Any]]) -> list[str]:
+    """What becomes of weights of eight bits and fewer, and what they take in memory."""
+    lines = []
+    for name, part in components.items():
+        if not part["becomes"]:
+            continue
+        into = {"kept": f"in {part['weights']}", "rounded": f"to {part['weights']}", "widened": "to --dtype"}
+        done = [f"{part['becomes'][what]} {what} {to}" for what, to in into.items() if what in part["becomes"]]
+        memory = f"{_bytes(part['memory_bytes'])} in memory, all else in bfloat16"
+        lines.append(f"{name}: tensors of few bits: {', '.join(done)} (--weights says otherwise); {memory}")
+    for name, part in components.items():
+        if part["unused"]:
+            kinds = sorted({key.rpartition(".")[2] for key in part["unused"]})
+            lines.append(f"{name}: {len(part['unused'])} tensors without use here: {', '.join(kinds)}")
+    return [*lines, ""] if lines else []
 
 
 def _faults(content: dict[str, Any]) -> list[str]:

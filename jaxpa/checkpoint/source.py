@@ -10,7 +10,7 @@ import os
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Any, Literal, Protocol
+from typing import Any, Literal, Protocol, get_args
 
 import numpy as np
 
@@ -21,10 +21,13 @@ from jaxpa.checkpoint.documents import check_regular, read_json
 from jaxpa.checkpoint.files import PICKLES
 from jaxpa.checkpoint.fit import TOKENIZERS
 from jaxpa.checkpoint.keys import Layout
-from jaxpa.checkpoint.parts import PARTS, Part, open_bfl, open_folder
+from jaxpa.checkpoint.parts import PARTS, Part, open_folder
 from jaxpa.checkpoint.remote import fetch_url, is_url
+from jaxpa.checkpoint.single import SUFFIXES, open_single
 from jaxpa.config import (
+    Asked,
     FluxConfig,
+    Rounding,
     ScheduleConfig,
     Settings,
     TransformerConfig,
@@ -123,17 +126,26 @@ class Source:
         name = self.name if hub.hub_id(self.name) else self.path.absolute().name
         return recognise(self.config.transformer, self.settings.get("variant"), self.pipeline, name)
 
-    def rounded(self, weights: Weights | None) -> Weights | None:
-        """The bits of the blocks' weights, if a user asks for these: those that they are stored in count.
+    def rounded(self, asked: Asked | None) -> Rounding:
+        """Of how many bits the blocks' weights are, if a user asks for these; None: as the files suggest.
 
-        Raises CheckpointError where it is another kind of eight bits.
+        Raises CheckpointError where a converted folder has another kind of eight bits.
         """
-        stored: Weights | None = next((part.weights for part in self.parts.values() if part.weights), None)
-        if weights and stored and weights != stored:
+        check_choice("weights", asked, [None, *get_args(Asked)], CheckpointError)
+        return Rounding(self._rounded("transformer", asked), self._rounded("text_encoder_2", asked))
+
+    def _rounded(self, name: str, asked: Asked | None) -> Weights | None:
+        part = self.parts.get(name)
+        if asked is None:
+            return None if part is None else part.weights
+        if asked == "wide":
+            return None
+        if part is not None and part.layout == "jaxpa" and part.stored not in (None, asked):
             raise CheckpointError(
-                f"{self.name} holds weights in {stored}: leave --weights away, or take the checkpoint it was made from"
+                f"{self.name} holds weights in {part.stored}: leave --weights away, or take the checkpoint it was made "
+                "from"
             )
-        return stored or weights
+        return asked
 
     @property
     def config(self) -> FluxConfig:
@@ -227,7 +239,7 @@ def locate(source: str | Path, parts: Iterable[str] = PARTS, download: bool = Tr
         raise CheckpointError(
             f"{source}: no such file or folder\n"
             "  - a model is 'mini', a hub id (owner/name), a URL, a diffusers or converted folder, or a .safetensors "
-            "file\n"
+            "or .gguf file\n"
             f"  - in a folder that exists here a name counts as a path; {hub.PREFIX}owner/name is always a hub id"
         ) from None
     except (OSError, ValueError, RuntimeError) as error:  # a name that is too long, a null in it, no such user's home
@@ -261,21 +273,19 @@ def _open(name: str, path: Path, skip: tuple[str, ...], hints: dict[str, dict[st
 def _open_file(name: str, path: Path, hints: dict[str, dict[str, Any]]) -> Source:
     if path.name.endswith(PICKLES):
         raise CheckpointError(f"{path} is a pickle, which can run code and is never read; use a .safetensors file")
-    if path.suffix != ".safetensors":
-        raise CheckpointError(f"{path}: not a .safetensors file, and nothing else is read")
-    parts = {part.name: part for part in open_bfl(path, hints)}
-    if parts:
+    if not path.name.endswith(SUFFIXES):
+        raise CheckpointError(f"{path}: not a {' or '.join(SUFFIXES)} file, and nothing else is read")
+    parts = {part.name: part for part in open_single(path, hints)}
+    beside = (path.parent / "config.json").exists()
+    if parts and not (beside and all(part.layout == "diffusers" for part in parts.values())):
         return Source(name, path, parts)
-    if (path.parent / "config.json").exists():
+    if beside:
         part = open_folder(path.parent)
         if path.name not in {tensor.file.name for tensor in part.tensors.values()}:
             raise CheckpointError(f"{path}: the folder's config.json is about another file; name the folder instead")
         return Source(name, path.parent, {part.name: part})
     known = ", ".join(f"a {backbone.name} transformer" for backbone in BACKBONES.values())
-    raise CheckpointError(
-        f"{path}: its tensors do not have the names of {known} or an autoencoder\n"
-        "  - a text encoder is read from a folder with its config.json"
-    )
+    raise CheckpointError(f"{path}: its tensors do not have the names of {known}, an autoencoder, CLIP or T5")
 
 
 def _open_pipeline(name: str, path: Path, skip: tuple[str, ...]) -> Source:
@@ -334,15 +344,16 @@ def _settings(content: dict[str, Any]) -> dict[str, Any]:
 def _open_release(name: str, path: Path, skip: tuple[str, ...], hints: dict[str, dict[str, Any]]) -> Source:
     """A folder of single files, as `flux1-dev.safetensors` beside `ae.safetensors`."""
     parts: dict[str, Part] = {}
-    for file in sorted(path.glob("*.safetensors")):
-        for part in open_bfl(file, hints):
+    for file in sorted(file for file in path.iterdir() if file.name.endswith(SUFFIXES)):
+        for part in open_single(file, hints):
             if part.name in parts:
                 both = f"{parts[part.name].path.name} and {file.name}"
                 raise CheckpointError(f"{path}: {both} both hold the {part.name}; name one of them instead")
             if part.name not in skip:
                 parts[part.name] = part
+    tokenizers = {kind: path / kind for kind in TOKENIZERS.values() if (path / kind).is_dir()}
     if parts:
-        return Source(name, path, parts)
+        return Source(name, path, parts, tokenizers=tokenizers)
     pickle = next((file.name for file in sorted(path.iterdir()) if file.name.endswith(PICKLES)), None)
     if pickle:
         raise CheckpointError(f"{path}: {pickle} is a pickle, which can run code and is never read; use .safetensors")

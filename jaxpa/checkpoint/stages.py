@@ -16,7 +16,7 @@ import numpy as np
 
 from jaxpa.backbones.variants import recognise
 from jaxpa.checkpoint.source import Adaptation
-from jaxpa.config import FluxConfig, Settings, Weights
+from jaxpa.config import FluxConfig, Rounding, Settings
 
 STAGES = {"text": ("text_encoder", "text_encoder_2"), "sample": ("transformer",), "pictures": ("vae",)}
 
@@ -40,15 +40,14 @@ class Staged:
         self,
         config: FluxConfig,
         settings: Settings,
-        weights: Weights | None,
+        weights: Rounding,
         tokenizers: dict[str, Path],
         dtype: np.dtype,
         load: Callable[[str], Any],
     ):
         """load: the name of a network's folder -> the network."""
         self.config, self.settings = config, settings
-        self.weights: Weights | None = weights
-        self.tokenizers, self.dtype = tokenizers, dtype
+        self.weights, self.tokenizers, self.dtype = weights, tokenizers, dtype
         self.texts: dict[str, Any] = {}
         self.bare: Staged | None = None  # the networks without what is kept beside their weights,
         self.kept = 0  # which is so many numbers

@@ -38,7 +38,7 @@ class BenchCommand(Command):
         import numpy as np
 
         from jaxpa.checkpoint.load import default_dtype, load_parts, settings_of
-        from jaxpa.config import Settings, flux_dev, flux_schnell
+        from jaxpa.config import WIDE, Settings, flux_dev, flux_schnell
         from jaxpa.devices.bench import Workload, bench, format_bench, random_model
         from jaxpa.devices.memory import Load, peak_bytes, require
         from jaxpa.request.spec import Spec
@@ -53,7 +53,9 @@ class BenchCommand(Command):
                 raise JaxpaError("--double and --single would have no effect: they cut the network of --config")
             source = self.source()
             config, settings = source.config, settings_of(source)
+            weights = source.rounded(self.checkpoint.weights)
         else:
+            weights = WIDE
             config, settings = flux_dev() if self.config == "dev" else flux_schnell(), Settings()
             blocks = {"num_layers": self.double, "num_single_layers": self.single}
             kept = {name: whole(name, count) for name, count in blocks.items() if count is not None}
@@ -69,7 +71,7 @@ class BenchCommand(Command):
                 whole("batch", self.batch, 1),
                 pictures=0,
                 itemsize=dtype.itemsize,
-                weights=self.checkpoint.weights,
+                weights=weights,
             )
             need = peak_bytes(load, jax.default_backend(), ("transformer",))
             require(need, f"a batch of {self.batch:,}", "give a smaller --batch or size, or fewer blocks")

@@ -8,7 +8,7 @@ from typing import Literal
 from tyro.conf import Positional
 
 from jaxpa.cli import console
-from jaxpa.config import VariantName, Weights
+from jaxpa.config import Asked, VariantName
 from jaxpa.errors import JaxpaError
 
 
@@ -27,9 +27,10 @@ class ConvertCommand:
     variant: VariantName | None = None
     """Which of FLUX.1's sister models it is, where its files do not say."""
 
-    weights: Weights | None = None
+    weights: Asked | None = None
     """Round the blocks of the transformer and of T5 to eight bits, each output with a scale: half the size of bfloat16.
-    Such a folder loads as it is stored."""
+    Such a folder loads as it is stored. wide: widen those of fp8 and GGUF files. Default: as --weights has it where a
+    checkpoint is loaded."""
 
     def run(self) -> int:
         from jaxpa.checkpoint.convert import convert

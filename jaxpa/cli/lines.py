@@ -151,7 +151,8 @@ def share_of(command: Any, prepared: Prepared) -> Share:
     if kind is not None:
         kind = (command.checkpoint, command.mesh, kind)
     said = command.checkpoint
-    held = held_as(spec, np.dtype(command.dtype or default_dtype()).itemsize, said.weights, said.keep_resident)
+    weights = command.source().rounded(said.weights)
+    held = held_as(spec, np.dtype(command.dtype or default_dtype()).itemsize, weights, said.keep_resident)
     return Share(kind, cast_of(request, spec), len(prepared.made), request.references, request, canvas, spec, held)
 
 

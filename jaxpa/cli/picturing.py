@@ -175,7 +175,7 @@ class Picturing(Making):
         request, made, outputs = prepared.request, prepared.made, prepared.outputs
         pictures, images, clock, programs, forwards = results
         source, canvas, parts = self.source(), (images[0].height, images[0].width), pipe.parts
-        costs = plan(source, request, pipe.dtype, canvas, parts.weights, parts.resident)
+        costs = plan(source, request, pipe.dtype, canvas, self.checkpoint.weights, parts.resident)
         resolved = {
             **{name: costs[name] for name in ("steps", "width", "height")},
             "guidance": pipe.spec.guidance(self.sampling.guidance),

@@ -15,7 +15,7 @@ from typing import Literal
 from jaxpa.backbones.backbone import BackboneConfig
 from jaxpa.backbones.registry import backbone_of
 from jaxpa.backbones.tables import Layer, Work
-from jaxpa.config import AutoencoderConfig, CLIPConfig, FluxConfig, T5Config, Weights
+from jaxpa.config import WIDE, AutoencoderConfig, CLIPConfig, FluxConfig, Rounding, T5Config
 
 Level = Literal["layer", "token"]
 
@@ -55,14 +55,15 @@ def weight_parameters(config: FluxConfig) -> dict[str, int]:
     }
 
 
-def weight_bytes(config: FluxConfig, itemsize: int, weights: Weights | None = None) -> dict[str, int]:
+def weight_bytes(config: FluxConfig, itemsize: int, weights: Rounding = WIDE) -> dict[str, int]:
     """Bytes of each component's weights, by the name of its folder; a number takes `itemsize` (bfloat16: 2).
 
     weights: of the blocks of the transformer and of T5 (`jaxpa.quantised`), one byte a number and four an output.
     """
     sizes = {name: count * itemsize for name, count in weight_parameters(config).items()}
-    if weights is not None:
+    if weights.transformer is not None:
         sizes["transformer"] -= backbone_of(config.transformer).work(config.transformer, 0, 0, 0).saved(itemsize)
+    if weights.text_encoder_2 is not None:
         sizes["text_encoder_2"] -= _t5(config.text_encoder_2, 0).saved(itemsize)
     return sizes
 

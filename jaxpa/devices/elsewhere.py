@@ -7,7 +7,7 @@ import numpy as np
 
 from jaxpa.checkpoint.load import settings_of
 from jaxpa.checkpoint.source import Source
-from jaxpa.config import Weights
+from jaxpa.config import Rounding, Weights
 from jaxpa.devices.compiled import compiled, missing
 from jaxpa.devices.memory import Held, transformer_bytes
 from jaxpa.devices.plan import Run, run_of
@@ -71,7 +71,7 @@ def elsewhere(
     }
     if need := missing(target):
         load, platform = (
-            run.load(run.images, Held(np.dtype(content["dtype"]).itemsize, content["weights"])),
+            run.load(run.images, Held(np.dtype(content["dtype"]).itemsize, Rounding(content["weights"]))),
             target.chip.platform,
         )
         weights = content["weight_bytes"]["transformer"] + content["lora_bytes"]

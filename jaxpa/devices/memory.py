@@ -16,7 +16,7 @@ from typing import NamedTuple
 import jax
 
 from jaxpa.checkpoint.stages import STAGES
-from jaxpa.config import AutoencoderConfig, FluxConfig, Weights
+from jaxpa.config import WIDE, AutoencoderConfig, FluxConfig, Rounding
 from jaxpa.devices import cost
 from jaxpa.errors import JaxpaError
 from jaxpa.kernels import LANES, LONG, VAST
@@ -37,7 +37,7 @@ class Held(NamedTuple):
     networks are there at once, or take turns (`checkpoint.stages`), and how many numbers LoRAs keep beside weights."""
 
     itemsize: int = 4
-    weights: Weights | None = None
+    weights: Rounding = WIDE
     resident: bool = True
     kept: int = 0
 
@@ -58,7 +58,7 @@ class Load:
     context: int = 0
     pictures: int = 1
     itemsize: int = 4
-    weights: Weights | None = None
+    weights: Rounding = WIDE
     resident: bool = True
     kept: int = 0
     beside: int = 0

@@ -12,7 +12,7 @@ import numpy as np
 
 from jaxpa.checkpoint.load import default_dtype, settings_of
 from jaxpa.checkpoint.source import Source
-from jaxpa.config import Weights
+from jaxpa.config import WIDE, Asked, Rounding
 from jaxpa.devices import cost
 from jaxpa.devices.memory import (
     SHARE,
@@ -123,7 +123,7 @@ def images_together(request: Request, run: Run, held: Held, platform: str) -> in
 def held_as(
     spec: Spec,
     itemsize: int,
-    weights: Weights | None = None,
+    weights: Rounding = WIDE,
     resident: bool | None = None,
     over: int = 1,
     kept: int = 0,
@@ -140,14 +140,14 @@ def held_as(
     return held._replace(resident=resident)
 
 
-def all_stay(source: Source, dtype: Any, weights: Weights | None, over: int) -> bool:
+def all_stay(source: Source, dtype: Any, weights: Asked | None, over: int) -> bool:
     """Whether all networks of a checkpoint stay in memory, if nobody says; see `held_as`. Of a faulty one: yes."""
     if source.faults():  # is refused where it is loaded
         return True
-    weights = source.rounded(weights)
+    rounding = source.rounded(weights)
     itemsize = np.dtype(default_dtype() if dtype is None else dtype).itemsize
     return held_as(
-        Spec(source.config, settings_of(source)), itemsize, weights, over=over, kept=kept_of(source)
+        Spec(source.config, settings_of(source)), itemsize, rounding, over=over, kept=kept_of(source)
     ).resident
 
 
@@ -170,7 +170,7 @@ def plan(
     request: Request,
     dtype: Any = None,
     canvas: tuple[int, int] | None = None,
-    weights: Weights | None = None,
+    weights: Asked | None = None,
     resident: bool | None = None,
 ) -> dict[str, Any]:
     """The cost of a request with every tau, seed and place; canvas: (height, width), if a picture decides it.
@@ -180,7 +180,7 @@ def plan(
     this includes the finished pictures if they share the device's memory. Where the request has a `cache`, forwards and
     work are at most these. Raises JaxpaError.
     """
-    run, weights = run_of(request, Spec(source.config, settings_of(source)), canvas), source.rounded(weights)
+    run, rounding = run_of(request, Spec(source.config, settings_of(source)), canvas), source.rounded(weights)
     config, n, m, images = source.config, run.tokens, run.text, run.images
     above = [int(steps_above(jnp.asarray(run.times), gate)) for gate in run.gates]
     r, asked = run.references, evaluations(request.sampling.solver, 1)
@@ -196,7 +196,7 @@ def plan(
     beside = run.beside
     forward = cost.transformer_flops(config.transformer, n + beside, m)
     kind = np.dtype(default_dtype() if dtype is None else dtype)
-    held = held_as(run.spec, kind.itemsize, weights, resident, kept=kept_of(source))
+    held = held_as(run.spec, kind.itemsize, rounding, resident, kept=kept_of(source))
     device = jax.devices()[0]
     together = images_together(request, run, held, device.platform)
     load = run.load(max(1, together), held)
@@ -212,7 +212,8 @@ def plan(
     return {
         "model": source.name,
         "dtype": kind.name,
-        "weights": weights,
+        "weights": rounding.transformer,
+        "text_weights": rounding.text_encoder_2,
         "device": device.device_kind,
         "height": height,
         "width": width,
@@ -231,7 +232,7 @@ def plan(
         "sample_forwards": early_rows + late_rows + inverted,
         "tflop_per_forward": forward / 1e12,
         "tflop": (flops + (1 + r + run.guided) * text + pictures) / 1e12,
-        "weight_bytes": cost.weight_bytes(config, kind.itemsize, weights),
+        "weight_bytes": cost.weight_bytes(config, kind.itemsize, rounding),
         "lora_bytes": held.kept * kind.itemsize,
         "resident": held.resident,
         "stage_bytes": stage_bytes(load, device.platform),
@@ -278,7 +279,7 @@ def signature(source: Source, request: Request, content: dict[str, Any]) -> str:
     switches["cache"] = request.sampling.cache is not None
     switches["tau_blocks"] = preset is not None and bool(preset.tau_blocks)
     named = ("dtype", "weights", "device", "height", "width", "steps", "references", "images", "drawn_by")
-    shapes = {k: content[k] for k in (*named, "picture_tokens", "lora_bytes")}
+    shapes = {k: content[k] for k in (*named, "text_weights", "picture_tokens", "lora_bytes")}
     text = json.dumps([asdict(source.config), switches, shapes, jax.__version__], sort_keys=True)
     return hashlib.sha256(text.encode()).hexdigest()[:24]
 

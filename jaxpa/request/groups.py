@@ -15,7 +15,7 @@ import numpy as np
 import pydantic
 
 from jaxpa.adapters.spec import Lora, to_loras
-from jaxpa.config import VariantName, Weights
+from jaxpa.config import Asked, VariantName
 from jaxpa.errors import JaxpaError, check_choice, real, whole
 from jaxpa.media.images import Picture
 from jaxpa.presets import PRESETS, BlockTau, Concat, Level, Parts, Path, Preset, Start
@@ -107,7 +107,7 @@ class Checkpoint:
     """The networks."""
 
     model: str = "mini"
-    """`mini`, a diffusers or converted folder, a .safetensors file of the original release, or a hub id."""
+    """`mini`, a diffusers or converted folder, a single .safetensors or .gguf file, or a hub id."""
     components: str | None = None
     """A folder or hub id that has the rest, where --model is a single file."""
     variant: VariantName | None = None
@@ -116,9 +116,10 @@ class Checkpoint:
     """A folder or hub id of FLUX.1-Redux, which reads the --image-prompt."""
     dtype: Literal["auto", "float32", "bfloat16"] = "auto"
     """Type of the weights; auto: float32 on CPU, bfloat16 on GPU and TPU."""
-    weights: Weights | None = None
+    weights: Asked | None = None
     """Round the weights of the blocks of the transformer and of T5 to eight bits as they are read: half the memory of
-    bfloat16. int8 is the more accurate one."""
+    bfloat16. int8 is the more accurate one. wide: widen them where the files have eight bits or fewer. Default: fp8 and
+    int8 files stay as they are, GGUF is rounded to int8, all others are wide."""
     keep_resident: bool | None = None
     """Keep all networks in memory, instead of loading each for its stage (text, sampling, pictures) and freeing it
     after. Default: if they all fit."""

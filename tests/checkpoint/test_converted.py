@@ -17,6 +17,7 @@ from jaxpa.checkpoint.parts import PARTS
 from jaxpa.checkpoint.report import info
 from jaxpa.checkpoint.source import resolve
 from jaxpa.cli.main import main
+from jaxpa.config import Rounding
 from jaxpa.devices import cost
 from jaxpa.devices.plan import plan
 from jaxpa.devices.sharding import make_mesh, rules
@@ -42,7 +43,7 @@ def folders(source, tmp_path_factory):
 def test_loads_as_rounding_on_load_does(source, folders, kind):
     """Bit for bit, fused and stacked tensors and T5's too; nobody needs to say of how many bits they are."""
     got, want = load_parts(folders[kind]), load_parts(source, weights=kind)
-    assert (got.weights, got.transformer.double_blocks.img.proj.kernel.get_value().values.dtype) == (
+    assert (got.weights.transformer, got.transformer.double_blocks.img.proj.kernel.get_value().values.dtype) == (
         kind, {"int8": jnp.int8, "fp8": jnp.float8_e4m3fn}[kind])  # fmt: skip
     for name in PARTS:
         pairs = [jax.tree.leaves(getattr(parts, name)) for parts in (got, want)]
@@ -78,7 +79,7 @@ def test_what_it_weighs(folders, kind):
     """`plan`, `info` and the file agree."""
     found = resolve(folders[kind])
     content = plan(found, Request(sampling=Sampling(height=64, width=64)), np.float32)
-    assert (content["weights"], content["weight_bytes"]) == (kind, cost.weight_bytes(CONFIG, 4, kind))
+    assert (content["weights"], content["weight_bytes"]) == (kind, cost.weight_bytes(CONFIG, 4, Rounding(kind, kind)))
     said = info(folders[kind])
     assert said["loads"]
     assert said["bytes"] == sum(content["weight_bytes"].values())

@@ -3,7 +3,9 @@
 import json
 import math
 import time
+from collections.abc import Mapping
 from dataclasses import asdict, replace
+from types import MappingProxyType
 from typing import Any
 
 import pytest
@@ -12,9 +14,11 @@ from small_checkpoint import make_tokenizers
 from jaxpa.backbones.flux import FLUX
 from jaxpa.backbones.variants import VARIANTS
 from jaxpa.checkpoint.keys import COMPONENTS, canonical, leaves
-from jaxpa.checkpoint.parts import infer_autoencoder
 from jaxpa.checkpoint.report import format_info, info
-from jaxpa.config import AutoencoderConfig, flux_dev, flux_schnell
+from jaxpa.checkpoint.single import infer_autoencoder
+from jaxpa.checkpoint.source import resolve
+from jaxpa.config import AutoencoderConfig, Rounding, flux_dev, flux_schnell
+from jaxpa.devices.cost import weight_bytes
 
 VAE = {
     "in_channels": 3,
@@ -130,11 +134,12 @@ def test_original_autoencoder_names(torch, goldens):
     assert all(stored[key] in all_ for leaf in leaves("vae", config, "bfl") for key, all_ in leaf.expected().items())
 
 
-def sparse(path, names: dict[str, tuple[int, ...]], dtype: str = "BF16", metadata: dict | None = None) -> None:
-    """A safetensors file with a true header, and a hole where the numbers would be."""
-    header, start = {"__metadata__": metadata or {}}, 0
+def sparse(path, names: dict[str, tuple[int, ...]], types: Mapping[str, str] = MappingProxyType({})) -> None:
+    """A safetensors file with a true header, and a hole where the numbers would be; types: not BF16."""
+    header, start = {}, 0
     for key, shape in names.items():
-        end = start + 2 * math.prod(shape)
+        dtype = types.get(key, "BF16")
+        end = start + {"BF16": 2, "F32": 4, "F8_E4M3": 1}[dtype] * math.prod(shape)
         header[key] = {"dtype": dtype, "shape": list(shape), "data_offsets": [start, end]}
         start = end
     raw = json.dumps(header).encode()
@@ -161,6 +166,39 @@ def test_info_on_full_size(tmp_path, goldens):
     assert content["components"]["transformer"]["parameters"] == 11_901_408_320
     assert content["bytes"] == 2 * content["parameters"] > 33e9
     assert "11,901,408,320" in format_info(content)
+
+
+@pytest.mark.parametrize("name", ["dev", "schnell"])
+def test_a_full_size_file_of_fp8(tmp_path, name):
+    """All in one, with scales, as the hub has it: what stays in eight bits, and the bytes in memory."""
+    config = flux_dev() if name == "dev" else flux_schnell()
+    where = {"transformer": ("model.diffusion_model.", "bfl"), "vae": ("vae.", "bfl"),
+             "text_encoder": ("text_encoders.clip_l.transformer.text_model.", "diffusers"),
+             "text_encoder_2": ("text_encoders.t5xxl.transformer.", "diffusers")}  # fmt: skip
+    names, types = {}, {}
+    for part, (prefix, layout) in where.items():
+        for key, shape in shapes(part, getattr(config, part), layout).items():
+            names[prefix + key] = shape
+            if part in ("transformer", "text_encoder_2") and len(shape) == 2 and "bias" not in key:
+                types[prefix + key] = "F8_E4M3"
+                if "shared" not in key:
+                    scale = f"{prefix}{key.removesuffix('weight')}scale_weight"
+                    names[scale], types[scale] = (1,), "F32"
+    names["model.diffusion_model.scaled_fp8"] = (0,)
+    path = tmp_path / f"flux1-{name}-fp8.safetensors"
+    sparse(path, names, types=types)
+    content = info(path)
+    assert content["loads"], format_info(content)
+    assert content["absent"] == ["tokenizer", "tokenizer_2"]
+    found = resolve(path)
+    assert replace(found.config, scheduler=config.scheduler) == config
+    assert found.rounded(None) == Rounding("fp8", "fp8")
+    memory = {part: each["memory_bytes"] for part, each in content["components"].items()}
+    assert memory == weight_bytes(config, 2, Rounding("fp8", "fp8"))
+    double, single = config.transformer.num_layers, config.transformer.num_single_layers
+    becomes = content["components"]["transformer"]["becomes"]
+    assert becomes["kept"] == 8 * double + 2 * single
+    assert content["components"]["text_encoder_2"]["becomes"] == {"kept": 24 * 7, "widened": 1}
 
 
 def test_info_on_a_full_size_single_file(tmp_path):
