@@ -1,4 +1,8 @@
-"""Inpainting and outpainting: the same replacement, with the kept part as the reference.
+# %% [markdown]
+"""
+# 16. Inpainting and outpainting
+
+The same replacement, with the kept part as the reference.
 
 The picture is its own reference, M is the kept part, and tau comes late: 10% of the steps remain (Section 3.4), so the
 reference replaces M in almost every step. At the end the kept pixels are pasted back and come out exactly as they went
@@ -8,8 +12,9 @@ which any part may change is redrawn as a whole, so a mask should leave the obje
     python examples/16_inpaint_outpaint.py
     jaxpa inpaint --image examples/pictures/boat.png --mask examples/pictures/boat-mask.png --grow 24 --caption "a purple striped boat in a forest" --prompt "a red plain house in a forest" --seed 1 --out house.png
     jaxpa outpaint --image examples/pictures/car.png --pad 192,96,0,96 --caption "a yellow striped car in the snow" --prompt "a yellow striped car in the snow" --out wide.png
-"""  # noqa: E501
+"""
 
+# %%
 import numpy as np
 from _show import PICTURES, save, subject
 from PIL import Image
@@ -25,29 +30,48 @@ CASES = (
 CAR = "a yellow striped car in the snow"
 PAD = (192, 96, 0, 96)  # top, right, bottom, left, in pixels of the picture: 576 x 576 of them are 12 x 12 tokens
 
+# %% [markdown]
+"""
+## By hand
 
-def main() -> None:
-    pipe = jaxpa.load("mini")
-    rows = []
-    for name, caption, prompt in CASES:
-        picture = Image.open(PICTURES / f"{name}.png").convert("RGB")
-        drawn = images.read_mask(subject(name).mask, picture.size)  # type: ignore[arg-type]
-        mask = Image.fromarray((255 * masks.grow(drawn, 24)).astype(np.uint8))
-        kept = ~masks.token_mask(np.asarray(mask) / 255.0, 12, 12, 1e-6)
-        made = [pipe.inpaint(picture, mask, prompt, caption=caption, seed=seed)[0] for seed in (1, 2, 3)]
-        rows.append([("the picture", picture), ("tokens that are kept", overlay(picture, kept, 12, 12))])
-        rows[-1] += [(f"{prompt}\nseed {seed}", image) for seed, image in enumerate(made, 1)]
-
-    car = Image.open(PICTURES / "car.png").convert("RGB")
-    whole, mask = Image.new("RGB", (576, 576), "white"), np.zeros((576, 576))
-    whole.paste(car, (PAD[3], PAD[0]))
-    mask[PAD[0] :, PAD[3] : 576 - PAD[1]] = 1
-    kept = masks.token_mask(mask, 12, 12, 1 - 1e-6)
-    made = [pipe.outpaint(car, CAR, PAD, caption=CAR, seed=seed)[0] for seed in (0, 1, 2)]
-    rows.append([("the picture", car), ("tokens that are kept", overlay(whole, kept, 12, 12))])
-    rows[-1] += [(f"more of it on three sides\nseed {seed}", image) for seed, image in enumerate(made)]
-    save(sheet(rows, 160), "16-inpaint-outpaint")
+Which tokens are kept: those of which no pixel may change.
+"""
 
 
-if __name__ == "__main__":
-    main()
+# %%
+def untouched(mask: np.ndarray, h: int = 12, w: int = 12) -> np.ndarray:
+    """A pixel mask (H, W), 1 where the picture may change -> (h * w,) bool."""
+    rows, cols = mask.shape
+    return (mask.reshape(h, rows // h, w, cols // w).max((1, 3)) == 0).reshape(-1)
+
+
+# %%
+pipe = jaxpa.load("mini")
+rows = []
+for name, caption, prompt in CASES:
+    picture = Image.open(PICTURES / f"{name}.png").convert("RGB")
+    drawn = images.read_mask(subject(name).mask, picture.size)  # type: ignore[arg-type]
+    mask = Image.fromarray((255 * masks.grow(drawn, 24)).astype(np.uint8))
+    kept = untouched(np.asarray(mask) / 255.0)
+    made = [pipe.inpaint(picture, mask, prompt, caption=caption, seed=seed)[0] for seed in (1, 2, 3)]
+    rows.append([("the picture", picture), ("tokens that are kept", overlay(picture, kept, 12, 12))])
+    rows[-1] += [(f"{prompt}\nseed {seed}", image) for seed, image in enumerate(made, 1)]
+
+car = Image.open(PICTURES / "car.png").convert("RGB")
+whole, mask = Image.new("RGB", (576, 576), "white"), np.zeros((576, 576))
+whole.paste(car, (PAD[3], PAD[0]))
+mask[PAD[0] :, PAD[3] : 576 - PAD[1]] = 1
+kept = untouched(1 - mask)
+made = [pipe.outpaint(car, CAR, PAD, caption=CAR, seed=seed)[0] for seed in (0, 1, 2)]
+rows.append([("the picture", car), ("tokens that are kept", overlay(whole, kept, 12, 12))])
+rows[-1] += [(f"more of it on three sides\nseed {seed}", image) for seed, image in enumerate(made)]
+save(sheet(rows, 160), "16-inpaint-outpaint")
+
+# %% [markdown]
+"""
+## Change something
+
+Let the mask end at the boat's outline (`masks.grow(drawn, 0)`). Tokens at its rim are half boat, half forest, and are
+drawn anew as a whole, but their pixels outside of the mask are pasted back: the house is cut where the boat ended. This
+is what the 24 pixels of room are for.
+"""

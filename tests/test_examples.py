@@ -1,4 +1,7 @@
-"""The course in examples/: every script is short, says what it teaches, is listed with its picture, and one runs."""
+"""The course in examples/: every lesson is short, listed with its picture, ends with a change, and the quick ones run.
+
+A lesson is a script in cells. What it computes by hand it compares with the package, and prints the difference.
+"""
 
 import ast
 import os
@@ -15,12 +18,15 @@ from jaxpa.cli import main as cli
 
 ROOT = Path(__file__).parent.parent
 EXAMPLES = ROOT / "examples"
-SCRIPTS = sorted(EXAMPLES.glob("[0-9][0-9]_*.py"))
-FIRST_OF_COMMANDS = 12  # from here on a command does the same
-LONGEST = 120  # lines
-LARGEST = 300_000  # bytes of a picture
+LESSONS = sorted(EXAMPLES.glob("[0-9][0-9]_*.py"))
+FIRST_OF_COMMANDS = 12  # from here on a command does the same,
+LAST_OF_COMMANDS = 17  # until here
+LONGEST = 200  # lines
+LARGEST = 600_000  # bytes of a picture
+QUICK = ("02_tokens", "04_rope", "05_double_block", "06_single_block")
+SPREAD = {"levels": 1, "tokens": 0, "cells": 0}  # largest difference by its unit, besides those of floats
 
-every_script = pytest.mark.parametrize("script", SCRIPTS, ids=lambda script: script.stem)
+every_lesson = pytest.mark.parametrize("lesson", LESSONS, ids=lambda lesson: lesson.stem)
 
 
 def listed() -> str:
@@ -28,37 +34,45 @@ def listed() -> str:
 
 
 def test_the_course_is_there():
-    numbers = [int(script.name[:2]) for script in SCRIPTS]
-    assert numbers == sorted(set(numbers))
-    assert numbers
+    numbers = [int(lesson.name[:2]) for lesson in LESSONS]
+    assert numbers == list(range(1, len(LESSONS) + 1))
+    assert re.findall(r"^## (\d+)\.", listed(), re.M) == list(map(str, numbers))
 
 
-@every_script
-def test_a_script_is_short_and_explains_itself(script):
-    source = script.read_text()
-    tree = ast.parse(source)
-    compile(source, str(script), "exec")
-    assert f"python examples/{script.name}" in (ast.get_docstring(tree) or "")
-    last = tree.body[-1]
-    assert isinstance(last, ast.If)
-    assert ast.unparse(last.test) == "__name__ == '__main__'"
+@every_lesson
+def test_a_lesson_is_short_and_explains_itself(lesson):
+    source = lesson.read_text()
+    text = ast.get_docstring(ast.parse(source)) or ""
+    title = re.match(r"# (\d+)\. (.+)", text)
+    assert source.startswith('# %% [markdown]\n"""\n')
+    assert title is not None
+    assert int(title[1]) == int(lesson.name[:2])
+    assert f"## {title[1]}. {title[2]}\n" in listed()
+    assert f"python examples/{lesson.name}" in text
     assert len(source.splitlines()) < LONGEST
 
 
-@every_script
-def test_a_script_is_listed_with_its_picture(script):
-    picture = f"gallery/{script.stem.replace('_', '-')}.png"
-    assert f"]({script.name})" in listed()
+@every_lesson
+def test_a_lesson_ends_with_something_to_change(lesson):
+    cells = re.split(r"^# %%", lesson.read_text(), flags=re.M)
+    assert cells[-1].startswith(' [markdown]\n"""\n')
+    assert len(cells[-1].partition("## Change something\n")[2]) > 150
+
+
+@every_lesson
+def test_a_lesson_is_listed_with_its_picture(lesson):
+    picture = f"gallery/{lesson.stem.replace('_', '-')}.png"
+    assert f"]({lesson.name})" in listed()
     assert f"]({picture})" in listed()
-    assert f'"{Path(picture).stem}")' in script.read_text()  # the name that it saves under
+    assert f'"{Path(picture).stem}")' in lesson.read_text()  # the name that it saves under
     assert (EXAMPLES / picture).stat().st_size < LARGEST
 
 
-@every_script
-def test_a_command_parses_and_names_files_that_exist(script, monkeypatch):
-    text = script.read_text()
+@every_lesson
+def test_a_command_parses_and_names_files_that_exist(lesson, monkeypatch):
+    text = lesson.read_text()
     commands = re.findall(r"^ +jaxpa (\w+) (.*)$", text, re.M)
-    assert commands or int(script.name[:2]) < FIRST_OF_COMMANDS
+    assert commands or not FIRST_OF_COMMANDS <= int(lesson.name[:2]) <= LAST_OF_COMMANDS
     for name, rest in commands:
         assert f"jaxpa {name} {rest}" in listed()
         monkeypatch.setattr(cli.COMMANDS[name], "run", lambda self: 0)
@@ -72,10 +86,52 @@ def test_links_lead_somewhere(link):
     assert (EXAMPLES / link).exists()
 
 
-def test_a_script_runs(tmp_path):
+# Cell by cell, as a notebook would: notebooks of the folder's lessons, and where their pictures go.
+RUN = """
+import json, sys
+from pathlib import Path
+sys.argv, notebooks = ["lesson", sys.argv[1]], sys.argv[2:]
+sys.path.insert(0, "examples")
+for notebook in notebooks:
+    namespace = {"__name__": "__main__"}
+    for k, cell in enumerate(json.loads(Path(notebook).read_text())["cells"]):
+        if cell["cell_type"] == "code":
+            exec(compile("".join(cell["source"]), f"{notebook}, cell {k}", "exec"), namespace)
+"""
+
+
+def run(*words: object) -> str:
     environment = {**os.environ, "PYTHONPATH": str(ROOT), "JAX_PLATFORMS": "cpu"}
-    subprocess.run(
-        [sys.executable, "examples/04_rope.py", str(tmp_path)], cwd=ROOT, env=environment, check=True, timeout=300
-    )
-    with Image.open(tmp_path / "04-rope.png") as made, Image.open(EXAMPLES / "gallery" / "04-rope.png") as kept:
-        assert made.size == kept.size
+    command = [sys.executable, *map(str, words)]
+    done = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True, timeout=300)
+    assert done.returncode == 0, done.stderr
+    return done.stdout
+
+
+def differences(said: str) -> list[tuple[float, float]]:
+    """What lessons print of what they did by hand: how far it is off, and how far it may be."""
+    found = re.findall(r"by hand and by .*?: ([\d.]+(?:e[+-]?\d+)?) (?:(levels|tokens|cells) )?apart", said)
+    return [(float(number), SPREAD.get(unit, 1e-2)) for number, unit in found]
+
+
+def check_pictures(folder: Path, names: tuple[str, ...]) -> None:
+    for name in (name.replace("_", "-") for name in names):
+        with Image.open(folder / f"{name}.png") as made, Image.open(EXAMPLES / "gallery" / f"{name}.png") as kept:
+            assert made.size == kept.size
+
+
+def test_a_script_runs(tmp_path):
+    said = run("examples/04_rope.py", tmp_path)
+    assert differences(said)
+    check_pictures(tmp_path, ("04_rope",))
+
+
+def test_lessons_run_as_notebooks(tmp_path):
+    pytest.importorskip("jupytext", reason="Jupytext, of the extra docs, makes the notebooks")
+    run("examples/make_notebooks.py", tmp_path)
+    assert {file.stem for file in tmp_path.glob("*.ipynb")} == {lesson.stem for lesson in LESSONS}
+    said = run("-c", RUN, tmp_path, *(tmp_path / f"{name}.ipynb" for name in QUICK))
+    found = differences(said)
+    assert len(found) >= len(QUICK)
+    assert all(off <= most for off, most in found), said
+    check_pictures(tmp_path, QUICK)
