@@ -40,7 +40,7 @@ from jaxpa.presets import Preset
 from jaxpa.request.prepare import Pictures
 from jaxpa.request.request import Request
 from jaxpa.request.spec import Spec
-from jaxpa.runs import OnStep, followed_back, inverted
+from jaxpa.runs import OnStep, Step, followed_back, inverted
 from jaxpa.sampling import Accompanied, Conditions, Guided, Velocity
 from jaxpa.solvers import Name
 from jaxpa.tokens import grid_positions, patchify, pixel_channels, unpatchify
@@ -264,12 +264,22 @@ class Model:
         """Noise (B, N, C), or what belongs to the first time on the line from a picture's tokens to it."""
         return noise if start is None else _noised(start, noise, times[0])
 
-    def decode(self, tokens: jax.Array, height: int | None = None, width: int | None = None) -> list[Image.Image]:
+    def decode(
+        self,
+        tokens: jax.Array,
+        height: int | None = None,
+        width: int | None = None,
+        on_step: OnStep | None = None,
+    ) -> list[Image.Image]:
         """Tokens (B, N, C) -> B pictures, decoded one by one."""
-        grid = self.grid(height, width)
+        grid, made = self.grid(height, width), []
         tokens = jax.block_until_ready(tokens)  # what made them may leave
-        decoded = (_decode(self.parts.vae, _row(tokens, k), *grid) for k in range(len(tokens)))
-        return [images.to_image(np.asarray(each[0], np.float32)) for each in decoded]
+        for k in range(len(tokens)):
+            (each,) = _decode(self.parts.vae, _row(tokens, k), *grid)
+            made.append(images.to_image(np.asarray(each, np.float32)))
+            if on_step is not None:
+                on_step(Step("decode", k + 1, len(tokens)))
+        return made
 
     def velocity(
         self,

@@ -34,7 +34,7 @@ from jaxpa.media.subjects import LoadedSubject, References, Subject, has_mask, l
 from jaxpa.request.groups import Sampling
 from jaxpa.request.prepare import NotReferences, Pictures, prepare, standing_for
 from jaxpa.request.request import Request
-from jaxpa.runs import OnStep, sampled
+from jaxpa.runs import OnStep, Step, sampled
 from jaxpa.sampler import Sampler
 
 
@@ -103,8 +103,21 @@ class Pipeline(Sampler):
 
     def _generated(self, request: Request, pictures: NotReferences | None, on_step: OnStep | None) -> list[Image.Image]:
         said = request.sampling
-        tokens = self.sample_generated(request, pictures, on_step)
-        return self.decode(tokens, *((said.height, said.width) if pictures is None else pictures.canvas))
+        canvas = (said.height, said.width) if pictures is None else pictures.canvas
+        tokens = self.sample_generated(request, pictures, self._with_pictures(on_step, canvas))
+        return self.decode(tokens, *canvas, on_step)
+
+    def _with_pictures(self, on_step: OnStep | None, canvas: tuple[int | None, int | None]) -> OnStep | None:
+        """An `on_step` whose steps can decode what they take for the pictures."""
+        if on_step is None:
+            return None
+
+        def hear(step: Step) -> None:
+            if (tokens := step.tokens) is not None:
+                step = step._replace(picture=lambda k: self.decode(tokens()[k : k + 1], *canvas)[0])
+            on_step(step)
+
+        return hear
 
     # Personalize Anything ------------------------------------------------------------------------------------
 
@@ -138,8 +151,9 @@ class Pipeline(Sampler):
         return self.make(request.with_references(), on_step=on_step)
 
     def _personalized(self, request: Request, references: References, on_step: OnStep | None) -> list[Image.Image]:
-        tokens = self.sample_personalized(request, references, on_step)
-        return self.decode(tokens, *(side * self.cell for side in references.grid))
+        canvas = references.grid[0] * self.cell, references.grid[1] * self.cell
+        tokens = self.sample_personalized(request, references, self._with_pictures(on_step, canvas))
+        return self.decode(tokens, *canvas, on_step)
 
     # Editing -------------------------------------------------------------------------------------------------
 

@@ -53,14 +53,30 @@ def test_an_image_depends_on_its_own_seed_alone(pipe):
 
 def test_stepped_is_fused(pipe, subject):
     seen = []
-    hear = lambda stage, done, total: seen.append((stage, done, total))  # noqa: E731
+    hear = lambda step: seen.append(step[:3])  # noqa: E731
     kw = {"seed": 1, "steps": STEPS}
     fused = pipe.generate("a mug in a room", **kw)
     assert difference(pipe.generate("a mug in a room", **kw, on_step=hear)[0], fused[0]) <= 1
-    assert seen == [("sample", i + 1, STEPS) for i in range(STEPS)]
+    assert seen == [*(("sample", i + 1, STEPS) for i in range(STEPS)), ("decode", 1, 1)]
+    seen.clear()
     fused = pipe.personalize("a car in a room", [subject], **kw)
     assert difference(pipe.personalize("a car in a room", [subject], **kw, on_step=hear)[0], fused[0]) <= 1
-    assert seen[STEPS:] == [(s, i + 1, STEPS) for s in ("invert", "sample") for i in range(STEPS)]
+    assert seen == [*((s, i + 1, STEPS) for s in ("invert", "sample") for i in range(STEPS)), ("decode", 1, 1)]
+
+
+def test_what_a_step_takes_for_the_picture(pipe):
+    """By its definition, x - t v, from the network itself; after the last step, it is the picture."""
+    seen = []
+    made = pipe.generate("a mug in a room", seed=[1, 4], steps=STEPS, on_step=seen.append)
+    sampling = [step for step in seen if step.stage == "sample"]
+    assert [step.tokens is None for step in seen] == [False] * STEPS + [True] * 2
+    velocity, grid = pipe.velocity(pipe.encode_text(["a mug in a room"] * 2)), pipe.grid()
+    x, times = pipe.noise(np.array([1, 4]), grid), pipe.times(STEPS, grid)
+    want = x - velocity(x, np.full(2, times[0], np.float32)) * times[0]
+    np.testing.assert_allclose(sampling[0].tokens(), want, rtol=0, atol=1e-3)  # rounding, over a step of 1 / STEPS
+    assert difference(sampling[0].picture(1), pipe.decode(want)[1]) <= 1
+    assert difference(sampling[-1].picture(1), made[1]) == 0
+    assert difference(sampling[0].picture(1), made[1]) > 20
 
 
 def test_nothing_compiles_twice(pipe, subject, pictures):

@@ -4,7 +4,7 @@ The calling thread samples. A second one decodes, writes and reports, so that th
 most one batch waits for it. Lines fail one by one, and a batch that does not fit the memory is halved.
 """
 
-import sys
+import logging
 import time
 from collections import OrderedDict
 from collections.abc import Callable, Hashable, Iterable, Sequence
@@ -29,6 +29,7 @@ from jaxpa.runs import personalized, sampled
 from jaxpa.sampling import bound
 from jaxpa.tokens import Placement
 
+LOG = logging.getLogger(__name__)
 TEXTS, TRAJECTORIES = 1024, 16  # that are kept for the lines to come
 
 
@@ -259,7 +260,7 @@ class Worker:
             each = units[0].part.references
             half = -(-self.size.images // 2)
             self.size = Size(half, max(each, min(self.size.references, half * each)))
-            print(f"jaxpa: the memory is full: {half} pictures at a time from here on", file=sys.stderr)
+            LOG.warning("the memory is full: %d pictures at a time from here on", half)
             pieces = [units[start : start + half] for start in range(0, len(units), half)]
         elif len(lines) > 1 and not full:
             pieces = [[unit for unit in units if unit.of is line] for line in lines]
@@ -298,7 +299,8 @@ class Worker:
             if begun.failed:
                 continue
             try:
-                (image,) = self.pipe.decode(tokens[k : k + 1], *(side * self.pipe.cell for side in unit.grid))
+                height, width = (side * self.pipe.cell for side in unit.grid)
+                (image,) = self.pipe.decode(tokens[k : k + 1], height, width)
                 if isinstance(begun.pictures, MaskedPicture):
                     feather = 0.0 if begun.request.editing is None else begun.request.editing.feather
                     image = begun.pictures.paste(image, feather)

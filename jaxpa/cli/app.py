@@ -51,7 +51,7 @@ class AppCommand(Command):
 
     def said(self, url: str) -> None:
         """The page is there."""
-        console.report(self.json, {"url": url}, [f"jaxpa: the page is at {url} (Ctrl-C ends it)"])
+        console.report(self.json, {"url": url}, [f"the page is at {url} (Ctrl-C ends it)"])
 
     def studio(self, folder: Path) -> Any:
         from jaxpa.app.jobs import OUT, Studio
@@ -72,6 +72,7 @@ class AppCommand(Command):
         located(command, folder)
         command.checkpoint, command.out, command.figure = self.checkpoint, folder / OUT, False
         prepared = command.prepare()
-        command.draw = lambda pipe, asked, pictures: pipe.make(asked, pictures, lambda *step: on_step(Step(*step)))
+        hear = lambda step: on_step(Step(*step[:3]))  # noqa: E731
+        command.draw = lambda pipe, asked, pictures, _: pipe.make(asked, pictures, hear)
         command.make(prepared)
         return prepared.outputs.files, files.labels(prepared.made)

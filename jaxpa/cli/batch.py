@@ -3,7 +3,6 @@
 import contextlib
 import json
 import signal
-import sys
 import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
@@ -65,6 +64,8 @@ class BatchCommand:
     """Print the JSON schema of a line of JSON."""
     json: bool = False
     """A JSON line on stdout for every job; everything else goes to stderr."""
+    quiet: bool = False
+    """Say nothing but warnings and errors."""
 
     def run(self) -> int:
         if self.schema:
@@ -169,13 +170,11 @@ class Session:
         with terminated(self.stop):
             for level in range(1 + max(job.level for job in self.jobs)):
                 self.run_level([job for job in self.jobs if job.level == level], todo)
-        line = (
-            f"jaxpa: {said.file}: {self.made} made, {self.failed} failed, {len(own) - len(todo) - before} done before"
-        )
+        line = f"{said.file}: {self.made} made, {self.failed} failed, {len(own) - len(todo) - before} done before"
         line += f", {before} failed before (--retry-failed tries them again)" if before else ""
         if self.stop.is_set():
             line += f"; stopped, {len(todo) - self.made - self.failed} left"
-        print(line, file=sys.stderr)
+        console.LOG.info("%s", line)
         return TERMINATED if self.stop.is_set() else 1 if self.failed or before else 0
 
     def run_level(self, jobs: list[Job], todo: set[int]) -> None:
@@ -227,15 +226,14 @@ class Session:
             # What the line cannot help is tried again without being asked: a full disk, a full memory.
             own = isinstance(error, JaxpaError) and not isinstance(error, OutputError)
             entry |= {"failed": said_of(error), "again": not own, "at": time.time()}
-            print(f"jaxpa: {job.place}: {said_of(error)}", file=sys.stderr)
+            console.LOG.error("%s: %s", job.place, said_of(error))
             self.failed += 1
             self.journal.append(entry)
             return
         entry |= {**made.content, "files": job.names, "at": time.time()}
         self.journal.append(entry)
         self.made += 1
-        number = f"[{self.made + self.failed}/{self.total}]"
-        console.report(self.command.json, entry, [made.line.replace("jaxpa: ", f"jaxpa: {number} ", 1)])
+        console.report(self.command.json, entry, [f"[{self.made + self.failed}/{self.total}] {made.line}"])
 
 
 @dataclass
@@ -298,7 +296,7 @@ def terminated(stop: threading.Event) -> Iterator[None]:
 
     def ask(*_: object) -> None:
         stop.set()
-        print("jaxpa: the pictures in flight are finished, then this ends", file=sys.stderr)
+        console.LOG.info("the pictures in flight are finished, then this ends")
 
     if threading.current_thread() is not threading.main_thread():
         yield

@@ -1,6 +1,5 @@
 """The commands about files: convert, info."""
 
-import sys
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
@@ -31,13 +30,15 @@ class ConvertCommand:
     """Round the blocks of the transformer and of T5 to eight bits, each output with a scale: half the size of bfloat16.
     Such a folder loads as it is stored. wide: widen those of fp8 and GGUF files. Default: as --weights has it where a
     checkpoint is loaded."""
+    quiet: bool = False
+    """Say nothing but warnings and errors."""
 
     def run(self) -> int:
         from jaxpa.checkpoint.convert import convert
 
-        dtype, progress = None if self.dtype == "stored" else self.dtype, console.Progress()
+        dtype, progress = None if self.dtype == "stored" else self.dtype, console.Progress().show
         folder = convert(self.source, self.folder, self.components, dtype, progress, self.variant, self.weights)
-        print(f"jaxpa: wrote {folder}; use it with --model {folder}", file=sys.stderr)
+        console.LOG.info("wrote %s; use it with --model %s", folder, folder)
         return 0
 
 

@@ -29,6 +29,8 @@ class Command:
     checkpoint: OmitArgPrefixes[UseAppendAction[Checkpoint]] = field(default_factory=Checkpoint)
     json: bool = False
     """One JSON line on stdout; everything else goes to stderr."""
+    quiet: bool = False
+    """Say nothing but warnings and errors."""
 
     @property
     def dtype(self) -> str | None:
@@ -208,7 +210,7 @@ def report_of(outputs: Outputs, content: dict[str, Any], clock: "Clock | None" =
         "replaced": [str(file) for file in outputs.replaced],
     }
     said["figure"] = None if outputs.figure is None else str(outputs.figure)
-    line = f"jaxpa: {', '.join(map(str, outputs.files))}"
+    line = f"{', '.join(map(str, outputs.files))}"
     line += " (replaced)" if outputs.replaced else ""
     if clock is None:
         return Made({**said, **content}, line)

@@ -1,7 +1,8 @@
-"""What commands say: progress and warnings on stderr, one JSON line on stdout; and where compiled programs are kept."""
+"""What commands say: the log "jaxpa" and progress on stderr, a JSON line on stdout; where programs are kept."""
 
 import dataclasses
 import json
+import logging
 import os
 import sys
 import warnings
@@ -12,32 +13,28 @@ from typing import TYPE_CHECKING, Any
 
 from tqdm import tqdm
 
+from jaxpa.errors import printable
+
 if TYPE_CHECKING:
     from jaxpa.devices.timing import Clock
+    from jaxpa.runs import Step
+
+LOG = logging.getLogger("jaxpa")
 
 
-class Progress:
-    """A bar on stderr for every stage; an `on_step` of the pipeline. forwards: of runs that may skip the network."""
+class Terminal(logging.Handler):
+    """What is logged, as a user reads it on stderr; names and values may hold escape sequences."""
 
-    def __init__(self) -> None:
-        self.bar: tqdm | None = None
-        self.forwards: int | None = None
-
-    def __call__(self, stage: str, done: int, total: int) -> None:
-        if stage == "forwards":
-            self.forwards = done + (self.forwards or 0)
-            return
-        if self.bar is None:
-            self.bar = tqdm(total=total, desc=stage, file=sys.stderr, leave=False, dynamic_ncols=True, disable=None)
-        self.bar.update(done - self.bar.n)
-        if done == total:
-            self.bar.close()
-            self.bar = None
+    def emit(self, record: logging.LogRecord) -> None:
+        kind = "warning: " if record.levelno == logging.WARNING else ""
+        text = "\n".join(map(printable, self.format(record).split("\n")))
+        print(f"jaxpa: {kind}{text}", file=sys.stderr)
 
 
 @contextmanager
-def one_line_warnings() -> Iterator[None]:
-    """Warnings as a user reads them: no file, no line of code, and each text once.
+def talking() -> Iterator[None]:
+    """Within this, what the package logs goes to the terminal, and warnings as a user reads them: no file, no line of
+    code, and each text once.
 
     A command checks its request before anything loads, and the pipeline, which Python calls too, checks it again.
     """
@@ -46,11 +43,49 @@ def one_line_warnings() -> Iterator[None]:
     def show(message: Warning | str, *_: Any, **__: Any) -> None:
         if str(message) not in said:
             said.add(str(message))
-            print(f"jaxpa: warning: {message}", file=sys.stderr)
+            LOG.warning("%s", message)
 
-    with warnings.catch_warnings():
-        warnings.showwarning = show
-        yield
+    terminal, level = Terminal(), LOG.level
+    LOG.addHandler(terminal)
+    LOG.setLevel(logging.INFO)
+    try:
+        with warnings.catch_warnings():
+            warnings.showwarning = show
+            yield
+    finally:
+        LOG.removeHandler(terminal)
+        LOG.setLevel(level)
+
+
+def hush(quiet: bool) -> None:
+    """From now on, nothing but warnings and errors, if that is asked for."""
+    LOG.setLevel(logging.WARNING if quiet else logging.INFO)
+
+
+class Progress:
+    """A bar on stderr for every stage, with its rate and the time that is left; an `on_step` of the pipeline.
+
+    Only on a terminal, and not for who wants it quiet. forwards: of runs that may skip the network.
+    """
+
+    def __init__(self) -> None:
+        self.bar: tqdm | None = None
+        self.forwards: int | None = None
+
+    def __call__(self, step: "Step") -> None:
+        if step.stage == "forwards":
+            self.forwards = step.done + (self.forwards or 0)
+        else:
+            self.show(*step[:3])
+
+    def show(self, stage: str, done: int, total: int) -> None:
+        if self.bar is None:
+            off = None if LOG.isEnabledFor(logging.INFO) else True  # None: where stderr is no terminal
+            self.bar = tqdm(total=total, desc=stage, file=sys.stderr, leave=False, dynamic_ncols=True, disable=off)
+        self.bar.update(done - self.bar.n)
+        if done == total:
+            self.bar.close()
+            self.bar = None
 
 
 def compilation_cache() -> Path | None:
@@ -98,7 +133,8 @@ def report(as_json: bool, content: dict[str, Any], lines: Sequence[str]) -> None
     if as_json:
         print(as_line(content), flush=True)
     else:
-        print("\n".join(lines), file=sys.stderr)
+        for line in lines:
+            LOG.info("%s", line)
 
 
 def as_line(content: dict[str, Any]) -> str:

@@ -130,6 +130,18 @@ class Pad(tuple[int, int, int, int]):
     """The sides of an outpainting, as one word."""
 
 
+class Every(int):
+    """A number of steps: `5`, or `every 5`."""
+
+
+def parse_every(words: Sequence[str]) -> Every:
+    """Raises JaxpaError for anything else."""
+    number = words[-1] if words else ""
+    if len(words) - (words[:1] == ["every"]) != 1 or not (number.isascii() and number.isdecimal() and int(number)):
+        raise JaxpaError(f"{' '.join(words)!r}: give a number of steps, such as 5")
+    return Every(number)
+
+
 def parse_blocks(words: Sequence[str]) -> tuple[int, int] | None:
     """`10-20`: blocks 10 to 20, both included; `none`: all. Raises JaxpaError."""
     if words[0] == "none":
@@ -241,6 +253,8 @@ def primitive(kind: Any) -> PrimitiveConstructorSpec[Any] | None:
     if set(members) == {float, Steps}:
         return _spec("T|P%", lambda words: parse_tau(words[0]), lambda value: [show_tau(value)])
     plain = [member for member in members if member is not type(None)]
+    if plain == [Every]:
+        return _spec("[every] N", parse_every, lambda value: ["none" if value is None else str(value)], "*")
     if plain == [bool]:
         return _choice([Literal["yes", "no"]], None, {"yes": True, "no": False})
     if plain == [tuple[float, ...]]:

@@ -80,7 +80,7 @@ class InvertCommand(Making):
             save_image(sheet([list(zip(labels, (old, ceiling, made), strict=True))]), outputs.figure, shown)
         report = report_of(outputs, content, clock)
         found = f"reconstruction {error:.1f} dB; the autoencoder alone reaches {best:.1f} dB"
-        return report._replace(line=f"{report.line}\njaxpa: {found}")
+        return report._replace(line=f"{report.line}; {found}")
 
     def named_alone(self) -> dict[str, Any]:
         """The files and the model without the folders that they lie in."""

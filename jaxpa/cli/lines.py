@@ -187,6 +187,8 @@ def parse(line: Line, model: str | None) -> tuple[Making, Any]:
         raise JaxpaError(f"not the flags of {words[0]}: see jaxpa {words[0]} --help") from None
     if getattr(command, "distributed", False):
         raise JaxpaError("--distributed is for a command of its own: machines share a batch by --engine ray or --share")
+    if getattr(command, "preview", None) is not None:
+        raise JaxpaError("--preview is for a command of its own: the pictures of a batch are sampled together")
     return command, words
 
 

@@ -26,7 +26,7 @@ from jaxpa.cli.lines import JOBS
 from jaxpa.cli.parse import parse_command
 from jaxpa.cli.plan import PlanCommand
 from jaxpa.cli.replay import ReplayCommand
-from jaxpa.errors import JaxpaError, did_you_mean, printable
+from jaxpa.errors import JaxpaError, did_you_mean
 
 COMMANDS = {
     **JOBS,
@@ -51,40 +51,44 @@ def main(argv: Sequence[str] | None = None) -> int:
     for stream in (sys.stdout, sys.stderr):
         if isinstance(stream, io.TextIOWrapper):
             stream.reconfigure(errors="backslashreplace")  # a terminal without Unicode is no reason to fail
-    try:
-        check_folder()
-        if argv[:1] == ["--version"]:
-            print(version())
-            return 0
-        with console.one_line_warnings(), ended_by_sigterm():
-            command = read(argv)
-            if isinstance(command, Command):
-                command.begin()
-            if isinstance(command, Command | ReplayCommand):
-                check_platform()
-            status = command.run()
-            sys.stdout.flush()
-            return status
-    except JaxpaError as error:
-        say(str(error))
-        return 2
-    except KeyboardInterrupt:
-        print("jaxpa: stopped", file=sys.stderr)
-        return INTERRUPTED
-    except Terminated:
-        print("jaxpa: terminated", file=sys.stderr)
-        return TERMINATED
-    except BrokenPipeError:  # whoever reads has seen enough, as `head` has; nothing more may be flushed into it
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        return BROKEN_PIPE
-    except OSError as error:
-        say(str(error))
-        return 2
-    except RuntimeError as error:  # of JAX: a device that is full
-        if not (line := known(error)):
-            raise
-        say(line)
-        return 2
+    with console.talking():
+        try:
+            with ended_by_sigterm():
+                return answer(argv)
+        except BrokenPipeError:  # whoever reads has seen enough, as `head` has; nothing more may be flushed into it
+            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+            return BROKEN_PIPE
+        except (JaxpaError, OSError) as error:
+            console.LOG.error("%s", error)
+            return 2
+        except KeyboardInterrupt:
+            console.LOG.error("stopped")
+            return INTERRUPTED
+        except Terminated:
+            console.LOG.error("terminated")
+            return TERMINATED
+        except RuntimeError as error:  # of JAX: a device that is full
+            if not (line := known(error)):
+                raise
+            console.LOG.error("%s", line)
+            return 2
+
+
+def answer(argv: Sequence[str]) -> int:
+    """Run the command that the words are; its exit status."""
+    check_folder()
+    if argv[:1] == ["--version"]:
+        print(version())
+        return 0
+    command = read(argv)
+    console.hush(getattr(command, "quiet", False))
+    if isinstance(command, Command):
+        command.begin()
+    if isinstance(command, Command | ReplayCommand):
+        check_platform()
+    status = command.run()
+    sys.stdout.flush()
+    return status
 
 
 @contextmanager
@@ -102,11 +106,6 @@ def ended_by_sigterm() -> Iterator[None]:
         yield
     finally:
         signal.signal(signal.SIGTERM, before)
-
-
-def say(text: str) -> None:
-    """A message on stderr, as a terminal shows it: names and values may hold escape sequences."""
-    print("jaxpa: " + "\n".join(map(printable, text.split("\n"))), file=sys.stderr)
 
 
 def read(argv: Sequence[str]) -> Any:

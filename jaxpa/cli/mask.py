@@ -1,6 +1,5 @@
 """The command that makes a mask: found by a word, drawn as a box or a polygon, or the picture's own transparency."""
 
-import sys
 from dataclasses import dataclass, fields, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar, Literal, NamedTuple
@@ -156,7 +155,7 @@ class MaskCommand(Making):
         from jaxpa.media.masks import to_grey
 
         with console.clock():
-            print(f"jaxpa: looking for {word!r}", file=sys.stderr)
+            console.LOG.info("looking for %r", word)
             found = self.load().find_mask(picture, word, self.caption, threshold=self.cut, steps=self.steps)
         return found.pixels(picture.size).astype(np.float32), to_grey(found.soft)
 

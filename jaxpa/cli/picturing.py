@@ -10,6 +10,7 @@ from tyro.conf import OmitArgPrefixes, arg
 from jaxpa.cli import console, files
 from jaxpa.cli.command import ELSEWHERE, Made, Making, report_of, spec_of
 from jaxpa.cli.files import Outputs
+from jaxpa.cli.flags import Every
 from jaxpa.errors import JaxpaError
 from jaxpa.media.edits import Followed, MaskedPicture, StartPicture
 from jaxpa.request.groups import Sampling, parse_tau, show_tau
@@ -24,7 +25,7 @@ if TYPE_CHECKING:  # the networks are imported when a command runs
     from jaxpa.pipeline import Pipeline
     from jaxpa.request.prepare import Pictures
     from jaxpa.request.provenance import Program, Provenance
-    from jaxpa.runs import OnStep
+    from jaxpa.runs import OnStep, Step
 
 
 class Prepared(NamedTuple):
@@ -51,6 +52,26 @@ class Results(NamedTuple):
     forwards: int | None = None
 
 
+@dataclass
+class Preview:
+    """Keeps a file with what a sampling takes for its first picture, every so many steps; an `on_step`."""
+
+    file: Path
+    every: int
+    written: bool = False
+
+    def __call__(self, step: "Step") -> None:
+        from jaxpa.media.images import save_image
+
+        if step.picture is not None and step.done % self.every == 0:
+            save_image(step.picture(0), self.file, {"preview": step.done})
+            self.written = True
+
+    def remove(self) -> None:
+        if self.written:
+            self.file.unlink(missing_ok=True)
+
+
 @dataclass(kw_only=True)
 class Picturing(Making):
     """A command that answers a `Request`."""
@@ -62,6 +83,9 @@ class Picturing(Making):
     image_prompt: Path | None = None
     """A picture whose look and content the new one takes (FLUX.1-Redux; see --redux), beside --prompt or without."""
     sampling: OmitArgPrefixes[Sampling] = field(default_factory=Sampling)
+    preview: Every | None = None
+    """Every so many steps (`--preview 5`, or `every 5`), write what the picture would be if they stopped there, as
+    OUT.preview.png: of several pictures, the first that is being sampled. It is taken away once they are made."""
     distributed: bool = False
     """This process is one of several that run the same command: --mesh spreads it over the devices of all of them, and
     the first writes. Found by JAX on Slurm, Open MPI, Kubernetes and Cloud TPU; else see docs/devices.md."""
@@ -70,6 +94,8 @@ class Picturing(Making):
         if self.distributed:
             from jaxpa.devices.processes import join
 
+            if self.preview is not None:
+                raise JaxpaError("--preview is for one process: leave it out with --distributed")
             if self.mesh is None:
                 raise JaxpaError("--distributed needs --mesh data=D,model=M: how the devices of all processes are used")
             join()
@@ -118,6 +144,8 @@ class Picturing(Making):
         if self.force:
             request = replace(request, sampling=replace(request.sampling, batch_size=costs["batch_size"]))
         outputs = self.settle(made)
+        if self.preview is not None:
+            files.settle(Outputs([self.preview_file]), self.inputs(), self.force)
         longest = max(request.prompts, key=len)  # of several, each picture holds its own
         check_room(request if longest == request.prompt else replace(request, prompt=longest), outputs.files)
         return Prepared(request, pictures, made, outputs, record)
@@ -154,8 +182,23 @@ class Picturing(Making):
             return ELSEWHERE
         return self.write(prepared, Results(pictures, images, clock, forwards=progress.forwards), pipe)
 
+    @property
+    def preview_file(self) -> Path:
+        return self.out.with_name(f"{self.out.stem}.preview.png")
+
     def draw(self, pipe: "Pipeline", request: Request, pictures: Any, on_step: "OnStep") -> "list[Image.Image]":
-        return pipe.make(request, pictures, on_step)
+        if self.preview is None:
+            return pipe.make(request, pictures, on_step)
+        preview = Preview(self.preview_file, self.preview)
+
+        def hear(step: "Step") -> None:
+            on_step(step)
+            preview(step)
+
+        try:
+            return pipe.make(request, pictures, hear)
+        finally:
+            preview.remove()
 
     def finish(self, prepared: Prepared, pictures: Any, drawn: "Drawn", pipe: "Pipeline") -> Made:
         """The pictures of a batch, written as `make` writes them."""

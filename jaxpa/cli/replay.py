@@ -138,6 +138,8 @@ class ReplayCommand:
     """Spread the work over devices, instead of over those that the picture was made on."""
     json: bool = False
     """One JSON line on stdout; everything else goes to stderr."""
+    quiet: bool = False
+    """Say nothing but warnings and errors."""
 
     def run(self) -> int:
         origin, _ = read_origin(self.picture)
@@ -148,13 +150,13 @@ class ReplayCommand:
             command, lines = self.again(origin, found(origin, folders, self.model))
         lines += differences(origin, command.source(download=True), command.checkpoint.model)
         for line in lines:
-            console.report(False, {}, [f"jaxpa: {self.picture}: {line}"])
+            console.LOG.warning("%s: %s", self.picture, line)
         made = command.make(command.prepare())
         content, said = made.content | {"differs": lines}, [made.line]
         if not self.seed:
             compared = compare(self.picture, Path(made.content["files"][0]))
             content |= compared
-            said.append(f"jaxpa: {in_words(compared, self.picture)}")
+            said.append(in_words(compared, self.picture))
         console.report(self.json, content, said)
         return 0
 

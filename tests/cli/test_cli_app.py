@@ -30,7 +30,7 @@ def test_the_page_the_command_and_python_draw_the_same(run, pictures, tmp_path, 
     inputs = list(room.iterdir())
     *steps, drawn = studio.run(request, room)
     assert isinstance(drawn, Drawn)
-    assert {step.stage for step in steps if isinstance(step, Step)} == {"invert", "sample"}
+    assert {step.stage for step in steps if isinstance(step, Step)} == {"invert", "sample", "decode"}
     assert drawn.labels == ["tau0.9", "tau0.4"]
 
     own.mkdir()
