@@ -58,7 +58,7 @@ class AppCommand(Command):
 
     def said(self, url: str) -> None:
         """The page is there."""
-        console.report(self.json, {"url": url}, [f"jaxpa: the page is at {url} (Ctrl-C ends it)"])
+        console.report(self.json, {"url": url}, [f"the page is at {url} (Ctrl-C ends it)"])
 
     def studio(self, folder: Path) -> Any:
         from jaxpa.app.jobs import OUT, Studio
