@@ -5,13 +5,14 @@
 The same replacement, with the kept part as the reference.
 
 The picture is its own reference, M is the kept part, and tau comes late: 10% of the steps remain (Section 3.4), so the
-reference replaces M in almost every step. At the end the kept pixels are pasted back and come out exactly as they went
-in; only the new part can make the seam fit. For outpainting, the canvas is larger than the picture. A token of
-which any part may change is redrawn as a whole, so a mask should leave the object some room.
+reference replaces M in almost every step. At the end the kept pixels are pasted back: over half a token around the new
+part old and new blend into each other, and beyond that they come out exactly as they went in. For outpainting, the
+canvas has more tokens than the picture, which keeps its scale. A token of which any part may change is redrawn as a
+whole, so a mask should leave the object some room.
 
     python examples/16_inpaint_outpaint.py
     jaxpa inpaint --image examples/pictures/boat.png --mask examples/pictures/boat-mask.png --grow 24 --caption "a purple striped boat in a forest" --prompt "a red plain house in a forest" --seed 1 --out house.png
-    jaxpa outpaint --image examples/pictures/car.png --pad 192,96,0,96 --caption "a yellow striped car in the snow" --prompt "a yellow striped car in the snow" --out wide.png
+    jaxpa outpaint --image examples/pictures/car.png --pad 0,192,0,0 --caption "a yellow striped car in the snow" --prompt "a yellow striped car in the snow" --out wide.png
 """
 
 # %%
@@ -28,7 +29,7 @@ CASES = (
     ("mug", "a white striped mug in a meadow", "a red striped mushroom in a meadow"),
 )
 CAR = "a yellow striped car in the snow"
-PAD = (192, 96, 0, 96)  # top, right, bottom, left, in pixels of the picture: 576 x 576 of them are 12 x 12 tokens
+PAD = (0, 192, 0, 0)  # top, right, bottom, left, in pixels of the picture, of which 32 x 32 are a token here
 
 # %% [markdown]
 """
@@ -58,13 +59,13 @@ for name, caption, prompt in CASES:
     rows[-1] += [(f"{prompt}\nseed {seed}", image) for seed, image in enumerate(made, 1)]
 
 car = Image.open(PICTURES / "car.png").convert("RGB")
-whole, mask = Image.new("RGB", (576, 576), "white"), np.zeros((576, 576))
-whole.paste(car, (PAD[3], PAD[0]))
-mask[PAD[0] :, PAD[3] : 576 - PAD[1]] = 1
-kept = untouched(1 - mask)
+whole, mask = Image.new("RGB", (576, 384), "white"), np.zeros((384, 576))
+whole.paste(car, (0, 0))
+mask[:, 384:] = 1
+kept = untouched(mask, 12, 18)
 made = [pipe.outpaint(car, CAR, PAD, caption=CAR, seed=seed)[0] for seed in (0, 1, 2)]
-rows.append([("the picture", car), ("tokens that are kept", overlay(whole, kept, 12, 12))])
-rows[-1] += [(f"more of it on three sides\nseed {seed}", image) for seed, image in enumerate(made)]
+rows.append([("the picture", car), ("tokens that are kept", overlay(whole, kept, 12, 18))])
+rows[-1] += [(f"more of it on the right\nseed {seed}", image) for seed, image in enumerate(made)]
 save(sheet(rows, 160), "16-inpaint-outpaint")
 
 # %% [markdown]
@@ -72,6 +73,6 @@ save(sheet(rows, 160), "16-inpaint-outpaint")
 ## Change something
 
 Let the mask end at the boat's outline (`masks.grow(drawn, 0)`). Tokens at its rim are half boat, half forest, and are
-drawn anew as a whole, but their pixels outside of the mask are pasted back: the house is cut where the boat ended. This
-is what the 24 pixels of room are for.
+drawn anew as a whole, but most of their pixels outside of the mask are pasted back: the house is cut where the boat
+ended. This is what the 24 pixels of room are for. Then give `pipe.outpaint` a `feather=0`, and look for the seam.
 """

@@ -8,6 +8,15 @@ The references are drawings that training never showed, in combinations it never
     subject and scene   family and colour of both, the scene's and the one put into it, and the background
     inpainting          family and colour of what the prompt puts there, the background, and one subject
     outpainting         family and colour of what was kept, the background, and one subject
+    corners             as layout, in a box of half the width in a corner
+    half-width boxes    as layout, in such a box anywhere
+    aspects             as layout, on canvases of 3:4, 9:16 and 1:2, upright or lying
+    one side            as outpainting, by half a picture on one side, so that the canvas is 2:3
+    removal             with a prompt of the background alone, the place of the subject is at most half as far from the
+                        true background as the subject was
+
+Edits say how their seams look, too: the change across the border of what is new over that beside it, of neighbours (an
+edge) and of pixels four to either side (a step); true drawings have 1.
 
 The table also has the judge's own rate on true drawings of the same scenes. Every application leaves a contact sheet of
 its first cases in the gallery: input, tokens, result.
@@ -28,16 +37,21 @@ from tqdm import tqdm
 sys.path.insert(0, str(Path(__file__).parent.parent))  # the recipe's world is not installed
 
 import jaxpa
+from jaxpa.evaluation.evaluate import seam
 from jaxpa.evaluation.scores import interval
 from jaxpa.media import images, masks
 from jaxpa.media.figures import overlay, sheet
+from weights.recipe.compositions import PLACES
 from weights.recipe.judge import FILE, Judge, load
 from weights.recipe.world import SIZE, Scene, Subject, caption, render, sample_scene, sample_subject
 
 SEED = 997
-PLACES = ((0.36, 0.62), (0.64, 0.62), (0.5, 0.66), (0.12, 0.32, 0.88, 0.92))
+SPOTS = ((0.36, 0.62), (0.64, 0.62), (0.5, 0.66), (0.12, 0.32, 0.88, 0.92))
 HALVES = ((0.02, 0.42, 0.48, 0.9), (0.52, 0.42, 0.98, 0.9))
+CORNERS = tuple((x, y, x + 0.48, y + 0.48) for x in (0.02, 0.5) for y in (0.02, 0.5))
+ASPECTS = ((96, 128), (128, 96), (72, 128), (128, 72), (96, 192), (192, 96))
 STRIP = SIZE // 4  # what outpainting adds on the left and on the right
+BLENDED = 4  # pixels, half a token
 HEADS = ("family", "colour", "background", "count")
 
 
@@ -49,6 +63,8 @@ class Options:
     count: int = 40
     """Cases of each application."""
     judge: Path = FILE
+    only: tuple[str, ...] = ()
+    """These applications alone."""
 
 
 @dataclass(frozen=True)
@@ -58,13 +74,50 @@ class Made:
     asked: Scene
     picture: Image.Image
     panels: list[tuple[str, Image.Image]]
+    truth: np.ndarray | None = None
+    """The true drawing (H, W, 3), where it is not the usual one."""
+    new: np.ndarray | None = None
+    """What an edit has drawn (H, W)."""
+    gone: float | None = None
+    """How far the place of what was removed is from its background, in units of how far it was."""
 
 
 def layout(pipe: jaxpa.Pipeline, scene: Scene, rng: np.random.Generator) -> Made:
     """The subject of a drawing at a place of its own, before another background."""
     asked = replace(scene, background=sample_scene(rng, 0.0, held_out=None).background)
-    place = PLACES[int(rng.integers(len(PLACES)))]
+    place = SPOTS[int(rng.integers(len(SPOTS)))]
     return _personalised(pipe, asked, [_reference(scene, at=place)])
+
+
+def corners(pipe: jaxpa.Pipeline, scene: Scene, rng: np.random.Generator) -> Made:
+    """The subject small, in a corner: whatever is elsewhere must not be another one."""
+    return _placed(pipe, scene, rng, CORNERS[int(rng.integers(len(CORNERS)))])
+
+
+def half_width_boxes(pipe: jaxpa.Pipeline, scene: Scene, rng: np.random.Generator) -> Made:
+    """The subject small, anywhere."""
+    x, y = rng.uniform(0.0, 0.5), rng.uniform(0.1, 0.5)
+    return _placed(pipe, scene, rng, (x, y, x + 0.5, y + 0.48))
+
+
+def aspects(pipe: jaxpa.Pipeline, scene: Scene, rng: np.random.Generator) -> Made:
+    """The subject in the middle of a canvas that is no square."""
+    height, width = ASPECTS[int(rng.integers(len(ASPECTS)))]
+    return _placed(pipe, scene, rng, (0.5, 0.62), (height, width))
+
+
+def _placed(
+    pipe: jaxpa.Pipeline,
+    scene: Scene,
+    rng: np.random.Generator,
+    at: tuple[float, ...],
+    canvas: tuple[int, int] = (SIZE, SIZE),
+) -> Made:
+    """The subject of a drawing before another background, its aspect kept."""
+    asked = replace(scene, background=sample_scene(rng, 0.0, held_out=None).background)
+    picture, mask = render(scene)
+    subject = jaxpa.Subject(picture, mask, at=at, caption=caption(scene))  # type: ignore[arg-type]
+    return _personalised(pipe, asked, [subject], canvas=canvas)
 
 
 def two_subjects(pipe: jaxpa.Pipeline, scene: Scene, rng: np.random.Generator) -> Made:
@@ -89,9 +142,21 @@ def inpainting(pipe: jaxpa.Pipeline, scene: Scene, rng: np.random.Generator) -> 
     picture, mask = render(before)
     mask = masks.grow(mask, 5) > 0
     made = pipe.inpaint(picture, Image.fromarray(np.uint8(255 * mask)), caption(scene), caption=caption(before))[0]
-    if not np.array_equal(np.asarray(made)[~mask], picture[~mask]):
-        raise AssertionError("inpainting changed what it was to keep")
-    return Made(scene, made, _edit_panels(picture, ~mask, made, caption(scene)))
+    _check_kept(picture, mask, made)
+    return Made(scene, made, _edit_panels(picture, ~mask, made, caption(scene)), new=mask)
+
+
+def removal(pipe: jaxpa.Pipeline, scene: Scene, rng: np.random.Generator) -> Made:
+    """A small subject goes, and its background is all that the prompt says."""
+    before = replace(scene, subjects=(replace(scene.subjects[0], span=float(rng.uniform(0.35, 0.5))),))
+    picture, mask = render(before)
+    mask, empty = masks.grow(mask, 5) > 0, render(replace(scene, subjects=()))[0]
+    text = f"a picture of {PLACES[scene.background.kind]}"
+    made = pipe.inpaint(picture, Image.fromarray(np.uint8(255 * mask)), text, caption=caption(before))[0]
+    _check_kept(picture, mask, made)
+    was, now = (np.abs(each.astype(float) - empty)[mask].mean() for each in (picture, np.asarray(made)))
+    panels = _edit_panels(picture, ~mask, made, text)
+    return Made(before, made, panels, truth=empty, new=mask, gone=float(now / was))
 
 
 def outpainting(pipe: jaxpa.Pipeline, scene: Scene, rng: np.random.Generator) -> Made:
@@ -102,9 +167,29 @@ def outpainting(pipe: jaxpa.Pipeline, scene: Scene, rng: np.random.Generator) ->
     kept[:, STRIP:-STRIP] = True
     inner, text = picture[:, STRIP:-STRIP], caption(asked)
     made = pipe.outpaint(inner, text, (0, STRIP, 0, STRIP), caption=text)[0]
-    if not np.array_equal(np.asarray(made)[kept], picture[kept]):
-        raise AssertionError("outpainting changed what it was to keep")
-    return Made(asked, made, _edit_panels(np.where(kept[..., None], picture, 255), kept, made, text))
+    _check_kept(picture, ~kept, made)
+    return Made(asked, made, _edit_panels(np.where(kept[..., None], picture, 255), kept, made, text), new=~kept)
+
+
+def one_side(pipe: jaxpa.Pipeline, scene: Scene, rng: np.random.Generator) -> Made:
+    """A whole drawing, longer by a half on one of its sides."""
+    side, more, text = int(rng.integers(4)), SIZE // 2, caption(scene)
+    pad = [more * (k == side) for k in range(4)]  # top, right, bottom, left
+    shape = SIZE + pad[0] + pad[2], SIZE + pad[1] + pad[3]
+    picture, kept = render(scene)[0], np.zeros(shape, bool)
+    kept[pad[0] : pad[0] + SIZE, pad[3] : pad[3] + SIZE] = True
+    whole = np.full((*shape, 3), 255, np.uint8)
+    whole[kept] = picture.reshape(-1, 3)
+    made = pipe.outpaint(picture, text, pad, caption=text)[0]
+    _check_kept(whole, ~kept, made)
+    truth = render(scene, shape, SIZE)[0]
+    return Made(scene, made, _edit_panels(whole, kept, made, text), truth=truth, new=~kept)
+
+
+def _check_kept(picture: np.ndarray, new: np.ndarray, made: Image.Image) -> None:
+    far = masks.grow(new, BLENDED) == 0
+    if not np.array_equal(np.asarray(made)[far], picture[far]):
+        raise AssertionError("an edit changed what it was to keep")
 
 
 APPLICATIONS: dict[str, tuple[int, Callable[[jaxpa.Pipeline, Scene, np.random.Generator], Made]]] = {
@@ -113,6 +198,11 @@ APPLICATIONS: dict[str, tuple[int, Callable[[jaxpa.Pipeline, Scene, np.random.Ge
     "subject and scene": (2, subject_and_scene),
     "inpainting": (1, inpainting),
     "outpainting": (1, outpainting),
+    "corners": (1, corners),
+    "half-width boxes": (1, half_width_boxes),
+    "aspects": (1, aspects),
+    "one side": (1, one_side),
+    "removal": (1, removal),
 }
 
 
@@ -129,33 +219,70 @@ def _reference(scene: Scene, at: tuple[float, ...]) -> jaxpa.Subject:
 
 
 def _personalised(
-    pipe: jaxpa.Pipeline, asked: Scene, subjects: list[jaxpa.Subject], scene: jaxpa.Subject | None = None
+    pipe: jaxpa.Pipeline,
+    asked: Scene,
+    subjects: list[jaxpa.Subject],
+    scene: jaxpa.Subject | None = None,
+    canvas: tuple[int, int] = (SIZE, SIZE),
 ) -> Made:
-    references, text = pipe.references(subjects, scene), caption(asked)
+    references, text = pipe.references(subjects, scene, height=canvas[0], width=canvas[1]), caption(asked)
     made = pipe.personalize(text, references)[0]
     panels = [
         ("reference", Image.fromarray(np.asarray(each.image))) for each in [*([scene] if scene else []), *subjects]
     ]
     cells = np.asarray(np.any(references.placement.target[0, -len(subjects) :], axis=0))
-    return Made(
-        asked, made, [*panels, ("tokens that are replaced", overlay(made, cells, *references.grid)), (text, made)]
-    )
+    panels += [("tokens that are replaced", overlay(made, cells, *references.grid)), (text, made)]
+    return Made(asked, made, panels, truth=render(asked, canvas)[0])
 
 
 def _edit_panels(
     picture: np.ndarray, kept: np.ndarray, made: Image.Image, text: str
 ) -> list[tuple[str, Image.Image]]:  # fmt: skip
-    cells, before = masks.token_mask(kept.astype(float), 12, 12, 1 - 1e-6), Image.fromarray(np.uint8(picture))
-    return [("the picture", before), ("tokens that are kept", overlay(before, cells, 12, 12)), (text, made)]
+    grid = kept.shape[0] // 8, kept.shape[1] // 8
+    cells, before = masks.token_mask(kept.astype(float), *grid, 1 - 1e-6), Image.fromarray(np.uint8(picture))
+    return [("the picture", before), ("tokens that are kept", overlay(before, cells, *grid)), (text, made)]
 
 
-def succeeded(judge: Judge, pictures: np.ndarray, scenes: list[Scene]) -> dict[str, np.ndarray]:
+def succeeded(judge: Judge, pictures: list[np.ndarray], scenes: list[Scene]) -> dict[str, np.ndarray]:
     """What was asked, whether each picture has it, and all of it together."""
-    seen = right(judge, pictures, scenes)
-    parts = {head: seen[head] for head in HEADS}
-    if len(scenes[0].subjects) == 2:
-        parts = {"both subjects": both_present(judge, pictures, scenes), "background": seen["background"]}
-    return {"all": np.all(list(parts.values()), axis=0), **parts}
+    found: dict[str, np.ndarray] = {}
+    for shape in {picture.shape for picture in pictures}:
+        which = np.array([k for k, picture in enumerate(pictures) if picture.shape == shape])
+        stacked, asked = np.stack([pictures[k] for k in which]), [scenes[k] for k in which]
+        seen = right(judge, stacked, asked)
+        parts = {head: seen[head] for head in HEADS}
+        if len(scenes[0].subjects) == 2:
+            parts = {"both subjects": both_present(judge, stacked, asked), "background": seen["background"]}
+        for name, values in ({"all": np.all(list(parts.values()), axis=0)} | parts).items():
+            found.setdefault(name, np.zeros(len(pictures), bool))[which] = values
+    return found
+
+
+def truth_of(one: Made) -> np.ndarray:
+    return render(one.asked)[0] if one.truth is None else one.truth
+
+
+def verdicts(judge: Judge, made: list[Made]) -> tuple[dict[str, np.ndarray], float]:
+    """Whether each case succeeded, by its parts; and the judge's own rate on true drawings."""
+    if made[0].gone is not None:
+        gone = np.array([one.gone is not None and one.gone < 0.5 for one in made])
+        return {"all": gone}, 1.0
+    scenes = [one.asked for one in made]
+    found = succeeded(judge, [np.asarray(one.picture) for one in made], scenes)
+    return found, float(succeeded(judge, [truth_of(one) for one in made], scenes)["all"].mean())
+
+
+def seams(made: list[Made]) -> dict[str, tuple[float, float]]:
+    """The medians over all edits of an edge and of a step: of the pictures, and of true drawings."""
+    edits = [(one, one.new) for one in made if one.new is not None]
+    return {
+        name: (
+            float(np.nanmedian([seam(np.asarray(one.picture), new, reach) for one, new in edits])),
+            float(np.nanmedian([seam(truth_of(one), new, reach) for one, new in edits])),
+        )
+        for name, reach in (("edge", 1), ("step", 4))
+        if edits
+    }
 
 
 def cases(count: int, subjects: int) -> Iterator[tuple[Scene, np.random.Generator]]:
@@ -179,25 +306,25 @@ def main() -> None:
     options = tyro.cli(Options, description=__doc__)
     options.out.mkdir(parents=True, exist_ok=True)
     pipe, judge = jaxpa.load(options.model), load(options.judge)
-    lines = ["| application | succeeds | 95% interval | true drawings | of it |", "|---|---|---|---|---|"]
+    lines = ["| application | succeeds | 95% interval | true drawings | of it | edge | step |", "|---" * 7 + "|"]
     content: dict[str, object] = {}
     for name, (subjects, run) in APPLICATIONS.items():
+        if options.only and name not in options.only:
+            continue
         made = [run(pipe, scene, rng) for scene, rng in tqdm(list(cases(options.count, subjects)), desc=name)]
-        scenes = [one.asked for one in made]
-        found = succeeded(judge, np.stack([np.asarray(one.picture) for one in made]), scenes)
-        truth = succeeded(judge, np.stack([render(scene)[0] for scene in scenes]), scenes)
+        found, truth = verdicts(judge, made)
         rate = interval([float(x) for x in found["all"]])
         parts = ", ".join(f"{part} {values.mean():.0%}" for part, values in found.items() if part != "all")
-        lines.append(
-            f"| {name} | {rate.mean:.0%} | {rate.low:.0%} to {rate.high:.0%} | {truth['all'].mean():.0%} | {parts} |"
-        )
-        content[name] = {part: values.tolist() for part, values in found.items()}
+        looks = seams(made)
+        shown = "".join(f" {got:.2f} ({true:.2f}) |" for got, true in looks.values()) or " | |"
+        lines.append(f"| {name} | {rate.mean:.0%} | {rate.low:.0%} to {rate.high:.0%} | {truth:.0%} | {parts} |{shown}")
+        print(lines[-1], flush=True)
+        content[name] = {part: values.tolist() for part, values in found.items()} | {"seams": looks}
         sheet([one.panels for one in made[:6]], height=128).save(options.out / f"{name.replace(' ', '-')}.png")
-    back, alone = reconstruction(pipe, options.count)
-    lines += [
-        "",
-        f"Reconstruction: {np.mean(back):.1f} dB to the noise and back, {np.mean(alone):.1f} dB the autoencoder alone.",
-    ]
+    if not options.only:
+        back, alone = reconstruction(pipe, options.count)
+        round_trip = f"{np.mean(back):.1f} dB to the noise and back, {np.mean(alone):.1f} dB the autoencoder alone"
+        lines += ["", f"Reconstruction: {round_trip}."]
     text = "\n".join(lines) + "\n"
     (options.out / "table.md").write_text(text, encoding="utf-8")
     (options.out / "results.json").write_text(json.dumps(content) + "\n", encoding="utf-8")

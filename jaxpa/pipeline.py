@@ -63,8 +63,8 @@ class Pipeline(Sampler):
                 made = self._personalized(request, prepared.references(self.cell), on_step)
             else:
                 made = self._generated(request, prepared, on_step)
-            feather = 0.0 if request.editing is None else request.editing.feather
-            return [prepared.paste(each, feather) for each in made]
+            feather = None if request.editing is None else request.editing.feather
+            return [prepared.paste(each, feather, self.cell) for each in made]
         if isinstance(prepared, References):
             return self._personalized(request, prepared, on_step)
         return self._generated(request, prepared, on_step)
@@ -166,10 +166,11 @@ class Pipeline(Sampler):
         on_step: OnStep | None = None,
         **keywords: Any,
     ) -> list[Image.Image]:
-        """Draw the masked part of a picture anew; the rest comes back exactly (Section 3.4: what is kept replaces).
+        """Draw the masked part of a picture anew (Section 3.4: what is kept replaces), at the picture's own size.
 
-        mask is white where the picture may change. Further keywords: those of `request.Editing` (caption, feather,
-        grow); height and width of the canvas (None: the picture's aspect at the checkpoint's size).
+        mask is white where the picture may change; the rest comes back exactly, but for the pixels that are blended.
+        Further keywords: those of `request.Editing` (caption, feather, grow); height and width of the canvas on which
+        the picture is shown to the network (None: `Spec.edit_canvas`).
         """
         return self.make(Request.of(prompt, image=image, mask=mask, **keywords), on_step=on_step)
 

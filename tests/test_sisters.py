@@ -128,7 +128,7 @@ def test_fill_equals_the_references(pipes, theirs):
 
 def test_fill_keeps_its_pixels_and_compiles_once(pipes):
     """Another picture, mask, prompt and seed of the same sizes run the same programs."""
-    pipe, words = pipes("fill"), {"steps": STEPS, "height": SIZE[0], "width": SIZE[1]}
+    pipe, words = pipes("fill"), {"steps": STEPS, "height": SIZE[0], "width": SIZE[1], "feather": 0}
     (first,) = pipe.inpaint(picture(1), hole(), PROMPT, **words)
     with Clock() as clock:
         (image,) = pipe.inpaint(picture(2), hole(35), "a blue mug in a room", seed=5, **words)
@@ -137,7 +137,7 @@ def test_fill_keeps_its_pixels_and_compiles_once(pipes):
     np.testing.assert_array_equal(np.asarray(image)[~inside], np.asarray(picture(2))[~inside])
     assert np.abs(np.asarray(image, float) - np.asarray(picture(2), float))[inside].mean() > 5
     assert image.size == first.size == (96, 80)
-    (wider,) = pipe.outpaint(picture(1), PROMPT, pad=(0, 16, 0, 0), steps=STEPS, height=80, width=112)
+    (wider,) = pipe.outpaint(picture(1), PROMPT, pad=(0, 16, 0, 0), steps=STEPS, feather=0)
     np.testing.assert_array_equal(np.asarray(wider)[:, :96], np.asarray(picture(1)))
 
 
@@ -257,7 +257,7 @@ def test_replacement_follows_a_control_picture(pipes, pictures):
     one, other = (pipe.personalize("a car", [car], control=picture(k, (96, 96)), **told)[0] for k in (1, 2))
     assert np.abs(np.asarray(one, float) - np.asarray(other, float)).mean() > 1
     changed = np.pad(np.full((96, 40), 255, np.uint8), ((0, 0), (0, 56)))
-    (edited,) = pipe.inpaint(picture(3, (96, 96)), changed, PROMPT, control=picture(1, (96, 96)), **told)
+    (edited,) = pipe.inpaint(picture(3, (96, 96)), changed, PROMPT, control=picture(1, (96, 96)), feather=0, **told)
     np.testing.assert_array_equal(np.asarray(edited)[:, 40:], np.asarray(picture(3, (96, 96)))[:, 40:])
     with pytest.raises(JaxpaError, match="--level token --path line --concat none"):
         pipe.personalize("a car", [car], control=picture(1))

@@ -302,8 +302,8 @@ class Worker:
                 height, width = (side * self.pipe.cell for side in unit.grid)
                 (image,) = self.pipe.decode(tokens[k : k + 1], height, width)
                 if isinstance(begun.pictures, MaskedPicture):
-                    feather = 0.0 if begun.request.editing is None else begun.request.editing.feather
-                    image = begun.pictures.paste(image, feather)
+                    feather = None if begun.request.editing is None else begun.request.editing.feather
+                    image = begun.pictures.paste(image, feather, self.pipe.cell)
                 begun.drawn[unit.number] = image, size
                 begun.seconds += time.perf_counter() - start
                 there = [each for each in begun.drawn if each is not None]

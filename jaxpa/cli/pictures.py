@@ -138,8 +138,9 @@ class KeepingCommand(Picturing):
     """A picture whose shapes the new one follows, as in `generate`."""
     edges: bool = False
     """The --control picture is an ordinary one: its edges are found first."""
-    feather: float = 0.0
-    """Pixels of the picture over which old and new are blended; 0: the kept pixels come back exactly."""
+    feather: float | None = None
+    """Pixels of the picture around what is new over which old and new are blended; kept pixels beyond them come back
+    exactly. Default: half a token; 0: all kept pixels come back exactly."""
     method: OmitArgPrefixes[Method] = field(default_factory=Method)
     figure: bool = True  # type: ignore[misc]
     """Also write OUT-figure.png: the inputs, their token masks, the results."""

@@ -83,8 +83,6 @@ class Picturing(Making):
     image_prompt: Path | None = None
     """A picture whose look and content the new one takes (FLUX.1-Redux; see --redux), beside --prompt or without."""
     sampling: OmitArgPrefixes[Sampling] = field(default_factory=Sampling)
-    start_from: Annotated[Path | None, arg(name="from")] = None
-    """An earlier picture of jaxpa's: all that it was made with counts, but for what is said here."""
     preview: Every | None = None
     """Every so many steps (`--preview 5`, or `every 5`), write what the picture would be if they stopped there, as
     OUT.preview.png: of several pictures, the first that is being sampled. It is taken away once they are made."""
@@ -219,7 +217,8 @@ class Picturing(Making):
 
         request, made, outputs = prepared.request, prepared.made, prepared.outputs
         pictures, images, clock, programs, forwards = results
-        source, canvas, parts = self.source(), (images[0].height, images[0].width), pipe.parts
+        canvas = canvas_of(pictures, pipe.spec) or (images[0].height, images[0].width)
+        source, parts = self.source(), pipe.parts
         costs = plan(source, request, pipe.dtype, canvas, self.checkpoint.weights, parts.resident)
         resolved = {
             **{name: costs[name] for name in ("steps", "width", "height")},
@@ -244,13 +243,16 @@ class Picturing(Making):
             **resolved,
             "request": as_record(request),
         }
+        if isinstance(pictures, MaskedPicture):
+            common["scale"] = pictures.scale
         content = {**common, "images": made, "sample_forwards": costs["sample_forwards"], "tflop": costs["tflop"]}
         if request.sampling.cache is not None:  # what was planned is the most; not counted where lines share a batch
             inverted = costs["references"] * costs["inversion_steps"]
             content["forwards_run"] = None if forwards is None else inverted + forwards
         report = report_of(outputs, content, clock)
-        edited = request.editing is not None
-        return report._replace(line=report.line + f"; {request.verb} by {costs['drawn_by']}" * edited)
+        if request.editing is None:
+            return report
+        return report._replace(line=f"{report.line}; {request.verb} by {costs['drawn_by']}{enlarged(pictures)}")
 
     def picture_record(self, prepared: Prepared, k: int, program: "Program") -> "Provenance":
         """How picture k of a request came to be."""
@@ -268,6 +270,14 @@ def program_of(request: Request, together: int, mesh: str | None) -> "Program":
 
     places, seeds = max(1, len(request.places)), request.sampling.seeds(len(request.prompts))
     return Program(images=places * min(len(seeds), max(1, together // places)), mesh=mesh)
+
+
+def enlarged(pictures: "MaskedPicture") -> str:
+    """What is said of a picture whose new part had to be drawn smaller than the picture is."""
+    if pictures.scale >= 1:
+        return ""
+    h, w = pictures.canvas
+    return f" at {pictures.scale:.0%} of the picture's size ({w} x {h}), and enlarged"
 
 
 def as_record(request: Request) -> dict[str, Any]:

@@ -100,6 +100,26 @@ def halo(picture: np.ndarray, target: Target) -> float:
     return float(np.mean(far[0] < far[1]))
 
 
+def seam(picture: np.ndarray, new: np.ndarray, reach: int = 1, far: int = 8) -> float:
+    """How much a picture (H, W, 3) changes across the border of its new part (H, W), against beside it: 1 is no seam.
+
+    The difference of pixels `reach` to either side of the border, and of pairs of the same direction and distance that
+    lie up to `far` pixels off it without meeting it. NaN if there is no border, or nothing beside it.
+    """
+    across, beside = [], []
+    for x, inside in ((picture, new), (picture.swapaxes(0, 1), new.T)):
+        x, inside = x.astype(np.float64), inside.astype(bool)
+        change = np.abs(x[:, 2 * reach - 1 :] - x[:, : x.shape[1] - 2 * reach + 1]).mean(-1)  # (H, W - 2 reach + 1)
+        borders = inside[:, 1:] != inside[:, :-1]  # (H, W - 1)
+        met = np.stack([borders[:, k : k + change.shape[1]] for k in range(2 * reach - 1)]).sum(0)
+        middle = borders[:, reach - 1 : reach - 1 + change.shape[1]]
+        near: Any = ndimage.binary_dilation(middle, np.ones((1, 2 * far + 1)))
+        across.append(change[middle & (met == 1)])
+        beside.append(change[near & (met == 0)])
+    at, off = np.concatenate(across), np.concatenate(beside)
+    return float(at.mean() / max(off.mean(), 1e-9)) if at.size and off.size else math.nan
+
+
 def distances(pictures: np.ndarray, outside: np.ndarray) -> np.ndarray:
     """Diversity over seeds: each picture's mean distance from the others, (S, H, W, 3) -> (S,).
 

@@ -332,8 +332,9 @@ class Editing:
     """What the picture shows; the inversion follows it."""
     grow: float = 0.0
     """Pixels of the picture by which the mask is grown first."""
-    feather: float = 0.0
-    """Pixels of the picture over which old and new are blended; 0: the kept pixels come back exactly."""
+    feather: float | None = None
+    """Pixels of the picture around what is new over which old and new are blended; kept pixels beyond them come back
+    exactly. Default: half a token; 0: all kept pixels come back exactly."""
 
     def __post_init__(self) -> None:
         if (self.mask is None) == (self.pad is None):
@@ -343,8 +344,9 @@ class Editing:
             if len(pad) != 4:
                 raise JaxpaError(f"pad {pad}: give top, right, bottom and left in pixels")
             object.__setattr__(self, "pad", tuple(whole("pad", each) for each in pad))
-        for name in ("grow", "feather"):
-            object.__setattr__(self, name, real(name, getattr(self, name), 0))
+        object.__setattr__(self, "grow", real("grow", self.grow, 0))
+        if self.feather is not None:
+            object.__setattr__(self, "feather", real("feather", self.feather, 0))
         if self.grow and self.mask is None:
             raise JaxpaError("grow would have no effect: there is no mask to grow. Leave it out")
 

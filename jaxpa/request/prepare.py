@@ -7,7 +7,7 @@ import numpy as np
 
 from jaxpa.media import images, masks
 from jaxpa.media.edges import canny
-from jaxpa.media.edits import Followed, MaskedPicture, StartPicture, pad_picture, prepare_edit
+from jaxpa.media.edits import Followed, Frame, MaskedPicture, StartPicture, pad_picture, prepare_edit
 from jaxpa.media.subjects import References, Subject, read_references
 from jaxpa.request.groups import Following
 from jaxpa.request.request import Request
@@ -24,7 +24,7 @@ def prepare(request: Request, spec: Spec) -> Pictures | None:
     """
     sampling, edit = request.sampling, request.editing
     if edit is not None:
-        picture = images.read_image(edit.image)
+        own = picture = images.read_image(edit.image)
         if edit.pad is not None:
             picture, change = pad_picture(picture, edit.pad)
         else:
@@ -32,9 +32,9 @@ def prepare(request: Request, spec: Spec) -> Pictures | None:
             change = images.read_mask(edit.mask, picture.size)
             if edit.grow:  # pixels of the picture, on a mask of any resolution
                 change = masks.grow(change, edit.grow * change.shape[1] / picture.width)
-        canvas = spec.canvas(picture.size, sampling.height, sampling.width)
-        made = prepare_edit(picture, change, canvas, edit.caption)
-        return replace(made, control=_control(request.following, canvas))
+        canvas, scale = spec.edit_canvas(picture.size, own.size, sampling.height, sampling.width)
+        made = prepare_edit(picture, change, canvas, edit.caption, scale)
+        return replace(made, control=_control(request.following, canvas, made.frame))
     if request.starting is not None:
         picture = images.read_image(request.starting.image)
         canvas = spec.canvas(picture.size, sampling.height, sampling.width)
@@ -51,12 +51,16 @@ def prepare(request: Request, spec: Spec) -> Pictures | None:
     return replace(read, control=_control(request.following, size))
 
 
-def _control(following: Following | None, canvas: tuple[int, int]) -> np.ndarray | None:
-    """The control picture, if there is one, cut to a canvas (height, width)."""
+def _control(following: Following | None, canvas: tuple[int, int], frame: Frame | None = None) -> np.ndarray | None:
+    """The control picture, if there is one, cut to a canvas (height, width), or laid over the picture of a frame."""
     if following is None or following.control is None:
         return None
     picture = images.read_image(following.control)
-    array = images.to_array(picture, *canvas, masks.crop_box(picture.size, *canvas))
+    box = masks.crop_box(picture.size, *canvas)
+    if frame is not None:
+        height, width = frame.change.shape
+        box = frame.box.scaled(picture.width / width, picture.height / height)
+    array = images.to_array(picture, *canvas, box)
     return canny(array) if following.edges else array
 
 

@@ -3,6 +3,7 @@
 All of it stands in a checkpoint's headers and configs, so a request can be checked and planned before anything loads.
 """
 
+import math
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -18,6 +19,7 @@ from jaxpa.tokens import PATCH
 
 MAX_PIXELS = 2048 * 2048
 MAX_STEPS = 1000
+LESS, MORE = 0.9, 2.0  # times the checkpoint's area: FLUX.1 is made for up to two megapixels
 
 
 @dataclass(frozen=True)
@@ -75,6 +77,28 @@ class Spec:
             height, width = canvas_size(size, self.settings.size, self.cell)
         h, w = self.grid(height, width)
         return h * self.cell, w * self.cell
+
+    def edit_canvas(
+        self, size: tuple[int, int], own: tuple[int, int], height: int | None = None, width: int | None = None
+    ) -> tuple[tuple[int, int], float]:
+        """The canvas (height, width) that shows a picture of `size` (W, H), and the pixels of it to one of the picture.
+
+        own: the picture without what is added to it. That has the checkpoint's scale or a smaller one, so what is added
+        adds tokens, up to twice the checkpoint's area; a picture between both limits is shown pixel by pixel.
+        """
+        if height is not None or width is not None:
+            canvas = self.canvas(size, height, width)
+            return canvas, min(canvas[1] / size[0], canvas[0] / size[1])
+        side = self.settings.size
+        least, most = (side / math.sqrt(w * h) for w, h in (size, own))
+        scale = min(1.0 if least <= 1 / math.sqrt(LESS) else least, most, least * math.sqrt(MORE))
+        if scale == 1:
+            w, h = (math.ceil(each / self.cell) * self.cell for each in size)
+        else:
+            w, h = (max(1, round(each * scale / self.cell)) * self.cell for each in size)
+            scale = min(w / size[0], h / size[1])
+        self.grid(h, w)
+        return (h, w), scale
 
     def read_size(self, size: tuple[int, int]) -> tuple[int, int]:
         """The size (height, width) at which the network reads a picture of `size` (W, H) in its own sequence.

@@ -27,6 +27,7 @@ from jaxpa.evaluation.evaluate import (
     measure,
     moved,
     read_cases,
+    seam,
 )  # fmt: skip
 from jaxpa.evaluation.scores import Interval, Score, interval
 
@@ -229,3 +230,18 @@ def test_evaluation(pipe, pictures):
     table = scores.summarise(got)
     assert table[CEILING]["identity"].mean > table[ANOTHER]["identity"].mean
     assert table["sweep, tau 0.2"]["identity"].mean > table[FLOOR]["identity"].mean
+
+
+def test_seam():
+    """1 where nothing happens at the border; the size of the jump against the slope where something does."""
+    ramp = np.tile(np.arange(96.0)[None, :, None], (96, 1, 3))
+    new = np.zeros((96, 96), bool)
+    new[:, 60:] = True
+    for picture, mask in ((ramp, new), (ramp.swapaxes(0, 1), new.T)):
+        jump = picture + 5 * mask[..., None]
+        assert [seam(picture, mask, reach) for reach in (1, 4)] == [1, 1]
+        assert seam(jump, mask) == pytest.approx(6)
+        assert seam(jump, mask, 4) == pytest.approx((7 + 5) / 7)
+    assert np.isnan(seam(ramp, np.ones((96, 96), bool)))
+    waves = np.random.default_rng(0).normal(size=(96, 96, 3))
+    assert 0.9 < seam(waves, new) < 1.1

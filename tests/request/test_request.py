@@ -182,6 +182,7 @@ def test_tau_is_shown_as_it_is_read(tau):
 def test_an_edit_varies_nothing_unless_told():
     edit = Request.of("x", image=Path("a.png"), pad=(0, 8, 0, 0), preset="paper")
     assert (edit.switches(DEV).shuffle, edit.switches(DEV).outline) == (0.0, 0)
+    assert (edit.switches(DEV).start, edit.switches(DEV).margin) == ("moved", 0)  # the kept part's own noise
     assert edit.taus(DEV) == (PRESETS["paper"].outpaint_tau,)
     told = Request.of("x", image=Path("a.png"), pad=(0, 8, 0, 0), preset="paper", shuffle=0.5)
     assert told.switches(DEV).shuffle == 0.5
