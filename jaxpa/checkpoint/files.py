@@ -34,6 +34,7 @@ EIGHT_BITS = {
 }
 EVERY = DTYPES | EIGHT_BITS
 NAMES = {dtype: name for name, dtype in EVERY.items()}
+SUFFIXES = (".safetensors", ".sft", ".gguf")  # of weights; .sft: some files of the original release
 PICKLES = (".bin", ".pt", ".pth", ".ckpt", ".pkl", ".pickle", ".msgpack", ".h5")
 MAX_HEADER = 16 << 20  # bytes; that of FLUX.1's transformer takes 0.1 MB. The format allows 100 MB
 MAX_TENSORS = 100_000  # that an index lists
@@ -136,15 +137,21 @@ def read_header(file: Path) -> tuple[dict[str, Tensor], dict[str, str], list[str
     except ValueError as error:
         raise ValueError(f"not a safetensors file: its header is damaged ({error})") from None
     problems = [f"{file}: tensor '{t.key}': {fault}" for t in tensors.values() if (fault := _fault(t))]
-    short = [t for t in tensors.values() if t.start + t.size > total]
-    if short and not problems:
-        needed = max(t.start + t.size for t in short)
-        names = ", ".join(f"'{t.key}'" for t in sorted(short, key=lambda t: t.start)[:8])
-        more = f" and {len(short) - 8} more" if len(short) > 8 else ""
-        problems.append(f"{file}: truncated: {total:,} of {needed:,} bytes; incomplete: {names}{more}")
+    problems = problems or incomplete(file, tensors, total)
     if refusal and not problems:
         raise ValueError(f"not a sound safetensors file ({refusal})")
     return tensors, metadata, problems
+
+
+def incomplete(file: Path, tensors: dict[str, Tensor], total: int) -> list[str]:
+    """A line that names the tensors of which a file of so many bytes lacks some; none if it has them all."""
+    short = [t for t in tensors.values() if t.start + t.size > total]
+    if not short:
+        return []
+    needed = max(t.start + t.size for t in short)
+    names = ", ".join(f"'{t.key}'" for t in sorted(short, key=lambda t: t.start)[:8])
+    more = f" and {len(short) - 8} more" if len(short) > 8 else ""
+    return [f"{file}: truncated: {total:,} of {needed:,} bytes; incomplete: {names}{more}"]
 
 
 def _refusal(file: Path) -> str | None:

@@ -10,14 +10,13 @@ import struct
 from dataclasses import dataclass
 from importlib import import_module
 from importlib.util import find_spec
-from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from jaxpa.checkpoint.documents import check_regular
-from jaxpa.checkpoint.files import MAX_HEADER, MAX_TENSORS, Tensor
+from jaxpa.checkpoint.files import MAX_HEADER, MAX_TENSORS, Tensor, incomplete
 from jaxpa.errors import CheckpointError
 
 SUFFIX = ".gguf"
@@ -129,7 +128,7 @@ def read_gguf(file: Path) -> tuple[dict[str, Tensor], dict[str, str], list[str]]
         raise ValueError(f"truncated: its header goes on beyond the {total:,} bytes of the file") from None
     begin = -(-cursor.at // align) * align
     tensors = {key: type(t)(file, key, t.dtype, t.shape, begin + t.start, t.size) for key, t in tensors.items()}
-    return tensors, {"format": "gguf"}, _misplaced(file, tensors, total, begin)
+    return tensors, {"format": "gguf"}, incomplete(file, tensors, total)
 
 
 def _metadata(cursor: _Cursor) -> tuple[dict[str, Any], dict[str, list[int]]]:
@@ -166,6 +165,7 @@ def _table(
     if metadata[""] > MAX_TENSORS:
         raise ValueError(f"it lists {metadata['']:,} tensors; a checkpoint has {MAX_TENSORS:,} at most")
     tensors: dict[str, Tensor] = {}
+    expected: int | None = 0  # one tensor begins where the one before it ends, on the next multiple
     for _ in range(metadata[""]):
         key, axes = cursor.string(), cursor.number("I")
         if axes > 8:
@@ -174,7 +174,10 @@ def _table(
         kind, start = cursor.number("I"), cursor.number("Q")
         if key in tensors:
             raise ValueError(f"tensor '{key}' stands there twice")
+        if expected is not None and start != expected:
+            raise ValueError(f"tensor '{key}' begins at {start:,}, not at {expected:,}, behind the one before it")
         tensors[key] = _tensor(file, key, tuple(reversed(lengths)), kind, start, shapes.get(key))
+        expected = start + -(-tensors[key].size // align) * align if kind in TYPES else None
     return tensors, align
 
 
@@ -206,18 +209,3 @@ class Reshaped(Packed):
         flat = Packed(self.file, self.key, self.dtype, (math.prod(self.shape),), self.start, self.size)
         whole = flat.read().reshape(self.shape)
         return whole if rows is None else whole[rows]
-
-
-def _misplaced(file: Path, tensors: dict[str, Tensor], total: int, begin: int) -> list[str]:
-    """Tensors that the file does not hold in full, or that lie in one another."""
-    order = sorted(tensors.values(), key=lambda t: t.start)
-    for first, second in pairwise(order):
-        if first.start + first.size > second.start:
-            raise ValueError(f"tensors '{first.key}' and '{second.key}' lie in one another")
-    short = [t for t in order if t.start + t.size > total]
-    if not short:
-        return []
-    needed = max(t.start + t.size for t in short)
-    names = ", ".join(f"'{t.key}'" for t in short[:8])
-    more = f" and {len(short) - 8} more" if len(short) > 8 else ""
-    return [f"{file}: truncated: {total:,} of {needed:,} bytes; incomplete: {names}{more}"]

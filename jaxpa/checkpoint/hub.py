@@ -6,6 +6,7 @@ import re
 from collections.abc import Iterable
 from pathlib import Path
 
+from jaxpa.checkpoint.files import SUFFIXES
 from jaxpa.errors import CheckpointError
 
 ID = re.compile(r"[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*")
@@ -21,13 +22,13 @@ VARIANTS = ["*.fp16.*", "*.fp8*", "*.int8*", "*.non_ema*", "*.onnx", "*.bin", "*
 def hub_id(source: str) -> str | None:
     """The `owner/name` in a source, or None where it is a local path.
 
-    What exists here, begins like a path, ends in .safetensors, or lies in a folder that exists, is local; `hf://` in
-    front says otherwise.
+    What exists here, begins like a path, ends as a file of weights does, or lies in a folder that exists, is local;
+    `hf://` in front says otherwise.
     """
     if source.startswith(PREFIX):
         return source.removeprefix(PREFIX)
     path = os.path.expanduser(source)
-    local = os.path.exists(path) or os.path.exists(os.path.dirname(path) or ".") or source.endswith(".safetensors")
+    local = os.path.exists(path) or os.path.exists(os.path.dirname(path) or ".") or source.endswith(SUFFIXES)
     return None if local or not ID.fullmatch(source) else source
 
 
@@ -54,7 +55,7 @@ def fetch(repo: str, parts: Iterable[str], download: bool = True) -> Path:
     if not any(folder.glob("*/config.json")):
         raise CheckpointError(
             f"{repo} has no pipeline in diffusers' layout (folders transformer, vae, text_encoder, text_encoder_2)\n"
-            "  - of a repository with a single .safetensors file, download the file and name its path"
+            "  - of a repository with a single .safetensors or .gguf file, download the file and name its path"
         )
     return folder
 

@@ -22,8 +22,6 @@ from jaxpa.config import AutoencoderConfig, CLIPConfig, T5Config
 
 Infer = Callable[[dict[str, Shape], dict[str, Any] | None], Config]
 
-SUFFIXES = (".safetensors", SUFFIX)
-
 
 class Kind(NamedTuple):
     """A component that single files hold: names that only it has, group 1 being what may stand in front of them."""

@@ -18,12 +18,12 @@ from jaxpa.backbones.registry import BACKBONES
 from jaxpa.backbones.variants import VARIANTS, Variant, misfit, recognise
 from jaxpa.checkpoint import fit, hub
 from jaxpa.checkpoint.documents import check_regular, read_json
-from jaxpa.checkpoint.files import PICKLES
+from jaxpa.checkpoint.files import PICKLES, SUFFIXES
 from jaxpa.checkpoint.fit import TOKENIZERS
 from jaxpa.checkpoint.keys import Layout
 from jaxpa.checkpoint.parts import PARTS, Part, open_folder
 from jaxpa.checkpoint.remote import fetch_url, is_url
-from jaxpa.checkpoint.single import SUFFIXES, open_single
+from jaxpa.checkpoint.single import open_single
 from jaxpa.config import (
     Asked,
     FluxConfig,
@@ -274,7 +274,7 @@ def _open_file(name: str, path: Path, hints: dict[str, dict[str, Any]]) -> Sourc
     if path.name.endswith(PICKLES):
         raise CheckpointError(f"{path} is a pickle, which can run code and is never read; use a .safetensors file")
     if not path.name.endswith(SUFFIXES):
-        raise CheckpointError(f"{path}: not a {' or '.join(SUFFIXES)} file, and nothing else is read")
+        raise CheckpointError(f"{path}: not a .safetensors or .gguf file, and nothing else is read")
     parts = {part.name: part for part in open_single(path, hints)}
     beside = (path.parent / "config.json").exists()
     if parts and not (beside and all(part.layout == "diffusers" for part in parts.values())):

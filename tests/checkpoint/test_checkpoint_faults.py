@@ -153,7 +153,17 @@ def test_what_is_a_hub_id(folder, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     assert hub.hub_id("black-forest-labs/FLUX.1-dev") == "black-forest-labs/FLUX.1-dev"
     assert hub.hub_id("hf://flux/dev") == "flux/dev"
-    for local in ("flux", "flux/dev", "./flux/dev", "/no/where", "~/flux/dev", "a/b/c", "a/b.safetensors", "mini"):
+    for local in (
+        "flux",
+        "flux/dev",
+        "./flux/dev",
+        "/no/where",
+        "~/flux/dev",
+        "a/b/c",
+        "a/b.safetensors",
+        "a/b.gguf",
+        "mini",
+    ):
         assert hub.hub_id(local) is None, local
 
 

@@ -230,14 +230,16 @@ def test_faults(numbers, tmp_path, architecture, kind, says):
     assert len(caught.value.problems) <= 1
 
 
-def test_tensors_in_one_another(files, tmp_path):
+def test_tensors_lie_one_behind_another(files, tmp_path):
     whole = bytearray(files("Q8_0")[0].read_bytes())
     name = b"double_blocks.0.img_mlp.0.weight"
     at = whole.index(name) + len(name) + 4 + 2 * 8 + 4
     whole[at : at + 8] = bytes(8)
     path = tmp_path / "flux.gguf"
     path.write_bytes(whole)
-    with pytest.raises(CheckpointError, match="lie in one another"):
+    with pytest.raises(
+        CheckpointError, match=r"0.img_mlp.0.weight' begins at 0, not at [\d,]+, behind the one before it"
+    ):
         transformer(path)
 
 
