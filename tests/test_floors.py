@@ -48,8 +48,8 @@ ROOMS = {  # modules in the order in which they build on each other
     "evaluation": "metrics scores evaluate",
     "batch": "table names journal groups worker engine_ray",
     "app": "picks desk jobs looks parts personal editing looking page",
-    "cli": "console flags words spell files command plan bench checkpoints picturing pictures invert mask parse lines "
-    "batch app replay main",
+    "cli": "console flags words spell files command plan bench checkpoints picturing pictures invert mask start parse "
+    "lines batch app replay main",
 }
 METHOD = {"sampling", "inversion", "presets", "routing", "personalize", "batching"}
 NETWORKS = {"partition", "layers", "kernels", "blocks", "transformer", "encoders"}  # the method knows none

@@ -17,17 +17,28 @@ from jaxpa.pipeline import Pipeline
 from jaxpa.request.groups import Checkpoint
 from jaxpa.request.request import Request
 from jaxpa.request.spec import Spec
+from jaxpa.runs import OnStep, Step
 
 OUT = "picture.png"
+PREVIEWS = 7  # of a sampling, the finished picture among them
 
 
-class Step(NamedTuple):
-    """A job at work: its stage, how many of its steps are done, and how the pictures would come out now, if known."""
+class Seen(NamedTuple):
+    """A job at work: its stage, how many of its steps are done, and what this one takes for the picture, now and then.
+
+    Of several pictures, the first that is being sampled.
+    """
 
     stage: str
     done: int
     total: int
-    preview: list[Image.Image] | None = None
+    preview: Image.Image | None = None
+
+
+def seen(step: Step) -> Seen:
+    """A step as the page shows it; every few steps it is decoded, `PREVIEWS` times in a sampling."""
+    due = step.done * PREVIEWS // step.total != (step.done - 1) * PREVIEWS // step.total and step.done < step.total
+    return Seen(*step[:3], step.picture(0) if due and step.picture is not None else None)
 
 
 class Drawn(NamedTuple):
@@ -42,9 +53,7 @@ class Drawn(NamedTuple):
 class Draw(Protocol):
     """Makes the pictures of a request whose files lie in a folder, as the command does: (files, labels)."""
 
-    def __call__(
-        self, request: Request, folder: Path, on_step: Callable[[Step], None]
-    ) -> tuple[list[Path], list[str]]: ...
+    def __call__(self, request: Request, folder: Path, on_step: OnStep) -> tuple[list[Path], list[str]]: ...
 
 
 class Stopped(Exception):
@@ -77,10 +86,10 @@ class Studio:
         for old in self.folder.glob(f"{_name(session)}-*"):
             shutil.rmtree(old, ignore_errors=True)
 
-    def run(self, request: Request, folder: Path) -> Iterator[Step | Drawn]:
+    def run(self, request: Request, folder: Path) -> Iterator[Seen | Drawn]:
         """Every step of a job, and what came of it. Raises what the job raised."""
 
-        def work(on_step: Callable[[Step], None]) -> Drawn:
+        def work(on_step: OnStep) -> Drawn:
             start = time.monotonic()
             with warnings.catch_warnings(record=True) as said:
                 warnings.simplefilter("always", UserWarning)
@@ -90,7 +99,7 @@ class Studio:
 
         return self.watched(work)
 
-    def watched(self, work: Callable[[Callable[[Step], None]], Any]) -> Iterator[Any]:
+    def watched(self, work: Callable[[OnStep], Any]) -> Iterator[Any]:
         """The steps that a function reports, and its result last; it waits for its turn."""
         said: queue.Queue[tuple[str, Any]] = queue.Queue()
         stop = threading.Event()
@@ -98,7 +107,8 @@ class Studio:
         def on_step(step: Step) -> None:
             if stop.is_set():
                 raise Stopped
-            said.put(("step", step))
+            if step.stage != "forwards":
+                said.put(("step", seen(step)))
 
         def job() -> None:
             try:

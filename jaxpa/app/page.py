@@ -45,7 +45,7 @@ def page(studio: Studio) -> Any:
                         gr.Tab(name) for name in ("Subjects", "Words alone", "Inpaint", "Outpaint", "Attention")
                     )
                 settings = settings_of(studio, prompt)
-            with gr.Column(scale=5, min_width=320) as right:
+            with gr.Column(scale=5, min_width=320, elem_classes="jaxpa-results") as right:
                 results = results_panel()
                 stop = gr.Button("Stop", size="sm", elem_id="stop")
         events = []
@@ -128,6 +128,7 @@ def serve(studio: Studio, server: Server, said: Callable[[str], None]) -> None:
             footer_links=[],
             theme=theme,
             css=(HERE / "page.css").read_text(),
+            head=f"<script>{(HERE / 'page.js').read_text()}</script>",
             app_kwargs={"middleware": [middleware(Policy)], "docs_url": None, "redoc_url": None},
         )
     except OSError as error:

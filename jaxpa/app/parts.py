@@ -14,9 +14,9 @@ from typing import Any
 
 from PIL import Image
 
+from jaxpa.app import picks
 from jaxpa.app.desk import Said
-from jaxpa.app.jobs import OUT, Drawn, Step, Stopped, Studio
-from jaxpa.app.picks import painted
+from jaxpa.app.jobs import OUT, Drawn, Seen, Stopped, Studio
 from jaxpa.errors import JaxpaError
 from jaxpa.media.figures import sheet
 from jaxpa.media.images import max_pixels, read_image
@@ -64,16 +64,16 @@ def opened(picture: Image.Image | None) -> Image.Image | None:
     return picture
 
 
-def edited(value: dict[str, Any] | None) -> tuple[Image.Image | None, Any]:
-    """What lies in an editor: the picture, and the mask (H, W) that is painted over it; None: nothing yet."""
+def edited(value: dict[str, Any] | None, pick: picks.Pick | None = None) -> tuple[Image.Image | None, Any]:
+    """What lies in an editor: the picture, and its mask (H, W) of what was picked and painted; None: nothing yet."""
     picture = None if value is None else opened(value["background"])
     if value is None or picture is None:
         return None, None
-    return picture, painted(value["layers"], picture.size)
+    return picture, picks.mask_of(picture, value["layers"], pick)
 
 
 def editor(label: str, name: str) -> Any:
-    """A field for a picture, with a brush and an eraser for its mask."""
+    """A field for a picture, with a brush for its mask."""
     gr = import_module("gradio")
     return gr.ImageEditor(
         type="pil",
@@ -83,8 +83,8 @@ def editor(label: str, name: str) -> Any:
         layers=False,
         transforms=(),
         sources=("upload", "clipboard"),
-        brush=gr.Brush(default_size=24, colors=["#e60f82"], color_mode="fixed"),
-        height=400,
+        brush=gr.Brush(default_size=24, colors=[picks.ADDS, picks.TAKES], color_mode="fixed"),
+        height=330,
     )
 
 
@@ -158,10 +158,9 @@ def results_panel() -> Results:
         elem_id="files",
         visible=False,
     )
-    command = gr.Code(
-        language="shell", label="This picture on the command line", interactive=False, wrap_lines=True, lines=1
-    )
-    python = gr.Code(language="python", label="This picture in Python", interactive=False, wrap_lines=True, lines=1)
+    shown = {"interactive": False, "wrap_lines": True, "lines": 1}
+    command = gr.Code(language="shell", label="This picture on the command line", elem_id="command", **shown)
+    python = gr.Code(language="python", label="This picture in Python", elem_id="python", **shown)
     return Results(picture, status, files, command, python)
 
 
@@ -175,8 +174,8 @@ def drawing(studio: Studio, session: str, ask: Callable[[Path], Request]) -> Ite
         words = studio.words(request)
         yield [same, "Waiting for its turn ...", gr.update(visible=False), "", ""]
         for event in studio.run(request, folder):
-            if isinstance(event, Step):
-                shown = same if not event.preview else event.preview[0]
+            if isinstance(event, Seen):
+                shown = same if event.preview is None else event.preview
                 yield [shown, f"{event.stage}: step {event.done} of {event.total}", same, same, same]
             else:
                 files = [*event.files, *(each for each in sorted(folder.iterdir()) if each not in event.files)]
@@ -196,7 +195,7 @@ def shown_of(drawn: Drawn) -> Image.Image:
     pictures = [read_image(file) for file in drawn.files]
     if len(pictures) == 1:
         return pictures[0]
-    rows = [list(zip(drawn.labels, pictures, strict=True))[k : k + 6] for k in range(0, len(pictures), 6)]
+    rows = [list(zip(drawn.labels, pictures, strict=True))[k : k + 3] for k in range(0, len(pictures), 3)]
     return sheet(rows)
 
 

@@ -45,7 +45,7 @@ def subjects_tab(studio: Studio, settings: Settings, results: Results) -> Any:
     preset = PRESETS[studio.spec.settings.preset]
     with gr.Row():
         with gr.Column(min_width=280):
-            reference = editor("A picture of the subject: paint over the subject", "reference")
+            reference = editor("A subject: paint over it", "reference")
             with gr.Row():
                 word = gr.Textbox(label="Or its name", placeholder="car", scale=2, elem_id="word", min_width=80)
                 find = gr.Button("Find it", scale=1, elem_id="find", min_width=80)
@@ -55,7 +55,7 @@ def subjects_tab(studio: Studio, settings: Settings, results: Results) -> Any:
                 type="pil",
                 interactive=False,
                 buttons=[],
-                height=250,
+                height=218,
                 elem_id="cells",
             )
             tolerance = gr.Slider(0, 128, 40, step=1, label="Colours up to this far off")
@@ -92,47 +92,46 @@ def subjects_tab(studio: Studio, settings: Settings, results: Results) -> Any:
         draw = gr.Button("Draw", variant="primary", elem_id="draw", elem_classes="jaxpa-draw", scale=2)
         strip = gr.Button("A strip of", elem_id="strip", elem_classes="jaxpa-draw", scale=1)
         taus = gr.Textbox(STRIP, show_label=False, container=False, scale=2, max_lines=1, elem_id="taus")
-    kept = gr.State([])
-    piece = [reference, word, caption, flip]
+    kept, pick = gr.State([]), gr.State(None)
+    piece = [reference, pick, word, caption, flip]
     laid = [*piece, kept, scene, canvas, settings.fields[4], settings.fields[5]]
 
     def refreshed(*values: Any) -> list[Any]:
         *now, before, behind, old, height, width = values
         with sentences():
             pieces = pieces_of(now, before, old)
-            return [lay(studio, pieces, opened(behind), old, (height, width)), cells_of(studio, now[0])]
+            return [lay(studio, pieces, opened(behind), old, (height, width)), cells_of(studio, *now[:2])]
 
     refresh = {"fn": refreshed, "inputs": laid, "outputs": [canvas, cells], **LIGHT}
-    for component in (reference, flip, scene, settings.fields[4], settings.fields[5]):
+    for component in (reference, pick, flip, scene, settings.fields[4], settings.fields[5]):
         component.change(**refresh)
     reference.upload(**refresh)
 
-    def found(value: Any, name: str, text: str) -> Any:
+    def found(value: Any, before: picks.Pick | None, name: str, text: str) -> picks.Pick:
         with sentences():
-            picture, mask = given(value)
+            picture = given(value)
             if not name.strip():
                 raise JaxpaError("there is no name to look for: say what the subject is, in a word")
             work = studio.watched(lambda _: studio.load().find_mask(read_image(picture), name, text or None))
             (seen,) = work
-            return repainted(picture, mask | seen.pixels(picture.size))
+            return more(before, picture, seen.pixels(picture.size))
 
-    find.click(found, [reference, word, caption], reference, **JOB)
-    word.submit(found, [reference, word, caption], reference, **JOB)
+    find.click(found, [reference, pick, word, caption], pick, **JOB)
+    word.submit(found, [reference, pick, word, caption], pick, **JOB)
 
-    def grow(event: Any, value: Any, most: float, shown: Image.Image) -> Any:
+    def grow(event: Any, value: Any, before: picks.Pick | None, most: float, shown: Image.Image) -> picks.Pick:
         with sentences():
-            picture, mask = given(value)
+            picture = given(value)
             x, y = ((each + 0.5) / side for each, side in zip(event.index, shown.size, strict=True))
-            return repainted(picture, mask | picks.grown(picture, (x, y), most))
+            return more(before, picture, picks.grown(picture, (x, y), most))
 
-    cells.select(told(gr.SelectData, grow), [reference, tolerance, cells], reference, **LIGHT)
+    cells.select(told(gr.SelectData, grow), [reference, pick, tolerance, cells], pick, **LIGHT)
 
-    def cleared(value: Any) -> Any:
+    def cleared(value: Any) -> list[Any]:
         with sentences():
-            picture, mask = given(value)
-            return repainted(picture, np.zeros_like(mask))
+            return [{"background": given(value), "layers": [], "composite": None}, None]
 
-    clear.click(cleared, reference, reference, **LIGHT)
+    clear.click(cleared, reference, [reference, pick], **LIGHT)
 
     def moved(value: Any, before: list[Piece]) -> str:
         boxes = value["boxes"]
@@ -160,9 +159,10 @@ def subjects_tab(studio: Studio, settings: Settings, results: Results) -> Any:
                 raise JaxpaError("there is no subject yet to put another beside: drop its picture into the field")
             if len(pieces) > MOST_KEPT:
                 raise JaxpaError(f"a page takes {MOST_KEPT} subjects at most")
-            return [pieces, None, "", "", False, "", lay(studio, pieces, opened(behind), old, (height, width)), None]
+            laid_out = lay(studio, pieces, opened(behind), old, (height, width))
+            return [pieces, None, None, "", "", False, "", laid_out, None]
 
-    emptied = [kept, reference, word, caption, flip, at, canvas, cells]
+    emptied = [kept, reference, pick, word, caption, flip, at, canvas, cells]
     keep.click(keeps, laid, emptied, **LIGHT)
     drop.click(lambda before: before[:-1], kept, kept, **LIGHT).then(**refresh)
 
@@ -197,22 +197,23 @@ def subjects_tab(studio: Studio, settings: Settings, results: Results) -> Any:
 # What lies on the tab ---------------------------------------------------------------------------------------------
 
 
-def given(value: Any) -> tuple[Image.Image, np.ndarray]:
-    picture, mask = edited(value)
+def given(value: Any) -> Image.Image:
+    picture, _ = edited(value)
     if picture is None:
         raise JaxpaError("there is no picture of the subject yet: drop one into the field")
-    return picture, mask
+    return picture
 
 
-def repainted(picture: Image.Image, mask: np.ndarray) -> dict[str, Any]:
-    """The editor's value with another mask."""
-    return {"background": picture, "layers": [picks.as_layer(mask)], "composite": None}
+def more(before: picks.Pick | None, picture: Image.Image, mask: np.ndarray) -> picks.Pick:
+    """A mask that was picked, beside what was picked on the same picture before."""
+    name = picks.name_of(picture)
+    return picks.Pick(name, mask | before.mask if before is not None and before.picture == name else mask)
 
 
 def pieces_of(now: Sequence[Any], before: Sequence[Piece], canvas: Any) -> list[Piece]:
     """The subjects that were kept and the one in the editor, each where the canvas has it."""
-    value, word, caption, flip = now
-    picture, mask = edited(value)
+    value, pick, word, caption, flip = now
+    picture, mask = edited(value, pick)
     pieces = list(before)
     if picture is not None:
         pieces.append(Piece(picture, mask if mask.any() else None, word or "", caption or "", bool(flip)))
@@ -260,9 +261,9 @@ def lay(
     return bare(studio, None if behind is None else data_url(behind), boxes, canvas)
 
 
-def cells_of(studio: Studio, value: Any) -> Image.Image | None:
+def cells_of(studio: Studio, value: Any, pick: picks.Pick | None) -> Image.Image | None:
     """The picture with the cells of its mask."""
-    picture, mask = edited(value)
+    picture, mask = edited(value, pick)
     if picture is None:
         return None
     height, width = studio.spec.canvas(picture.size)

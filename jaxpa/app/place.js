@@ -33,7 +33,7 @@ function node(box, k) {
 function show() {
   const value = props.value || {boxes: [], width: 1, height: 1};
   stage().style.aspectRatio = `${value.width} / ${value.height}`;
-  stage().style.maxWidth = `${Math.min(1, value.width / value.height) * 22}rem`;
+  stage().style.maxWidth = `${Math.min(1, value.width / value.height) * 17}rem`;
   stage().style.backgroundImage = value.scene ? `url(${value.scene})` : "";
   stage().replaceChildren(...value.boxes.map(node));
 }

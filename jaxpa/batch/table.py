@@ -1,7 +1,8 @@
 """What a file asks for, line by line: commands as one types them, JSON objects, or the rows of a CSV table.
 
 A JSON object and a CSV row have the names of `Request` and its groups, with `out`, `figure` and those of `Checkpoint`
-beside them. A group's fields may stand at the top (`seed`), in a CSV header with dots (`subjects.0.image`).
+beside them. A group's fields may stand at the top (`seed`), in a CSV header with dots (`subjects.0.image`). A LoRA is
+FILE:SCALE, as its flag has it, or an object.
 """
 
 import csv
@@ -10,10 +11,11 @@ import json
 import shlex
 import sys
 from collections.abc import Iterable, Iterator
-from dataclasses import dataclass, field, fields
+from dataclasses import asdict, dataclass, field, fields
 from pathlib import Path
 from typing import Any, NamedTuple
 
+from jaxpa.adapters.spec import parse_lora
 from jaxpa.errors import JaxpaError, did_you_mean
 from jaxpa.request.groups import Checkpoint
 from jaxpa.request.record import from_json, schema
@@ -154,7 +156,17 @@ def row_of(record: dict[str, Any], text: bool = False) -> Row:
         group[name] = record[name]
     if text and isinstance(method := nested.get("method"), dict) and not isinstance(method.get("tau", []), list):
         method["tau"] = [method["tau"]]
+    if isinstance(checkpoint := nested.get("checkpoint"), dict) and "lora" in checkpoint:
+        checkpoint["lora"] = _loras(checkpoint["lora"])
     return from_json(nested, Row, lax=text)
+
+
+def _loras(said: Any) -> Any:
+    """LoRAs as their flag has them, FILE:SCALE, or several of these, beside objects."""
+    several = [said] if isinstance(said, str) else said
+    if not isinstance(several, list):
+        return several
+    return [asdict(parse_lora(each)) if isinstance(each, str) and each else each for each in several]
 
 
 def _home(name: str, record: Iterable[str], own: set[str]) -> str:

@@ -14,6 +14,7 @@ bench        how fast this machine is
 checkpoints  convert, info
 picturing    a command that answers a request, from flags to written pictures
 command      what commands share: a checkpoint, files to write, a report
+start        --from: the words of an earlier picture
 flags        the types of flags, the grammar of subjects
 spell        a request as the words that ask for it
 words        what is wrong with a word, in a line

@@ -1,6 +1,7 @@
 """The command that opens a page in the browser, and what the page draws with: the commands themselves."""
 
 import os
+import signal
 import tempfile
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -9,12 +10,17 @@ from pathlib import Path
 from typing import Any
 
 from jaxpa.cli import console, files
+from jaxpa.cli.batch import TERMINATED
 from jaxpa.cli.command import Command, spec_of
 from jaxpa.cli.lines import JOBS, located
 from jaxpa.cli.parse import parse_command
 from jaxpa.cli.spell import words_of
 from jaxpa.errors import JaxpaError, whole
 from jaxpa.request.request import Request
+
+
+def terminated(*_: object) -> None:
+    raise SystemExit(TERMINATED)
 
 
 @dataclass(kw_only=True)
@@ -45,6 +51,7 @@ class AppCommand(Command):
             from jaxpa.app.page import Server, serve
 
             console.compilation_cache()
+            signal.signal(signal.SIGTERM, terminated)  # the files of the page go, whoever ends it
             server = Server(self.host, self.port, self.open, self.max_upload)
             serve(self.studio(Path(folder)), server, self.said)
         return 0
@@ -65,14 +72,21 @@ class AppCommand(Command):
 
     def draw(self, request: Request, folder: Path, on_step: Callable[[Any], None]) -> tuple[list[Path], list[str]]:
         """The pictures of a request whose files lie in a folder, written there: by the command that asks for them."""
-        from jaxpa.app.jobs import OUT, Step
+        from jaxpa.app.jobs import OUT
 
         verb, *words = words_of(request, self.checkpoint, OUT)
         command: Any = parse_command(JOBS[verb], verb, words, f"jaxpa {verb}")
         located(command, folder)
         command.checkpoint, command.out, command.figure = self.checkpoint, folder / OUT, False
         prepared = command.prepare()
-        hear = lambda step: on_step(Step(*step[:3]))  # noqa: E731
-        command.draw = lambda pipe, asked, pictures, _: pipe.make(asked, pictures, hear)
+
+        def drawn(pipe: Any, asked: Request, pictures: Any, progress: Callable[[Any], None]) -> Any:
+            def hear(step: Any) -> None:
+                progress(step)
+                on_step(step)
+
+            return pipe.make(asked, pictures, hear)
+
+        command.draw = drawn
         command.make(prepared)
         return prepared.outputs.files, files.labels(prepared.made)

@@ -41,25 +41,29 @@ class BenchCommand(Command):
         from jaxpa.config import WIDE, Settings, flux_dev, flux_schnell
         from jaxpa.devices.bench import Workload, bench, format_bench, random_model
         from jaxpa.devices.memory import Load, peak_bytes, require
+        from jaxpa.devices.plan import kept_of
         from jaxpa.request.spec import Spec
 
         dtype = np.dtype(self.dtype or default_dtype())
-        if self.checkpoint.lora:
-            raise JaxpaError("--lora would have no effect: a merged one costs no time. Leave it out")
+        source = None if self.config is not None else self.source()
+        kept = 0 if source is None else kept_of(source)
+        if self.checkpoint.lora and not kept:
+            raise JaxpaError(
+                "--lora would have no effect: a merged one costs no time. Leave it out, or --keep-lora yes"
+            )
         if self.config is not None and self.checkpoint.weights is not None:
             raise JaxpaError("--weights would have no effect: the numbers of --config are drawn, not read")
-        if self.config is None:
+        if source is not None:
             if self.double is not None or self.single is not None:
                 raise JaxpaError("--double and --single would have no effect: they cut the network of --config")
-            source = self.source()
             config, settings = source.config, settings_of(source)
             weights = source.rounded(self.checkpoint.weights)
         else:
             weights = WIDE
             config, settings = flux_dev() if self.config == "dev" else flux_schnell(), Settings()
             blocks = {"num_layers": self.double, "num_single_layers": self.single}
-            kept = {name: whole(name, count) for name, count in blocks.items() if count is not None}
-            config = replace(config, transformer=replace(config.transformer, **kept))
+            said = {name: whole(name, count) for name, count in blocks.items() if count is not None}
+            config = replace(config, transformer=replace(config.transformer, **said))
         height, width = (settings.size if side is None else side for side in (self.height, self.width))
         text = settings.max_length if self.text_tokens is None else self.text_tokens
         if not self.force:
@@ -72,17 +76,13 @@ class BenchCommand(Command):
                 pictures=0,
                 itemsize=dtype.itemsize,
                 weights=weights,
+                kept=kept,
             )
             need = peak_bytes(load, jax.default_backend(), ("transformer",))
             require(need, f"a batch of {self.batch:,}", "give a smaller --batch or size, or fewer blocks")
-        if self.config is None:
-            model = load_parts(
-                self.checkpoint.model,
-                self.checkpoint.components,
-                dtype,
-                parts=("transformer",),
-                weights=self.checkpoint.weights,
-            ).transformer
+        if source is not None:
+            parts = load_parts(source, None, dtype, parts=("transformer",), weights=self.checkpoint.weights)
+            model = parts.transformer
         else:
             model = random_model(config.transformer, dtype)
         work = Workload(height, width, text, self.batch, self.steps, self.repeats)

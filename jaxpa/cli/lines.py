@@ -91,7 +91,7 @@ def read_jobs(file: str, naming: Naming = Naming(), work: Path | None = None) ->
     parsed = []
     for line in read_table(file):
         try:
-            parsed.append((line, *parse(line, naming.model)))
+            parsed.append((line, *parse(line, naming.model, folder)))
         except JaxpaError as error:
             faults.append(f"{line.place}: {error}")
     share_networks([command for _, command, _ in parsed])
@@ -156,8 +156,8 @@ def share_of(command: Any, prepared: Prepared) -> Share:
     return Share(kind, cast_of(request, spec), len(prepared.made), request.references, request, canvas, spec, held)
 
 
-def parse(line: Line, model: str | None) -> tuple[Making, Any]:
-    """The command of a line, and what the journal knows it by. Raises JaxpaError.
+def parse(line: Line, model: str | None, folder: Path = Path()) -> tuple[Making, Any]:
+    """The command of a line, and what the journal knows it by; folder: from which paths count. Raises JaxpaError.
 
     What is wrong with a flag is explained on stderr, as for one that is typed.
     """
@@ -182,7 +182,7 @@ def parse(line: Line, model: str | None) -> tuple[Making, Any]:
     if model is not None and not any(word.partition("=")[0] == "--model" for word in words):
         words = [words[0], "--model", model, *words[1:]]
     try:
-        command = parse_command(JOBS[words[0]], words[0], words[1:], f"{line.place}: {words[0]}")
+        command = parse_command(JOBS[words[0]], words[0], words[1:], f"{line.place}: {words[0]}", folder)
     except SystemExit:
         raise JaxpaError(f"not the flags of {words[0]}: see jaxpa {words[0]} --help") from None
     if getattr(command, "distributed", False):

@@ -4,6 +4,7 @@ import contextlib
 import inspect
 from collections.abc import Sequence
 from dataclasses import MISSING, fields, is_dataclass, replace
+from pathlib import Path
 from types import MappingProxyType
 from typing import Any, TypeVar
 
@@ -12,6 +13,7 @@ from docstring_parser import parse_from_object
 
 from jaxpa.cli.command import spec_of
 from jaxpa.cli.flags import REGISTRY, group_subjects
+from jaxpa.cli.start import with_settings
 from jaxpa.cli.words import check_words
 from jaxpa.errors import JaxpaError
 from jaxpa.request.groups import Checkpoint, Method, Sampling
@@ -21,11 +23,15 @@ Parsed = TypeVar("Parsed")
 SYNONYMS = {"--variations": "--num-images"}
 
 
-def parse_command(kind: type[Parsed], name: str, words: Sequence[str], prog: str) -> Parsed:
-    """The command of this kind that the words are. Raises JaxpaError, or SystemExit after help or a usage error."""
+def parse_command(kind: type[Parsed], name: str, words: Sequence[str], prog: str, folder: Path = Path()) -> Parsed:
+    """The command of this kind that the words are; folder: where the picture of a --from is.
+
+    Raises JaxpaError, or SystemExit after help or a usage error.
+    """
     extra: dict[str, Any] = {}
     grouped = [synonym(word) for word in group_subjects(name, words)]
     if not {"--help", "-h"} & set(words):
+        grouped = with_settings(kind, name, grouped, folder)
         check_words(kind, grouped)
     else:
         join_lines(kind)

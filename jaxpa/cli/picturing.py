@@ -83,6 +83,8 @@ class Picturing(Making):
     image_prompt: Path | None = None
     """A picture whose look and content the new one takes (FLUX.1-Redux; see --redux), beside --prompt or without."""
     sampling: OmitArgPrefixes[Sampling] = field(default_factory=Sampling)
+    start_from: Annotated[Path | None, arg(name="from")] = None
+    """An earlier picture of jaxpa's: all that it was made with counts, but for what is said here."""
     preview: Every | None = None
     """Every so many steps (`--preview 5`, or `every 5`), write what the picture would be if they stopped there, as
     OUT.preview.png: of several pictures, the first that is being sampled. It is taken away once they are made."""

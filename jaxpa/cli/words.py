@@ -44,10 +44,13 @@ def said(words: Sequence[str]) -> Iterator[tuple[str, list[str]]]:
 def flags_of(kind: type[Any]) -> dict[str, Any]:
     """The flags of a command, those of its groups among them, and their types."""
     hints, found = typing.get_type_hints(kind), {}
+    named = typing.get_type_hints(kind, include_extras=True)
     for each in fields(kind):
         hint = hints[each.name]
         group = isinstance(hint, type) and is_dataclass(hint)
-        found |= flags_of(hint) if group else {each.name.replace("_", "-"): hint}
+        names = (getattr(said, "name", None) for said in getattr(named[each.name], "__metadata__", ()))
+        name = next((name for name in names if isinstance(name, str)), each.name.replace("_", "-"))
+        found |= flags_of(hint) if group else {name: hint}
     return found
 
 

@@ -5,7 +5,7 @@ A picture may come from anybody: what it says is checked by its types.
 
 import json
 import os
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -51,11 +51,16 @@ def _short(text: str, most: int = 300) -> str:
     return line if len(line) <= most else f"{line[:most]} ..."
 
 
-def found(record: Record, folders: Sequence[Path], model: str | None = None) -> Record:
+def found(
+    record: Record,
+    folders: Sequence[Path],
+    model: str | None = None,
+    otherwise: Callable[[Input, JaxpaError], str] | None = None,
+) -> Record:
     """The record with the files where they are: in one of the folders, under their names or another one.
 
-    model: in place of the one that it was made with. Raises JaxpaError that names a file or a model that is missing,
-    or a file that has changed.
+    model: in place of the one that it was made with. otherwise: what stands for a file that is missing, or has changed;
+    None: JaxpaError names it, as it does a model that is missing.
     """
     said = record.checkpoint
     places = {"model": said.model if model is None else model, "components": said.components, "redux": said.redux}
@@ -66,7 +71,12 @@ def found(record: Record, folders: Sequence[Path], model: str | None = None) -> 
         wanted = record.inputs.get(place)
         if wanted is None:
             raise JaxpaError(f"the record has no hash of {place} ({_short(name, 100)})")
-        return str(find(wanted, folders))
+        try:
+            return str(find(wanted, folders))
+        except JaxpaError as error:
+            if otherwise is None:
+                raise
+            return otherwise(wanted, error)
 
     return with_files(record, path)
 

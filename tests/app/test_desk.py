@@ -12,7 +12,7 @@ from PIL import Image, ImageDraw
 
 from jaxpa.app import desk, looks, picks
 from jaxpa.app.desk import Piece, Said
-from jaxpa.app.jobs import Step, Stopped, Studio
+from jaxpa.app.jobs import PREVIEWS, Seen, Stopped, Studio
 from jaxpa.attention.observe import Attention
 from jaxpa.box import Box
 from jaxpa.checkpoint.source import resolve
@@ -22,6 +22,7 @@ from jaxpa.media.images import read_image, read_mask
 from jaxpa.media.subjects import load_subject, read_subject
 from jaxpa.request.groups import Checkpoint
 from jaxpa.request.prepare import prepare
+from jaxpa.runs import Step
 from jaxpa.schedule import Steps
 
 
@@ -38,13 +39,28 @@ def car(pictures):
 # Masks ----------------------------------------------------------------------------------------------------------
 
 
-def test_a_painted_layer_comes_back_as_its_mask():
-    mask = np.zeros((20, 30), bool)
-    mask[3:9, 5:25] = True
-    layer = picks.as_layer(mask)
-    assert (picks.painted([layer], (30, 20)) == mask).all()
-    assert (picks.painted([picks.as_layer(~mask), layer], (30, 20))).all()
-    assert not picks.painted([], (30, 20)).any()
+def strokes(size, *boxes):
+    """A layer on which boxes are painted, one after the other: (colour, left, top, right, bottom)."""
+    layer = Image.new("RGBA", size)
+    for colour, *box in boxes:
+        ImageDraw.Draw(layer).rectangle(tuple(box), colour)
+    return layer
+
+
+def test_paint_adds_and_takes_from_what_was_picked():
+    picture, another = Image.new("RGB", (30, 20), "white"), Image.new("RGB", (30, 20), "grey")
+    pick = np.zeros((20, 30), bool)
+    pick[5:15, 5:15] = True
+    chosen = picks.Pick(picks.name_of(picture), pick)
+    layer = strokes((30, 20), (picks.ADDS, 10, 5, 24, 9), (picks.TAKES, 5, 5, 11, 6))
+    expected = pick.copy()
+    expected[5:10, 10:25] = True
+    expected[5:7, 5:12] = False
+    assert (picks.mask_of(picture, [layer], chosen) == expected).all()
+    assert not (picks.mask_of(another, [layer], chosen)[10:]).any()  # what was picked on another picture
+    over = strokes((30, 20), (picks.ADDS, 5, 5, 5, 5))  # the last layer lies on top
+    assert picks.mask_of(picture, [layer, over], chosen)[5, 5]
+    assert not picks.mask_of(picture, []).any()
 
 
 @pytest.mark.parametrize("tolerance", [0, 12, 40])
@@ -181,8 +197,24 @@ def test_a_job_is_watched_to_its_end(tmp_path):
         return [folder / "picture.png"], [""]
 
     step, drawn = studio(draw, tmp_path).run("a request", tmp_path)  # type: ignore[arg-type]
-    assert step == Step("sample", 1, 2)
+    assert step == Seen("sample", 1, 2)
     assert (drawn.files, drawn.warnings) == ([tmp_path / "picture.png"], ["a word of warning"])
+
+
+def test_steps_are_decoded_now_and_then(tmp_path):
+    decoded = []
+
+    def draw(request, folder, on_step):
+        for k in range(1, 29):
+            on_step(Step("sample", k, 28, None, lambda row, k=k: decoded.append(k) or Image.new("RGB", (k, 1))))
+        on_step(Step("forwards", 28, 28))
+        return [], []
+
+    *steps, _ = studio(draw, tmp_path).run("a request", tmp_path)  # type: ignore[arg-type]
+    assert [step.done for step in steps if isinstance(step, Seen)] == list(range(1, 29))
+    assert decoded == [4, 8, 12, 16, 20, 24]
+    assert len(decoded) == PREVIEWS - 1
+    assert [step.preview.width for step in steps if isinstance(step, Seen) and step.preview] == decoded
 
 
 def test_a_job_stops_when_nobody_watches_and_the_next_one_begins_after_it(tmp_path):

@@ -4,6 +4,7 @@ import json
 
 import pytest
 
+from jaxpa.adapters.spec import Lora
 from jaxpa.batch.names import Template, slug
 from jaxpa.batch.table import read_table, row_of, table_schema
 from jaxpa.errors import JaxpaError
@@ -93,3 +94,16 @@ def test_templates():
             Template(text)
     with pytest.raises(JaxpaError, match="mask has no seed"):
         Template("{line}-{seed}.png").names({"line": 1, "verb": "mask"}, [{}])
+
+
+def test_loras_as_the_flag_has_them(tmp_path):
+    want = (Lora("a.safetensors", 0.5), Lora("b.safetensors"))
+    spellings = (["a.safetensors:0.5", "b.safetensors"], [{"file": "a.safetensors", "scale": 0.5}, "b.safetensors"])
+    lines = [json.dumps({"prompt": "a cat", "lora": each}) for each in spellings]
+    found = rows(tmp_path / "a.jsonl", "\n".join(lines))
+    cells = 'prompt,lora\na cat,"[""a.safetensors:0.5"", ""b.safetensors""]"\na cat,a.safetensors:0.5\n'
+    found += rows(tmp_path / "a.csv", cells)
+    assert [row.checkpoint.lora for row in found] == [want, want, want, want[:1]]
+    for wrong in (3, [3], [""], {"file": "a"}):
+        with pytest.raises(JaxpaError, match=r"checkpoint\.lora"):
+            row_of({"prompt": "a cat", "lora": wrong})

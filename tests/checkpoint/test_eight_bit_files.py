@@ -11,6 +11,8 @@ from eight_bit_files import FORMS, PREFIX, File, eight_bits, explicit, quantised
 from safetensors.numpy import save_file
 from small_checkpoint import CONFIG, make, same
 
+from jaxpa.adapters.lay import adapt
+from jaxpa.adapters.spec import Lora
 from jaxpa.checkpoint.convert import convert
 from jaxpa.checkpoint.load import load_parts
 from jaxpa.checkpoint.report import format_info, info
@@ -18,6 +20,7 @@ from jaxpa.checkpoint.source import resolve
 from jaxpa.config import Rounding
 from jaxpa.devices import cost
 from jaxpa.errors import CheckpointError
+from jaxpa.lowrank import LowRank
 
 # Heads as wide as FLUX's, so that the file alone tells the configuration.
 BIG = replace(CONFIG.transformer, num_attention_heads=1, attention_head_dim=128, axes_dims_rope=(16, 56, 56))
@@ -213,6 +216,27 @@ def test_formats_of_the_header(torch, files, tmp_path):
         path = save(torch, file._replace(metadata={"_quantization_metadata": text}), tmp_path / "f.safetensors")
         with pytest.raises(CheckpointError, match=says):
             transformer(path)
+
+
+def test_loras_beside_and_merged(files, tmp_path):
+    """Beside the bits that stay; merged where they are widened, or rounded to others, as into the plain file."""
+    rng, key = np.random.default_rng(0), "lora_unet_double_blocks_0_img_attn_proj"
+    down, up = (rng.standard_normal(shape).astype(np.float32) / 8 for shape in ((2, BIG.width), (BIG.width, 2)))
+    save_file({f"{key}.lora_down.weight": down, f"{key}.lora_up.weight": up}, tmp_path / "lora.safetensors")
+    loras = [Lora(str(tmp_path / "lora.safetensors"))]
+    path, truth, _ = files["comfy-new"]
+
+    def load(file, keep, weights=None):
+        found = adapt(resolve(file), loras, keep, weights)
+        return load_parts(found, dtype=np.float32, parts=("transformer",), weights=weights).transformer
+
+    kernel = load(path, None).double_blocks.img.proj.kernel.get_value()
+    assert isinstance(kernel, LowRank)
+    assert same(kernel.base, transformer(path).double_blocks.img.proj.kernel.get_value())
+    with pytest.raises(CheckpointError, match="kept beside them, or merged with --weights wide"):
+        load(path, False)
+    for weights in ("wide", "int8"):
+        assert same(load(path, False, weights), load(truth, False, weights))
 
 
 def test_unknown_words_for_weights(files):

@@ -9,7 +9,7 @@ import pytest
 
 from jaxpa.app import desk
 from jaxpa.app.desk import Piece, Said
-from jaxpa.app.jobs import Drawn, Step
+from jaxpa.app.jobs import Drawn, Seen
 from jaxpa.box import Box
 from jaxpa.cli.app import AppCommand
 from jaxpa.media.images import read_image, read_mask
@@ -30,7 +30,9 @@ def test_the_page_the_command_and_python_draw_the_same(run, pictures, tmp_path, 
     inputs = list(room.iterdir())
     *steps, drawn = studio.run(request, room)
     assert isinstance(drawn, Drawn)
-    assert {step.stage for step in steps if isinstance(step, Step)} == {"invert", "sample", "decode"}
+    assert {step.stage for step in steps if isinstance(step, Seen)} == {"invert", "sample", "decode"}
+    previews = [step.preview for step in steps if isinstance(step, Seen) and step.preview is not None]
+    assert {preview.size for preview in previews} == {(96, 96)}
     assert drawn.labels == ["tau0.9", "tau0.4"]
 
     own.mkdir()

@@ -83,3 +83,11 @@ def test_refusals(run, lora, tmp_path):
         assert (status, word in err, "Traceback" in err) == (2, True, False), err
     assert not (tmp_path / "a.png").exists()
     assert "no effect" in run("bench", "--lora", lora)[2]
+    assert "no effect" in run("bench", "--config", "dev", "--double", 1, "--lora", lora, "--keep-lora", "yes")[2]
+
+
+def test_bench_times_what_is_kept(run, lora):
+    words = ("bench", "--json", "--steps", 1, "--repeats", 1, "--height", 32, "--width", 32)
+    content = json.loads(run(*words, "--lora", lora, "--keep-lora", "yes")[1])
+    plain = json.loads(run("info", "mini", "--json")[1])["components"]["transformer"]["parameters"]
+    assert content["parameters"] - plain == json.loads(run("info", lora, "--json")[1])["kept_numbers"]

@@ -10,7 +10,10 @@ import numpy as np
 import pytest
 from PIL import ExifTags, Image, PngImagePlugin
 
+from jaxpa.cli.lines import JOBS
+from jaxpa.cli.parse import parse_command
 from jaxpa.media.images import save_image
+from jaxpa.request.record import to_json
 
 
 def record_of(file: Path) -> dict:
@@ -249,3 +252,52 @@ def test_an_inversion_says_no_path(run, folder):
     assert run("mask", "--image", "car.png", "--box", "0,0,1,0.5", "--out", "mask.png", "--no-figure")[0] == 0
     assert "seed would have no effect" in run("replay", "mask.png", "--seed", 3)[2]
     assert "box 0,0,1,0.5" in run("info", "mask.png")[1]
+
+
+def test_from_an_earlier_picture(run, folder):
+    """Its settings, and the flags that are given on top."""
+    assert run("personalize", *CAR, *TWO, "--tau", "0.5", "--seed", 3, "--out", "o.png")[0] == 0
+    words = ["--from", "o-3.png", "--num-images", 2, "--no-figure", "--out", "same.png"]
+    assert run("personalize", *words)[0] == 0
+    for seed in (3, 4):
+        same, first = (np.asarray(Image.open(f"{name}-{seed}.png")) for name in ("same", "o"))
+        np.testing.assert_array_equal(same, first)
+
+    subject = {"image": "car.png", "mask": "car-mask.png", "at": [0.3, 0.5], "flip": True, "caption": "-a car"}
+    request = {**record_of(folder / "o-3.png")["request"], "subjects": [subject]}
+    rewritten(folder / "o-3.png", folder / "q.png", request=request)
+
+    def asked(verb: str, *words: str) -> dict:
+        return to_json(parse_command(JOBS[verb], verb, ["--from", "q.png", *words], verb).request())
+
+    here = {**subject, "image": str(folder / "car.png"), "mask": str(folder / "car-mask.png")}
+    settings = {"seed": 3, "steps": 2}
+    assert asked("personalize") == {
+        "prompt": "a car", "sampling": settings, "method": {"tau": [0.5]}, "subjects": [here],
+    }  # fmt: skip
+    more = ["--tau=0.9", "--seed", "4", "--prompt", "a mug", "--subject", "b.png", "--word", "x"]
+    assert asked("personalize", *more) == {
+        "prompt": "a mug", "sampling": {**settings, "seed": 4}, "method": {"tau": [0.9]},
+        "subjects": [{"image": "b.png", "word": "x"}],
+    }  # fmt: skip
+    assert asked("generate", "--variations", "2") == {"prompt": "a car", "sampling": {**settings, "num_images": 2}}
+    assert asked("generate", "--embedding", "e.safetensors") == {"embedding": "e.safetensors", "sampling": settings}
+    (folder / "car.png").unlink()  # what is missing is missed where it is read
+    assert asked("personalize")["subjects"][0]["image"] == "car.png"
+    (folder / "lines").mkdir()
+    (folder / "lines" / "jobs.txt").write_text("personalize --from ../o-3.png --out ../batch.png")
+    assert "car.png: no such file" in run("batch", "lines/jobs.txt")[2]
+
+
+def test_from_what_cannot_be_started_from(run, folder):
+    assert run("mask", "--image", "car.png", "--box", "0,0,1,0.5", "--out", "mask.png", "--no-figure")[0] == 0
+    for words, said in (
+        (["--from", "car.png"], "does not say how it was made"),
+        (["--from", "none.png"], "no such file"),
+        (["--from", "mask.png"], "is a mask"),
+        (["--from"], "--from takes one picture"),
+        (["--from", "a.png", "--from", "b.png"], "--from takes one picture"),
+    ):
+        status, _, err = run("generate", *words, "--out", "x.png")
+        assert (status, err.count("\n")) == (2, 1)
+        assert said in err
