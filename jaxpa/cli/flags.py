@@ -170,9 +170,15 @@ def _spec(
     parse: Callable[[list[str]], Any],
     show: Callable[[Any], list[str]] = lambda value: [str(value)],
     nargs: int | Literal["*"] = 1,
+    choices: Sequence[str] = (),
 ) -> PrimitiveConstructorSpec[Any]:
     return PrimitiveConstructorSpec(
-        nargs=nargs, metavar=metavar, instance_from_str=parse, is_instance=lambda _: True, str_from_instance=show
+        nargs=nargs,
+        metavar=metavar,
+        instance_from_str=parse,
+        is_instance=lambda _: True,
+        str_from_instance=show,
+        choices=tuple(choices) or None,  # for shells that complete them
     )
 
 
@@ -200,7 +206,8 @@ def _choice(
     scalar = next((member for member in members if member in (int, float, str, Path)), None)
     if not words and scalar is None:
         return None
-    metavar = "{" + ",".join([*words, *([off] if off else [])]) + "}" if words else NAMES[scalar]  # type: ignore[index]
+    known = [*words, *([off] if off else [])]
+    metavar = "{" + ",".join(known) + "}" if words else NAMES[scalar]  # type: ignore[index]
     metavar += f"|{off}" if off and not words else ""
 
     def parse(given: list[str]) -> Any:
@@ -208,7 +215,6 @@ def _choice(
         if word == off:
             return None
         if words and word not in words:
-            known = [*words, *([off] if off else [])]
             raise JaxpaError(f"{word!r} is not one of {', '.join(known)}{did_you_mean(word, known)}")
         if words:
             return word if values is None else values[word]
@@ -220,7 +226,7 @@ def _choice(
         meant = {meaning: word for word, meaning in (values or {}).items()}
         return [meant.get(value, str(value))]
 
-    return _spec(metavar, parse, show)
+    return _spec(metavar, parse, show, choices=known if words else ())
 
 
 REGISTRY = ConstructorRegistry()

@@ -10,10 +10,12 @@ import sys
 import threading
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from typing import Any
+from dataclasses import dataclass
+from typing import Any, Literal
 
 import jax
 import tyro
+from tyro.conf import Positional
 
 from jaxpa.cli import console
 from jaxpa.cli.app import AppCommand
@@ -23,10 +25,29 @@ from jaxpa.cli.checkpoints import ConvertCommand, InfoCommand
 from jaxpa.cli.command import Command
 from jaxpa.cli.flags import REGISTRY
 from jaxpa.cli.lines import JOBS
-from jaxpa.cli.parse import parse_command
+from jaxpa.cli.parse import join_lines, parse_command
 from jaxpa.cli.plan import PlanCommand
 from jaxpa.cli.replay import ReplayCommand
 from jaxpa.errors import JaxpaError, did_you_mean
+
+
+@dataclass(kw_only=True)
+class CompletionCommand:
+    """Print a script that lets a shell complete the words of `jaxpa`. For bash, in ~/.bashrc: source <(jaxpa completion
+    bash). For zsh, into a folder of $fpath, as _jaxpa; for fish, into ~/.config/fish/completions, as jaxpa.fish."""
+
+    shell: Positional[Literal["bash", "zsh", "fish"]]
+    """The shell."""
+
+    def run(self) -> int:
+        for kind in COMMANDS.values():
+            join_lines(kind)  # a line is a word that completes
+        try:
+            every(["--tyro-print-completion", self.shell])
+        except SystemExit as ended:
+            return 0 if ended.code in (None, 0) else 1
+        return 0
+
 
 COMMANDS = {
     **JOBS,
@@ -37,6 +58,7 @@ COMMANDS = {
     "convert": ConvertCommand,
     "bench": BenchCommand,
     "info": InfoCommand,
+    "completion": CompletionCommand,
 }
 INTERRUPTED, BROKEN_PIPE = 130, 141  # as a shell counts signals: 128 + SIGINT, 128 + SIGPIPE
 
@@ -114,6 +136,11 @@ def read(argv: Sequence[str]) -> Any:
         return parse_command(COMMANDS[argv[0]], argv[0], argv[1:], f"jaxpa {argv[0]}")
     if argv and not argv[0].startswith("-"):
         raise JaxpaError(f"there is no command {argv[0]!r}{did_you_mean(argv[0], COMMANDS)}")
+    return every(argv)
+
+
+def every(argv: Sequence[str]) -> Any:
+    """What the words are, among all commands: help, and whatever else belongs to no single one of them."""
     about = (__doc__ or "").partition("\n")[0]
     return tyro.extras.subcommand_cli_from_dict(COMMANDS, prog="jaxpa", description=about, args=argv, registry=REGISTRY)
 

@@ -2,6 +2,8 @@
 
 import ast
 import logging
+import shutil
+import subprocess
 from pathlib import Path
 
 import numpy as np
@@ -108,3 +110,25 @@ def test_bars_are_for_terminals(monkeypatch, capsys):
                 progress(jaxpa.runs.Step("sample", done, 3))
         err = capsys.readouterr().err
         assert ("sample" in err and "<" in err and "it/s" in err) == (terminal and not quiet), (terminal, quiet)
+
+
+@pytest.mark.skipif(shutil.which("bash") is None, reason="needs bash")
+def test_a_shell_completes_words(run, tmp_path):
+    """Commands, flags and choices, by the script alone; those of zsh and fish name their own function."""
+    status, script, err = run("completion", "bash")
+    assert (status, err) == (0, "")
+    (tmp_path / "script").write_text(script)
+    for words, want in (
+        (["repl"], {"replay"}),
+        (["generate", "--prev"], {"--preview"}),
+        (["personalize", "--level", ""], {"layer", "token"}),
+    ):
+        line = ["jaxpa", *words]
+        text = f"source ./script; COMP_WORDS=({' '.join(word or repr('') for word in line)})"
+        text += f"; COMP_CWORD={len(line) - 1}; _tyro_jaxpa; echo ${{COMPREPLY[@]}}"
+        found = subprocess.run(["bash", "-c", text], cwd=tmp_path, capture_output=True, text=True, timeout=60)
+        assert set(found.stdout.split()) == want, (words, found)
+    assert "#compdef jaxpa" in run("completion", "zsh")[1]
+    assert "function _tyro_jaxpa" in run("completion", "fish")[1]
+    with pytest.raises(SystemExit, match="2"):
+        run("completion", "cmd")
