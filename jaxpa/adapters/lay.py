@@ -86,7 +86,7 @@ class Adapters:
             _blocks(parts) * _rank(parts) * (sum(self._size(parts)) + 1)
             for component in self.parts.values()
             for parts in component.values()
-            if isinstance(parts[0].change, Product)
+            if any(isinstance(part.change, Product) for part in parts)
         )
 
     def _size(self, parts: list[Part]) -> tuple[int, int]:
@@ -100,9 +100,9 @@ class Adapters:
         return {} if self.keep else {path: partial(self._edit, parts) for path, parts in self.parts[component].items()}
 
     def _edit(self, parts: list[Part], index: int, block: np.ndarray) -> np.ndarray:
-        block = block.astype(np.float32)
-        if not isinstance(parts[0].change, Product):
-            return _edit_vector(parts, index, block)
+        block = _edit_vector(parts, index, block.astype(np.float32))
+        if not any(isinstance(part.change, Product) for part in parts):
+            return block
         inputs, outputs = self._size(parts)
         block = np.concatenate([block, np.zeros((inputs - len(block), outputs), np.float32)])
         down, up, strength = self._factors(parts, index)
@@ -179,6 +179,12 @@ def over(config: FluxConfig, loras: Iterable[Lora], keep: bool) -> Adapters:
     loras = tuple(loras)
     adapters = Adapters(config, loras, tuple(open_adapter(lora.file, config) for lora in loras), keep)
     faults = [fault for adapter in adapters.opened for fault in adapter.faults]
+    faults += [
+        f"{adapter.file}: '{change.tensor.key}' changes a whole matrix, which can be merged only: --keep-lora no"
+        for adapter in adapters.opened
+        for change in adapter.vectors
+        if keep and change.whole
+    ]
     if not faults and adapters.config is not config:
         names = ("transformer", "vae")
         faults = mismatches({name: getattr(adapters.config, name) for name in names})
@@ -233,7 +239,7 @@ def _read(tensor: Tensor) -> np.ndarray:
 
 
 def _edit_vector(parts: list[Part], index: int, block: np.ndarray) -> np.ndarray:
-    """A bias or a norm's scale, changed."""
+    """A bias or a norm's scale, changed; or a matrix by what is no product."""
     for leaf, own, change, scale in parts:
         if own == index and isinstance(change, Vector):
             value = leaf.take(_read(change.tensor).astype(np.float32))

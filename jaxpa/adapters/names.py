@@ -16,7 +16,7 @@ from jaxpa.checkpoint.keys import Config, Leaf, leaves
 from jaxpa.checkpoint.keys import component as component_of
 from jaxpa.config import FluxConfig
 
-Role = Literal["down", "up", "alpha", "bias", "shift"]
+Role = Literal["down", "up", "alpha", "bias", "shift", "whole"]
 
 SUFFIXES: tuple[tuple[str, Role], ...] = (
     (".lora_A.weight", "down"),
@@ -34,6 +34,7 @@ SUFFIXES: tuple[tuple[str, Role], ...] = (
     (".alpha", "alpha"),
     (".lora_B.bias", "bias"),  # belongs to the product: scaled as it is
     (".diff_b", "shift"),  # a change of the layer's own bias
+    (".diff", "whole"),  # a change of the layer's matrix that is no product
 )
 
 # Adapters of other kinds, by what only their keys have.

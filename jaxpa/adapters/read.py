@@ -1,7 +1,8 @@
 """One LoRA's file against a checkpoint's configuration: what it changes, and every fault, from its header.
 
-A change is low-rank products (of layers), shifts (of biases) and replaced norms (control LoRAs of the original
-release). Numbers are read, and must be finite, when the change is made: only the scalars `.alpha` are read here.
+A change is low-rank products and whole matrices (of layers), shifts (of biases) and replaced norms (control LoRAs of
+the original release). Numbers are read, and must be finite, when the change is made: only the scalars `.alpha` are read
+here.
 """
 
 import json
@@ -43,13 +44,21 @@ class Product(NamedTuple):
 
 
 class Vector(NamedTuple):
-    """`factor` times a tensor, added to biases (`replaces`: put in place of norms' scales, whatever the LoRA's)."""
+    """`factor` times a tensor, added to biases, or to a matrix of their layer that is changed as a whole.
+
+    replaces: put in place of norms' scales, whatever the LoRA's.
+    """
 
     component: str
     parameters: Parameters
     tensor: Tensor
     factor: float = 1.0
     replaces: bool = False
+
+    @property
+    def whole(self) -> bool:
+        """Whether it is the change of a matrix."""
+        return self.parameters[0][0].path.endswith(".kernel")
 
 
 @dataclass
@@ -100,7 +109,7 @@ def open_adapter(file: str | Path, config: FluxConfig) -> Adapter:
 
 def is_lora(keys: Any) -> bool:
     """Whether a file with these keys is an adapter, of LoRA or of another kind."""
-    return any(other_kind(key) or read_key(key).role in ("down", "up") for key in keys)
+    return any(other_kind(key) or read_key(key).role in ("down", "up", "whole") for key in keys)
 
 
 def _peft(adapter: Adapter, metadata: dict[str, str]) -> dict[str, Any]:
@@ -162,7 +171,9 @@ class _Reader:
 
     def leave(self, module: Module) -> None:
         """What belongs nowhere. Trainers also write what they have not trained: zeros, which are none of ours."""
-        changes = [self.adapter.tensors[key] for role, key in module.keys.items() if role in ("up", "shift", "bias")]
+        changes = [
+            self.adapter.tensors[key] for role, key in module.keys.items() if role in ("up", "shift", "bias", "whole")
+        ]
         zero = bool(changes) and all(t.dtype in DTYPES and not t.read().any() for t in changes)
         (self.adapter.idle if zero else self.adapter.unused).extend(module.keys.values())
 
@@ -184,7 +195,14 @@ class _Reader:
         self.adapter.formats.append(XLABS if named else "original names" if known == "bare" else known)
         if "shift" in tensors:
             self.bias(component, names, parameters, tensors["shift"], 1.0)
-        if tensors.keys() == {"shift"}:
+        if "whole" in tensors and self.known(tensors["whole"]):
+            outputs, inputs = size_of(parameters)
+            if matrix(tensors["whole"]) == (outputs, inputs):
+                self.adapter.vectors.append(Vector(component, parameters, tensors["whole"]))
+            else:
+                said = f"'{tensors['whole'].key}' {list(tensors['whole'].shape)}"
+                self.fault(f"{said} is no change of a layer of {inputs} inputs and {outputs} outputs")
+        if tensors.keys() <= {"shift", "whole"}:
             return
         if missing := [role for role in ("down", "up") if role not in tensors]:
             self.fault(f"'{module.name}' lacks its {' and its '.join(missing)} matrix")

@@ -66,6 +66,7 @@ def _describe(adapter: Adapter, model: str, config: FluxConfig) -> dict[str, Any
         "replaces": sorted({leaf.path for each in adapter.vectors if each.replaces for leaf, _ in each.parameters}),
         "in_channels": widened if widened != config.transformer.in_channels else None,
         "kept_numbers": laid.kept,
+        "merged_only": [change.tensor.key for change in adapter.vectors if change.whole],
         "unused": adapter.unused,
         "idle": adapter.idle,
         "problems": [*adapter.problems, *faults[len(adapter.faults) :]],
@@ -87,6 +88,8 @@ def format_adapter(content: dict[str, Any]) -> str:
         lines += [f"    {path}" + (f", {count} blocks" if count > 1 else "") for path, count in paths.items()]
     if c["replaces"]:
         lines.append(f"puts its own in place of: {', '.join(c['replaces'])}")
+    if c["merged_only"]:
+        lines.append(f"{len(c['merged_only'])} matrices change as a whole: it can be merged only (--keep-lora no)")
     if c["in_channels"]:
         lines.append(f"widens the transformer's input to {c['in_channels']} channels")
     if c["idle"]:
