@@ -128,7 +128,7 @@ def inpaint(
     picture = _given(picture)
     if not mask.any():
         raise JaxpaError("nothing is painted: paint over what may change")
-    file, over = _kept(folder, picture, "picture"), _kept(folder, masks.to_grey(mask.astype(np.float32)), "mask")
+    file, over = _kept(folder, picture, "original"), _kept(folder, masks.to_grey(mask.astype(np.float32)), "mask")
     return Request(**said.words(spec), method=said.method(), editing=Editing(image=file, mask=over, **words))
 
 
@@ -136,7 +136,7 @@ def outpaint(
     folder: Path, picture: Image.Image | None, pad: Sequence[float], said: Said, spec: Spec, **words: Any
 ) -> Request:
     """A picture beyond its sides; pad: top, right, bottom and left in its pixels."""
-    file = _kept(folder, _given(picture), "picture")
+    file = _kept(folder, _given(picture), "original")
     sides: Any = tuple(_whole("a side", side) for side in pad)
     return Request(**said.words(spec), method=said.method(), editing=Editing(image=file, pad=sides, **words))
 

@@ -11,7 +11,7 @@ from jaxpa.presets import PRESETS
 SIDES = ("top", "right", "bottom", "left")
 
 
-def words_tab(studio: Studio, settings: Settings, results: Results) -> Any:
+def words_tab(studio: Studio, settings: Settings, results: Results) -> None:
     """A prompt alone."""
     gr = import_module("gradio")
     gr.Markdown("The prompt alone, without any picture. Change the seed for another picture of it.")
@@ -22,10 +22,10 @@ def words_tab(studio: Studio, settings: Settings, results: Results) -> Any:
             studio, str(browser.session_hash), lambda _: desk.generate(settings.said(values), studio.spec)
         )
 
-    return [draw.click(told(gr.Request, drawn), settings.inputs, results.outputs, **JOB)]
+    draw.click(told(gr.Request, drawn), settings.inputs, results.outputs, **JOB)
 
 
-def inpainting_tab(studio: Studio, settings: Settings, results: Results) -> Any:
+def inpainting_tab(studio: Studio, settings: Settings, results: Results) -> None:
     """A part of a picture anew."""
     gr = import_module("gradio")
     picture = editor("A picture: paint over what may change", "inpainted")
@@ -47,14 +47,11 @@ def inpainting_tab(studio: Studio, settings: Settings, results: Results) -> Any:
             lambda folder: desk.inpaint(folder, image, mask, said, studio.spec, **words),
         )
 
-    return [
-        draw.click(
-            told(gr.Request, drawn), [picture, caption, tau, grow, feather, *settings.inputs], results.outputs, **JOB
-        )
-    ]
+    inputs = [picture, caption, tau, grow, feather, *settings.inputs]
+    draw.click(told(gr.Request, drawn), inputs, results.outputs, **JOB)
 
 
-def outpainting_tab(studio: Studio, settings: Settings, results: Results) -> Any:
+def outpainting_tab(studio: Studio, settings: Settings, results: Results) -> None:
     """A picture beyond its sides."""
     gr = import_module("gradio")
     picture = gr.Image(
@@ -80,7 +77,7 @@ def outpainting_tab(studio: Studio, settings: Settings, results: Results) -> Any
         )
 
     inputs = [picture, caption, tau, feather, *pads, *settings.inputs]
-    return [draw.click(told(gr.Request, drawn), inputs, results.outputs, **JOB)]
+    draw.click(told(gr.Request, drawn), inputs, results.outputs, **JOB)
 
 
 def _caption() -> Any:

@@ -75,6 +75,7 @@ class Studio:
     words: Callable[[Request], list[str]]
     folder: Path
     working: threading.Lock = field(default_factory=threading.Lock)
+    stops: dict[str, threading.Event] = field(default_factory=dict)
 
     def room(self, session: str) -> Path:
         """An empty folder for the next job of a session."""
@@ -82,12 +83,18 @@ class Studio:
         return Path(tempfile.mkdtemp(prefix=f"{_name(session)}-", dir=self.folder))
 
     def leave(self, session: str) -> None:
-        """A session's files go."""
+        """A session's files go, and its job stops."""
+        self.stop(session)
         for old in self.folder.glob(f"{_name(session)}-*"):
             shutil.rmtree(old, ignore_errors=True)
 
-    def run(self, request: Request, folder: Path) -> Iterator[Seen | Drawn]:
-        """Every step of a job, and what came of it. Raises what the job raised."""
+    def stop(self, session: str) -> None:
+        """A session's job ends at its next step, by `Stopped`."""
+        if (stop := self.stops.pop(session, None)) is not None:
+            stop.set()
+
+    def run(self, request: Request, folder: Path, session: str = "") -> Iterator[Seen | Drawn]:
+        """Every step of a job of a session, and what came of it. Raises what the job raised."""
 
         def work(on_step: OnStep) -> Drawn:
             start = time.monotonic()
@@ -97,12 +104,13 @@ class Studio:
             texts = dict.fromkeys(str(each.message) for each in said if each.category is UserWarning)
             return Drawn(files, labels, time.monotonic() - start, list(texts))
 
-        return self.watched(work)
+        stop = self.stops[session] = threading.Event()
+        return self.watched(work, stop)
 
-    def watched(self, work: Callable[[OnStep], Any]) -> Iterator[Any]:
-        """The steps that a function reports, and its result last; it waits for its turn."""
+    def watched(self, work: Callable[[OnStep], Any], stop: threading.Event | None = None) -> Iterator[Any]:
+        """The steps that a function reports, and its result last; it waits for its turn. `stop` ends it."""
         said: queue.Queue[tuple[str, Any]] = queue.Queue()
-        stop = threading.Event()
+        stop = stop or threading.Event()
 
         def on_step(step: Step) -> None:
             if stop.is_set():

@@ -17,8 +17,8 @@ VIEW = """<div class='jaxpa-look' hidden><div class='jaxpa-words'></div>
 MEAN = "the mean over all"
 
 
-def attention_tab(studio: Studio, settings: Settings) -> Any:
-    """The components and what they do; the event is returned, which a Stop button cancels."""
+def attention_tab(studio: Studio, settings: Settings) -> None:
+    """The components and what they do."""
     gr = import_module("gradio")
     with gr.Row():
         with gr.Column(min_width=260):
@@ -51,10 +51,9 @@ def attention_tab(studio: Studio, settings: Settings) -> Any:
             steps = gr.Dropdown(choices=[MEAN, *times], value=MEAN)
             return [found, steps, gr.Dropdown(choices=[MEAN, *kinds], value=MEAN), shown(found, MEAN, MEAN)]
 
-    event = look.click(looked, [picture, *settings.inputs], [seen, step, block, view], **JOB)
+    look.click(looked, [picture, *settings.inputs], [seen, step, block, view], **JOB)
     for component in (step, block):
         component.input(shown, [seen, step, block], view, **LIGHT)
-    return [event]
 
 
 def block_names(studio: Studio) -> list[str]:

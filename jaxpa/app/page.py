@@ -48,7 +48,6 @@ def page(studio: Studio) -> Any:
             with gr.Column(scale=5, min_width=320, elem_classes="jaxpa-results") as right:
                 results = results_panel()
                 stop = gr.Button("Stop", size="sm", elem_id="stop")
-        events = []
         for tab, fill in (
             (subjects, subjects_tab),
             (words, words_tab),
@@ -56,23 +55,23 @@ def page(studio: Studio) -> Any:
             (beyond, outpainting_tab),
         ):
             with tab:
-                events += fill(studio, settings, results)
+                fill(studio, settings, results)
             tab.select(lambda: gr.Column(visible=True), None, right, queue=False)
         with attention:
-            events += attention_tab(studio, settings)
+            attention_tab(studio, settings)
         attention.select(lambda: gr.Column(visible=False), None, right, queue=False)
-        stop.click(lambda: "Stopped.", None, results.status, cancels=events, queue=False)
-        blocks.unload(leaving(studio))
+        stop.click(of_session(studio.stop), queue=False)
+        blocks.unload(of_session(studio.leave))
     return blocks
 
 
-def leaving(studio: Studio) -> Callable[..., None]:
-    gr = import_module("gradio")
+def of_session(what: Callable[[str], None]) -> Callable[..., None]:
+    """A handler that does something for whoever asks."""
 
-    def leave(browser: Any) -> None:
-        studio.leave(str(browser.session_hash))
+    def handler(browser: Any) -> None:
+        what(str(browser.session_hash))
 
-    return told(gr.Request, leave)
+    return told(import_module("gradio").Request, handler)
 
 
 def heading(studio: Studio) -> str:
@@ -124,6 +123,7 @@ def serve(studio: Studio, server: Server, said: Callable[[str], None]) -> None:
             pwa=False,
             mcp_server=False,
             enable_monitoring=False,
+            show_error=True,
             max_file_size=server.max_upload * 2**20,
             footer_links=[],
             theme=theme,

@@ -168,26 +168,23 @@ def drawing(studio: Studio, session: str, ask: Callable[[Path], Request]) -> Ite
     """Draw what `ask` makes of the page in a folder: values for `Results.outputs`, after every step and at the end."""
     gr = import_module("gradio")
     same = gr.skip()
-    with sentences(), contextlib.suppress(Stopped):
+    with sentences():
         folder = studio.room(session)
         request = ask(folder)
         words = studio.words(request)
         yield [same, "Waiting for its turn ...", gr.update(visible=False), "", ""]
-        for event in studio.run(request, folder):
-            if isinstance(event, Seen):
-                shown = same if event.preview is None else event.preview
-                yield [shown, f"{event.stage}: step {event.done} of {event.total}", same, same, same]
-            else:
-                files = [*event.files, *(each for each in sorted(folder.iterdir()) if each not in event.files)]
-                call = python_call(request, studio.checkpoint, OUT)
-                text = shlex.join(["jaxpa", *words])
-                yield [
-                    shown_of(event),
-                    status_of(event),
-                    gr.update(value=list(map(str, files)), visible=True),
-                    text,
-                    call,
-                ]
+        try:
+            for event in studio.run(request, folder, session):
+                if isinstance(event, Seen):
+                    shown = same if event.preview is None else event.preview
+                    yield [shown, f"{event.stage}: step {event.done} of {event.total}", same, same, same]
+                else:
+                    files = [*event.files, *(each for each in sorted(folder.iterdir()) if each not in event.files)]
+                    offered = gr.update(value=list(map(str, files)), visible=True)
+                    call = python_call(request, studio.checkpoint, OUT)
+                    yield [shown_of(event), status_of(event), offered, shlex.join(["jaxpa", *words]), call]
+        except Stopped:
+            yield [same, "Stopped.", same, same, same]
 
 
 def shown_of(drawn: Drawn) -> Image.Image:

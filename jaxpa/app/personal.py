@@ -39,8 +39,8 @@ MOST_KEPT = 8  # subjects on one page
 STRIP = "0.95 0.8 0.65 0.5 0.35 0.2"
 
 
-def subjects_tab(studio: Studio, settings: Settings, results: Results) -> Any:
-    """The components and what they do; the Draw button's events are returned, which a Stop button cancels."""
+def subjects_tab(studio: Studio, settings: Settings, results: Results) -> None:
+    """The components and what they do."""
     gr = import_module("gradio")
     preset = PRESETS[studio.spec.settings.preset]
     with gr.Row():
@@ -80,7 +80,13 @@ def subjects_tab(studio: Studio, settings: Settings, results: Results) -> Any:
                 keep = gr.Button("Add another subject", size="sm", elem_id="keep")
                 drop = gr.Button("Remove the last", size="sm")
     with gr.Accordion("A scene", open=False):
-        scene = gr.Image(label="A picture of the whole scene", type="pil", sources=("upload", "clipboard"), height=220)
+        scene = gr.Image(
+            label="A picture of the whole scene",
+            type="pil",
+            sources=("upload", "clipboard"),
+            height=220,
+            elem_id="scene",
+        )
     tau = gr.Slider(
         0,
         1,
@@ -188,10 +194,8 @@ def subjects_tab(studio: Studio, settings: Settings, results: Results) -> Any:
         yield from drawing(studio, str(browser.session_hash), wanted)
 
     inputs = [*settings.inputs, *laid]
-    return [
-        draw.click(told(gr.Request, drawn), [tau, *inputs], results.outputs, **JOB),
-        strip.click(told(gr.Request, stripped), [taus, *inputs], results.outputs, **JOB),
-    ]
+    draw.click(told(gr.Request, drawn), [tau, *inputs], results.outputs, **JOB)
+    strip.click(told(gr.Request, stripped), [taus, *inputs], results.outputs, **JOB)
 
 
 # What lies on the tab ---------------------------------------------------------------------------------------------

@@ -3,6 +3,7 @@
 import os
 import signal
 import tempfile
+import warnings
 from collections.abc import Callable
 from dataclasses import dataclass
 from importlib.util import find_spec
@@ -17,6 +18,8 @@ from jaxpa.cli.parse import parse_command
 from jaxpa.cli.spell import words_of
 from jaxpa.errors import JaxpaError, whole
 from jaxpa.request.request import Request
+
+LOOPBACK = ("127.0.0.1", "localhost", "::1")
 
 
 def terminated(*_: object) -> None:
@@ -43,6 +46,8 @@ class AppCommand(Command):
         if find_spec("gradio") is None:
             raise JaxpaError("the page needs Gradio, which is not installed: pip install 'jaxpa[app]'")
         whole("--max-upload", self.max_upload, 1)
+        if self.host not in LOOPBACK:
+            warnings.warn(f"whoever can reach {self.host} can use the page: it has no password", stacklevel=1)
         if self.port is not None:
             whole("--port", self.port, 1, 65535)
         with tempfile.TemporaryDirectory(prefix="jaxpa-app-") as folder:

@@ -123,6 +123,14 @@ def test_edits(car, spec, tmp_path):
     assert (beyond.verb, beyond.editing.pad) == ("outpaint", (0, 8, 0, 4))
 
 
+def test_edits_do_not_write_over_what_they_read(car, spec, tmp_path):
+    from jaxpa.app.jobs import OUT
+
+    desk.inpaint(tmp_path, car.picture, car.mask, Said("a car"), spec)
+    desk.personalize(tmp_path, [car], car.picture, Said("a car"), spec)
+    assert not (tmp_path / OUT).exists()
+
+
 @pytest.mark.parametrize(
     ("wrong", "says"),
     [
@@ -242,6 +250,25 @@ def test_a_job_stops_when_nobody_watches_and_the_next_one_begins_after_it(tmp_pa
     first.close()
     waiting.join(20)
     assert log == ["one begins", "one stops", "two begins", "two stops"]
+    assert not shared.working.locked()
+
+
+def test_a_session_stops_its_own_job(tmp_path):
+    def draw(request, folder, on_step):
+        for k in range(1000):
+            on_step(Step("sample", k, 1000))
+            time.sleep(0.001)
+        return [], []
+
+    shared = studio(draw, tmp_path)
+    shared.stop("mine")  # there is none yet
+    job = shared.run("one", tmp_path, "mine")  # type: ignore[arg-type]
+    next(job)
+    shared.stop("another")
+    next(job)
+    shared.leave("mine")
+    with pytest.raises(Stopped):
+        list(job)
     assert not shared.working.locked()
 
 

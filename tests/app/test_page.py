@@ -12,6 +12,7 @@ import sys
 import tempfile
 from pathlib import Path
 from urllib.parse import urlparse
+from urllib.request import urlopen
 
 import numpy as np
 import pytest
@@ -189,10 +190,93 @@ def test_hovering_a_word_lights_where_it_looks(page):
     page.get_by_text("What the cell in row 5, column 8 attends to").wait_for()
 
 
+def words_of_the_command(page) -> list[str]:
+    return shlex.split(page.locator("#command .cm-content").inner_text().replace("\n", ""))
+
+
+def paint(page, name) -> None:
+    """A stroke over the middle of an editor's picture."""
+    box = page.locator(f"{name} canvas").first.bounding_box()
+    x, y = middle(box)
+    drag(page, x - 50, y + 15, 100, 0)
+    page.wait_for_timeout(1500)
+
+
+def test_two_subjects_a_scene_and_a_strip_of_taus(page, folder):
+    page.fill("#prompt textarea", "a car and a cat on a beach")
+    quick(page)
+    drop_car(page)
+    paint(page, "#reference")
+    page.click("#keep")
+    page.wait_for_selector("#cells img", state="detached")
+    page.locator("#reference input[type=file]").first.set_input_files(PICTURES / "cat.png")
+    page.wait_for_selector("#canvas .jaxpa-box:nth-child(2)")
+    paint(page, "#reference")
+    page.get_by_text("A scene", exact=True).click()
+    page.locator("#scene input[type=file]").first.set_input_files(PICTURES / "boat.png")
+    page.wait_for_function("document.querySelector('#canvas .jaxpa-stage').style.backgroundImage !== ''")
+    page.fill("#taus textarea, #taus input", "0.9 40%")
+    page.click("#strip")
+    page.get_by_text("2 pictures took").wait_for()
+    words = words_of_the_command(page)
+    assert [word for word in words if word.startswith("--") or word.endswith("png")] == [
+        "--prompt", "--seed", "--steps", "--tau", "--subject", "subject-1.png", "--mask", "subject-1-mask.png",
+        "--subject", "subject-2.png", "--mask", "subject-2-mask.png", "--scene", "scene.png", "--out", "picture.png",
+    ]  # fmt: skip
+    own = downloads(page, folder)
+    assert {"picture-tau0.9.png", "picture-tau40%.png", "scene.png"} <= {file.name for file in own.iterdir()}
+    shown = page.locator("#picture img").evaluate("image => image.naturalWidth / image.naturalHeight")
+    assert shown > 1.5  # a strip
+
+
+def test_inpaint_and_outpaint(page, folder):
+    page.fill("#prompt textarea", "a car on a beach")
+    quick(page)
+    page.get_by_role("tab", name="Inpaint").click()
+    page.wait_for_selector("#inpainted canvas")
+    page.wait_for_timeout(1000)
+    page.click("#inpaint")
+    page.get_by_text("there is no picture yet").wait_for()
+    page.locator("#inpainted input[type=file]").first.set_input_files(PICTURES / "car.png")
+    page.wait_for_timeout(3000)
+    paint(page, "#inpainted")
+    page.click("#inpaint")
+    page.get_by_text("The picture took").wait_for()
+    own = downloads(page, folder)
+    assert sorted(file.name for file in own.iterdir()) == ["mask.png", "original.png", "picture.png"]
+    page.get_by_role("tab", name="Outpaint").click()
+    page.locator("#outpainted input[type=file]").first.set_input_files(PICTURES / "car.png")
+    page.wait_for_selector("#outpainted img")
+    page.get_by_label("Pixels to add, right").fill("128")
+    page.click("#outpaint")
+    page.wait_for_function("document.querySelector('#command .cm-content')?.innerText.includes('jaxpa outpaint')")
+    words = words_of_the_command(page)
+    assert words[words.index("--pad") + 1] == "0,128,0,0"
+    page.get_by_text("The picture took").wait_for()
+    shown = page.locator("#picture img").evaluate("image => image.naturalWidth / image.naturalHeight")
+    assert 1.2 < shown < 1.45  # 512 x 384, on whole cells
+
+
+def test_stopping(page):
+    page.fill("#prompt textarea", "a red star")
+    page.get_by_text("Settings", exact=True).click()
+    page.fill("#steps input[type=number]", "50")
+    page.get_by_role("tab", name="Words alone").click()
+    page.click("#generate")
+    page.wait_for_function("document.querySelector('#status').innerText.includes('sample: step')")
+    page.wait_for_selector("#picture img")  # as it goes
+    page.click("#stop")
+    page.get_by_text("Stopped.").wait_for()
+    page.fill("#steps input[type=number]", "3")
+    page.click("#generate")
+    page.get_by_text("The picture took").wait_for()
+
+
 def test_it_listens_on_this_machine_alone(server):
     port = urlparse(server).port
     assert urlparse(server).hostname == "127.0.0.1"
-    with socket.create_connection(("127.0.0.1", port), 5):
-        pass
+    with urlopen(server, timeout=5) as answer:
+        assert "default-src 'self'" in answer.headers["content-security-policy"]
+        assert "googleapis" not in answer.read().decode()
     with socket.socket() as other:  # another address of the loopback stands for those of the network
         assert other.connect_ex(("127.0.0.2", port)) != 0
