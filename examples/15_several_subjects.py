@@ -43,7 +43,7 @@ All regions become one index over the rows [references; image]: where each of th
 # %%
 pipe = jaxpa.load("mini")
 two = pipe.references([subject("mug", at=(0.04, 0.45, 0.6, 0.9)), subject("car", at=(0.4, 0.5, 0.98, 0.9))])
-source, target = (np.asarray(each)[0] for each in restrict(two.where, two.masks))  # (2, 144) each
+source, target = (np.asarray(each)[0] for each in restrict(two.where, two.masks))  # type: ignore[arg-type]  # (2, 144) each
 index = 2 * 144 + np.arange(144)  # the image's own row
 for k in range(2):  # the later one wins
     index = np.where(target[k], k * 144 + source[k], index)
