@@ -77,7 +77,7 @@ rows: list[list] = [
 ]
 for shuffle, outline in SETTINGS:
     how = {"shuffle": shuffle, "outline": outline}
-    made = [pipe.personalize(PROMPT, [subject("car")], seed=seed, **how)[0] for seed in range(5)]
+    made = pipe.personalize(PROMPT, [subject("car")], seed=0, num_images=5, **how)
     name = f"shuffle {shuffle:g}, outline {outline}" if shuffle or outline else "as it is"
     rows.append([(f"{name}\nseed {seed}", image) for seed, image in enumerate(made)])
 save(sheet(rows, 144), "13-perturbation")
