@@ -32,7 +32,7 @@ def inpainting_tab(studio: Studio, settings: Settings, results: Results) -> None
     caption, tau = _caption(), _tau(desk.flow_time(PRESETS[studio.spec.settings.preset].inpaint_tau, studio.spec))
     with gr.Row():
         grow = gr.Slider(0, 64, 0, step=1, label="Grow what is painted, in its pixels")
-        feather = gr.Slider(0, 64, 0, step=1, label="Blend old and new over so many pixels")
+        feather = gr.Slider(0, 64, 0, step=1, label="Blend old and new over so many pixels; 0: half a token")
     draw = gr.Button("Draw", variant="primary", elem_id="inpaint", elem_classes="jaxpa-draw")
 
     def drawn(browser: Any, value: Any, text: str, one: float, *values: Any) -> Any:
@@ -40,7 +40,7 @@ def inpainting_tab(studio: Studio, settings: Settings, results: Results) -> None
         with sentences():
             image, mask = edited(value)
             said = settings.said(_of_the_picture(shared, studio), (one,))
-        words = {"caption": text, "grow": more, "feather": blend}
+        words = {"caption": text, "grow": more, "feather": blend or None}
         yield from drawing(
             studio,
             str(browser.session_hash),
@@ -61,7 +61,7 @@ def outpainting_tab(studio: Studio, settings: Settings, results: Results) -> Non
     with gr.Row():
         pads = [gr.Number(0, label=f"Pixels to add, {side}", precision=0, minimum=0, min_width=90) for side in SIDES]
     caption, tau = _caption(), _tau(desk.flow_time(PRESETS[studio.spec.settings.preset].outpaint_tau, studio.spec))
-    feather = gr.Slider(0, 64, 0, step=1, label="Blend old and new over so many pixels")
+    feather = gr.Slider(0, 64, 0, step=1, label="Blend old and new over so many pixels; 0: half a token")
     draw = gr.Button("Draw", variant="primary", elem_id="outpaint", elem_classes="jaxpa-draw")
 
     def drawn(browser: Any, image: Any, text: str, one: float, blend: float, *values: Any) -> Any:
@@ -69,7 +69,7 @@ def outpainting_tab(studio: Studio, settings: Settings, results: Results) -> Non
         with sentences():
             whole = opened(image)
             said = settings.said(_of_the_picture(shared, studio), (one,))
-        words = {"caption": text, "feather": blend}
+        words = {"caption": text, "feather": blend or None}
         yield from drawing(
             studio,
             str(browser.session_hash),

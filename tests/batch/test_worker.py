@@ -97,7 +97,7 @@ def test_sizes_depend_on_the_whole_file(jobs):
     assert sizes(shares, 2)[shares[1].kind].images == 2
 
 
-def test_a_full_memory_halves_the_batch(jobs, together, monkeypatch, capsys):
+def test_a_full_memory_halves_the_batch(jobs, together, monkeypatch, caplog):
     real, asked = worker_module.merge, []
 
     def merge(parts, size):
@@ -111,7 +111,7 @@ def test_a_full_memory_halves_the_batch(jobs, together, monkeypatch, capsys):
     assert failed == {}
     same(made, {name: together[name] for name in made}, levels=1)
     assert asked[0] == 4 > max(asked[1:])
-    assert "2 pictures at a time from here on" in capsys.readouterr().err
+    assert "2 pictures at a time from here on" in caplog.text
 
 
 def test_a_failing_line_fails_alone(jobs, together, monkeypatch):
