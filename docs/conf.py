@@ -20,7 +20,7 @@ jaxpa.arrays.Array, jaxpa.arrays.Scalar, jaxpa.arrays.Index = Array, Array | flo
 project = "jaxpa"
 author = "the authors of jaxpa"
 extensions = ["sphinx.ext.autodoc", "myst_parser"]
-myst_enable_extensions = ["colon_fence", "deflist"]
+myst_enable_extensions = ["colon_fence"]
 myst_heading_anchors = 3
 suppress_warnings = [
     "config.cache",  # of functions below
