@@ -267,6 +267,7 @@ def load(
     loras: Loras = (),
     keep_loras: bool | None = None,
     redux: str | Path | None = None,
+    on_step: OnStep | None = None,
 ) -> Pipeline:
     """Load a checkpoint.
 
@@ -279,7 +280,7 @@ def load(
     if they all fit); variant: which of FLUX.1's sister models it is (`jaxpa.backbones.variants`; None: as its files
     say); loras: files, or pairs of a file and a scale; keep_loras: keep them beside the weights, where `with_loras`
     exchanges them, instead of merging them into the weights (None: beside weights of eight bits); redux: a folder or
-    hub id of FLUX.1-Redux, for image prompts.
+    hub id of FLUX.1-Redux, for image prompts; on_step: hears after every network how many bytes are read.
     Raises CheckpointError with everything that is wrong.
     """
     mesh = None if mesh is None else automatic(mesh)
@@ -288,8 +289,11 @@ def load(
     sharding = None if mesh is None else rules(mesh)
     if resident is None:
         resident = all_stay(found, dtype, weights, 1 if mesh is None else mesh.shape["model"])
-    read = load_parts if resident else load_stages
-    parts = read(found, dtype=dtype, sharding=sharding, weights=weights)
+    if resident:
+        hear = None if on_step is None else lambda done, total: on_step(Step("load", done, total))
+        parts = load_parts(found, dtype=dtype, sharding=sharding, weights=weights, progress=hear)
+    else:
+        parts = load_stages(found, dtype, sharding, weights)
     clip, t5 = (parts.tokenizers[name].parent for name in ("tokenizer", "tokenizer_2"))
     prior = None if redux is None else load_redux(redux, found.config.transformer.joint_attention_dim, dtype)
     return Pipeline(parts, Tokenizers.load(clip, t5), mesh, () if parts.bare else loras, prior)

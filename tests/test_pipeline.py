@@ -8,6 +8,8 @@ import pytest
 from PIL import Image
 
 import jaxpa
+from jaxpa.checkpoint.parts import PARTS
+from jaxpa.checkpoint.source import find_mini
 from jaxpa.devices.timing import Clock
 from jaxpa.encoders.text import TextEmbedding
 from jaxpa.media.images import read_image, to_array
@@ -62,6 +64,15 @@ def test_stepped_is_fused(pipe, subject):
     fused = pipe.personalize("a car in a room", [subject], **kw)
     assert difference(pipe.personalize("a car in a room", [subject], **kw, on_step=hear)[0], fused[0]) <= 1
     assert seen == [*((s, i + 1, STEPS) for s in ("invert", "sample") for i in range(STEPS)), ("decode", 1, 1)]
+
+
+def test_loading_is_told_in_bytes():
+    """After each network; all of them are what the files hold behind their headers."""
+    seen = []
+    jaxpa.load("mini", on_step=seen.append)
+    files = [next((find_mini() / name).glob("*.safetensors")) for name in PARTS]
+    sizes = [file.stat().st_size - 8 - int.from_bytes(file.read_bytes()[:8], "little") for file in files]
+    assert [step[:3] for step in seen] == [("load", int(done), sum(sizes)) for done in np.cumsum(sizes)]
 
 
 def test_what_a_step_takes_for_the_picture(pipe):

@@ -102,23 +102,31 @@ def load_parts(
     sharding: Shardings | None = None,
     parts: Iterable[str] = PARTS,
     weights: Asked | None = None,
+    progress: Callable[[int, int], None] | None = None,
 ) -> Parts:
     """The networks of a checkpoint and what belongs to them.
 
     source: `mini`, a diffusers or converted folder, a single file of the original release, a hub id; components:
     another source, for what the first does not hold; dtype: of all networks (None: `default_dtype`); weights: of
     the blocks of the transformer and of T5, rounded to eight bits as they are read; "wide": they are of `dtype` too
-    (None: the same, except where the files have eight bits or fewer).
+    (None: the same, except where the files have eight bits or fewer); progress: hears, after every network, how many
+    bytes of the files have been read, and of how many.
     Raises CheckpointError with everything that is wrong, before any tensor is read as far as headers tell.
     """
     found = source if isinstance(source, Source) else resolve(source, components)
     wanted = [name for name in PARTS if name in tuple(parts)]
     if (laid := found.adaptation) is not None and laid.kept:
         bare = dataclasses.replace(found, adaptation=None)
-        return load_parts(bare, None, dtype, sharding, wanted, weights).over(laid)
+        return load_parts(bare, None, dtype, sharding, wanted, weights, progress).over(laid)
     demand(found, found.faults(wanted), found.absent(wanted))
     rounding = found.rounded(weights)
-    networks = {name: _network(found, name, dtype, sharding, getattr(rounding, name, None)) for name in wanted}
+    networks, done = dict[str, Any](), 0
+    sizes = {name: sum(tensor.size for tensor in found.parts[name].tensors.values()) for name in wanted}
+    for name in wanted:
+        networks[name] = _network(found, name, dtype, sharding, getattr(rounding, name, None))
+        done += sizes[name]
+        if progress is not None:
+            progress(done, sum(sizes.values()))
     return Parts(found.config, settings_of(found), rounding, tokenizers=found.tokenizers, **networks)
 
 

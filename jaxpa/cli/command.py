@@ -102,7 +102,7 @@ def _load_once(said: Checkpoint, mesh: str | None) -> "Pipeline":
     devices = None if mesh is None else parse_mesh(mesh)
     given = {"components": said.components, "weights": said.weights, "resident": said.keep_resident}
     given |= {"variant": said.variant, "loras": said.lora, "keep_loras": False, "redux": said.redux}
-    return load(said.model, dtype, devices, **given)
+    return load(said.model, dtype, devices, **given, on_step=console.Progress())
 
 
 class Made(NamedTuple):

@@ -81,7 +81,8 @@ class Progress:
     def show(self, stage: str, done: int, total: int) -> None:
         if self.bar is None:
             off = None if LOG.isEnabledFor(logging.INFO) else True  # None: where stderr is no terminal
-            self.bar = tqdm(total=total, desc=stage, file=sys.stderr, leave=False, dynamic_ncols=True, disable=off)
+            shown = {"file": sys.stderr, "leave": False, "dynamic_ncols": True, "disable": off}
+            self.bar = tqdm(total=total, desc=stage, unit_scale=total >= 10**6, **shown)  # of bytes: 1.2G
         self.bar.update(done - self.bar.n)
         if done == total:
             self.bar.close()

@@ -261,7 +261,8 @@ class Picturing(Making):
         record, own = prepared.record, prepared.made[k]
         request, prompts = record.request, record.request.prompts
         if len(prompts) > 1:  # they take turns: each picture has its own
-            request = replace(request, prompt=prompts[k % len(prompts)])
+            alone = replace(request.sampling, seed=own["seed"], num_images=1)
+            request = replace(request, prompt=prompts[k % len(prompts)], sampling=alone)
         tau = parse_tau(own["tau"]) if "tau" in own else None
         return replace(record, request=request, seed=own["seed"], tau=tau, place=own.get("place"), program=program)
 
