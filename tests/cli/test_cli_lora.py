@@ -47,6 +47,10 @@ def test_a_batch_changes_loras_on_one_model(run, lora, tmp_path, monkeypatch):
     assert np.abs(half - alone).max() <= 1  # sums in another order
     assert np.abs(half - two).max() <= 1  # 1 - 0.5
     assert read_metadata(tmp_path / "half.png")["checkpoint"]["lora"] == [{"file": lora.name, "scale": 0.5}]
+    assert run("replay", tmp_path / "half.png", "--out", tmp_path / "again.png")[0] == 2  # its LoRA is elsewhere
+    status, _, err = run("replay", tmp_path / "half.png", "--inputs", lora.parent, "--out", tmp_path / "again.png")
+    assert status == 0, err
+    assert (tmp_path / "again.png").read_bytes() == (tmp_path / "half.png").read_bytes()
 
 
 def test_a_plan_counts_what_is_kept(run, lora):

@@ -53,6 +53,10 @@ VERBS = {
         ["mask", "--image", "car.png", "--word", "car", "--grow", 3, "--coverage", "0.2", "--out", "o.png"], "o.png",
     ),
     "a box": (["mask", "--image", "car.png", "--box", "0.1,0.2,0.9,0.9", "--feather", 2, "--out", "o.webp"], "o.webp"),
+    "a start": (
+        ["generate", "--image", "car.png", "--strength", "0.5", *SQUARE, *STEPS, "--num-images", 2, "--out", "o.png"],
+        "o-1.png",
+    ),
     "edit": (["edit", "--variant", "kontext", "--image", "car.png", *STEPS, "--out", "o.png"], "o.png"),
 }  # fmt: skip
 
