@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 from PIL import Image, ImageDraw
 
-from jaxpa.app import desk, looks, picks
+from jaxpa.app import desk, laying, looks, picks
 from jaxpa.app.desk import Piece, Said
 from jaxpa.app.jobs import PREVIEWS, Seen, Stopped, Studio
 from jaxpa.attention.observe import Attention
@@ -184,6 +184,23 @@ def test_a_cutout_is_the_subject_alone(car):
     rows, cols = np.flatnonzero(car.mask.any(1)), np.flatnonzero(car.mask.any(0))
     inside = car.mask[rows[0] : rows[-1] + 1, cols[0] : cols[-1] + 1]
     assert share == pytest.approx(inside.mean(), abs=0.02)
+
+
+def test_subjects_stay_where_they_are_when_one_goes(car):
+    """Subjects are told apart by their order alone, in the page's list and on its canvas."""
+    boxes = [{"at": [0, 0, 0.5, k]} for k in (0.3, 0.4, 0.5)]
+    kept, canvas = laying.without_last([car, replace(car, word="cat")], {"width": 96, "boxes": boxes})
+    assert kept == [car]
+    assert canvas == {"width": 96, "boxes": [boxes[0], boxes[2]]}
+    assert laying.without_last([], {"boxes": boxes[:1]}) == ([], {"boxes": boxes[:1]})
+    first, second = laying.pieces_of(({"background": car.picture, "layers": []}, None, "", "", False), kept, canvas)
+    assert (first.at, second.at) == (Box(0, 0, 0.5, 0.3), Box(0, 0, 0.5, 0.5))
+
+
+def test_a_picture_with_too_many_pixels_is_refused(car, monkeypatch):
+    monkeypatch.setenv("JAXPA_MAX_PIXELS", "100")
+    with pytest.raises(JaxpaError, match="384 x 384 pixels are more than 100"):
+        laying.pieces_of(({"background": car.picture, "layers": []}, None, "", "", False), [], None)
 
 
 # Jobs -----------------------------------------------------------------------------------------------------------

@@ -73,11 +73,13 @@ def page(browser, server):
     shown.close()
 
 
-def quick(page) -> None:
+def quick(page, steps: int = 3) -> None:
     """Few steps: what is compared does not hang on their number."""
     page.get_by_text("Settings", exact=True).click()
-    page.fill("#steps input[type=number]", "3")
-    page.fill("#seed input", "7")
+    page.wait_for_timeout(500)
+    for field, value in (("#steps input[type=number]", steps), ("#seed input", 7)):
+        page.fill(field, str(value))
+        page.press(field, "Tab")
 
 
 def drop_car(page) -> None:
@@ -259,8 +261,7 @@ def test_inpaint_and_outpaint(page, folder):
 
 def test_stopping(page):
     page.fill("#prompt textarea", "a red star")
-    page.get_by_text("Settings", exact=True).click()
-    page.fill("#steps input[type=number]", "50")
+    quick(page, 50)
     page.get_by_role("tab", name="Words alone").click()
     page.click("#generate")
     page.wait_for_function("document.querySelector('#status').innerText.includes('sample: step')")
@@ -268,6 +269,7 @@ def test_stopping(page):
     page.click("#stop")
     page.get_by_text("Stopped.").wait_for()
     page.fill("#steps input[type=number]", "3")
+    page.press("#steps input[type=number]", "Tab")
     page.click("#generate")
     page.get_by_text("The picture took").wait_for()
 
