@@ -38,8 +38,17 @@ class Again(RowCommand):
     picture: Path
 
     def prepare(self) -> Prepared:
+        from jaxpa.batch.groups import kind_of
+
         prepared = super().prepare()
-        self.require_memory(self.filled(prepared.request), canvas_of(prepared.pictures, spec_of(self.source())))
+        request, spec = prepared.request, spec_of(self.source())
+        canvas = canvas_of(prepared.pictures, spec)
+        if self.program is not None and self.program.merged:
+            h, w = spec.grid(request.sampling.height, request.sampling.width)
+            size = (h * spec.cell, w * spec.cell) if canvas is None else canvas
+            if kind_of(request, spec, size, request.references) is None:
+                raise JaxpaError(f"{self.picture} says that it shared a batch, which such pictures do not: try --alone")
+        self.require_memory(self.filled(request), canvas)
         return prepared
 
     def inputs(self) -> list[Path]:

@@ -212,6 +212,18 @@ def test_what_nobody_vouches_for(run, folder):
         assert said in err, (name, err)
         assert len(err) < 600, name
         assert "\x1b" not in err, name
+    edit = {"prompt": "x", "sampling": {"steps": 2}, "following": {"picture": "car.png"}}
+    content = (folder / "car.png").read_bytes()
+    known = {"name": "car.png", "sha256": hashlib.sha256(content).hexdigest(), "bytes": len(content)}
+    rewritten(
+        folder / "o-0.png",
+        folder / "bad.png",
+        request=edit,
+        inputs={"request.following.picture": known},
+        checkpoint={"model": "mini", "variant": "kontext", "sha256": "f"},
+        program={"images": 2, "merged": True},
+    )
+    assert "which such pictures do not: try --alone" in run("replay", "bad.png", "--out", "p.png")[2]
     deep = "[" * 10**5 + "]" * 10**5
     for text in ("", "[1", "[]", "7", deep, '{"a": ' + deep + "}", '{"figure": []}', "x" * (5 << 20)):
         info = PngImagePlugin.PngInfo()
