@@ -191,8 +191,8 @@ def ramp(mask: np.ndarray, pixels: float) -> np.ndarray:
     """1 in the mask, and a straight ramp around it: 0 from `pixels` outside its outline on; (H, W) -> (H, W)."""
     _check_pixels("blend", pixels)
     soft = np.empty(mask.shape, np.float32)
-    for rows, distance in _distances(unit(mask) > 0.5, pixels + 1):  # from pixel centre to pixel centre
-        soft[rows] = np.clip(1 - distance / (pixels + 1), 0, 1)
+    for rows, distance in _distances(unit(mask) > 0.5, pixels + 1):
+        soft[rows] = np.clip(1 - (distance - 0.5) / max(pixels, 1e-6), 0, 1)  # the outline is half a pixel away
     return soft
 
 

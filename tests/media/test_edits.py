@@ -82,10 +82,10 @@ def test_an_edit_has_the_pictures_own_pixels(size, canvas) -> None:
     np.testing.assert_array_equal(got, np.where(change[..., None] > 0, 9, np.asarray(picture)))
     blended = np.asarray(edit.paste(made, None, 8))  # half a token of the canvas, in pixels of the picture
     width = 4 / scale
-    near, far = masks.grow(change, 1.01) > change, masks.grow(change, width + 1) == 0
+    near, far = masks.grow(change, 1.01) > change, masks.grow(change, width + 0.5) == 0
     np.testing.assert_array_equal(blended[far], np.asarray(picture)[far])
     np.testing.assert_array_equal(blended[change > 0], 9)
-    share = width / (width + 1)
+    share = 1 - 0.5 / width
     want = (1 - share) * np.asarray(picture, float) + share * 9
     np.testing.assert_allclose(blended[near], want[near], atol=0.51)
     if scale == 1:  # pixel by pixel
