@@ -8,7 +8,8 @@ The references are drawings that training never showed, in combinations it never
     subject and scene   family and colour of both, the scene's and the one put into it, and the background
     inpainting          family and colour of what the prompt puts there, the background, and one subject
     outpainting         family and colour of what was kept, the background, and one subject
-    corners             as layout, in a box of half the width in a corner
+    corners             as layout, in a box of half the width in a corner; and nothing of the subject elsewhere, by its
+                        colours, since the judge does not count broken copies
     half-width boxes    as layout, in such a box anywhere
     aspects             as layout, on canvases of 3:4, 9:16 and 1:2, upright or lying
     one side            as outpainting, by half a picture on one side, so that the canvas is 2:3
@@ -52,6 +53,7 @@ CORNERS = tuple((x, y, x + 0.48, y + 0.48) for x in (0.02, 0.5) for y in (0.02, 
 ASPECTS = ((96, 128), (128, 96), (72, 128), (128, 72), (96, 192), (192, 96))
 STRIP = SIZE // 4  # what outpainting adds on the left and on the right
 BLENDED = 4  # pixels, half a token
+CLEAR, SOME = 20, 0.03  # levels by which a colour must be nearer, and the share of a picture that is a copy
 HEADS = ("family", "colour", "background", "count")
 
 
@@ -78,6 +80,8 @@ class Made:
     """The true drawing (H, W, 3), where it is not the usual one."""
     new: np.ndarray | None = None
     """What an edit has drawn (H, W)."""
+    stray: float | None = None
+    """The share of the picture outside of the subject's box that has its colours, and not the background's."""
     gone: float | None = None
     """How far the place of what was removed is from its background, in units of how far it was."""
 
@@ -117,7 +121,27 @@ def _placed(
     asked = replace(scene, background=sample_scene(rng, 0.0, held_out=None).background)
     picture, mask = render(scene)
     subject = jaxpa.Subject(picture, mask, at=at, caption=caption(scene))  # type: ignore[arg-type]
-    return _personalised(pipe, asked, [subject], canvas=canvas)
+    made = _personalised(pipe, asked, [subject], canvas=canvas)
+    if len(at) == 2:
+        return made
+    empty, outside = render(replace(asked, subjects=()))[0], np.ones((SIZE, SIZE), bool)
+    left, top, right, bottom = (round(SIZE * side) for side in at)
+    outside[max(0, top - 8) : bottom + 8, max(0, left - 8) : right + 8] = False
+    return replace(made, stray=stray(np.asarray(made.picture)[outside], empty, picture[mask]))
+
+
+def stray(pixels: np.ndarray, background: np.ndarray, subject: np.ndarray) -> float:
+    """The share of pixels (n, 3) that are nearer to the colours of a subject (m, 3) than to those of a background.
+
+    Below `SOME` in 95% of true drawings, and in none with a copy of 0.3 of the width.
+    """
+
+    def far(colours: np.ndarray) -> np.ndarray:
+        flat = Image.fromarray(colours.reshape(1, -1, 3)).quantize(16)
+        palette = np.array(flat.getpalette()).reshape(-1, 3)[:16].astype(float)
+        return np.linalg.norm(pixels[:, None] - palette, axis=-1).min(1)
+
+    return float(np.mean(far(subject) + CLEAR < far(background)))
 
 
 def two_subjects(pipe: jaxpa.Pipeline, scene: Scene, rng: np.random.Generator) -> Made:
@@ -269,6 +293,9 @@ def verdicts(judge: Judge, made: list[Made]) -> tuple[dict[str, np.ndarray], flo
         return {"all": gone}, 1.0
     scenes = [one.asked for one in made]
     found = succeeded(judge, [np.asarray(one.picture) for one in made], scenes)
+    if made[0].stray is not None:
+        found["no copy"] = np.array([one.stray is not None and one.stray < SOME for one in made])
+        found["all"] &= found["no copy"]
     return found, float(succeeded(judge, [truth_of(one) for one in made], scenes)["all"].mean())
 
 
