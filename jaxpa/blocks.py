@@ -208,14 +208,14 @@ def attend(
     """Joint attention over [text; image] and the context."""
     query = q
     if shared.context is not None:
-        k, v = (jnp.concatenate([x, gather_heads(x, shared.context)], 2) for x in (k, v))  # (B, H, M + N + K, Dh)
+        k, v = (jnp.concatenate([x, _gather_heads(x, shared.context)], 2) for x in (k, v))  # (B, H, M + N + K, Dh)
     own = q.shape[2]
     q = rotate(q, Rotary(shared.rotary.cos[:, :own], shared.rotary.sin[:, :own]))
     k = rotate(k, shared.rotary)
     return Attended(attention(q, k, v, length=shared.length), query, q, k, v)
 
 
-def gather_heads(x: Float[Array, "B H S Dh"], index: Int[Array, "B K"]) -> Float[Array, "B H K Dh"]:
+def _gather_heads(x: Float[Array, "B H S Dh"], index: Int[Array, "B K"]) -> Float[Array, "B H K Dh"]:
     """Pick tokens across rows by their index into B * S."""
     b, h, s, dh = x.shape
     return x.swapaxes(0, 1).reshape(h, b * s, dh)[:, index].swapaxes(0, 1)

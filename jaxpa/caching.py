@@ -58,7 +58,7 @@ def skipping(solver: Solver, threshold: Scalar) -> Solver:
         return Kept(solver.init(x), x, jnp.zeros_like(x), jnp.full(x.shape[0], jnp.inf), jnp.int32(0))
 
     def step(flow: Flow, x: Float[Array, "B N C"], kept: Kept, i: Index) -> tuple[Float[Array, "B N C"], Kept]:
-        change = kept.change + relative_change(flow, kept.x, x, i)
+        change = kept.change + _relative_change(flow, kept.x, x, i)
         due = change >= threshold  # (B,)
 
         def ask() -> Array:
@@ -72,7 +72,7 @@ def skipping(solver: Solver, threshold: Scalar) -> Solver:
     return replace(solver, init=init, step=step)
 
 
-def relative_change(flow: Flow, before: Array, x: Array, i: Index) -> Float[Array, " B"]:
+def _relative_change(flow: Flow, before: Array, x: Array, i: Index) -> Float[Array, " B"]:
     """How far what the network reads has moved over the step that ended at times[i], for each row."""
     if flow.glance is None:
         raise ValueError("this velocity has no `glance`, by which steps could be skipped")

@@ -86,10 +86,10 @@ def trajectory(run: Run) -> Any:
         return state, run.result(state)
 
     _, after = jax.lax.scan(body, state, jnp.arange(loop.start, loop.stop))
-    return stack_results(run.result(run.state), after)
+    return _stack_results(run.result(run.state), after)
 
 
-def stack_results(first: Any, after: Any) -> Any:
+def _stack_results(first: Any, after: Any) -> Any:
     """A first result in front of those that are stacked already."""
     return jax.tree.map(lambda one, rest: jnp.concatenate([one[None], rest]), first, after)
 

@@ -43,10 +43,10 @@ def table(positions: Shaped[Array, "*B S A"], axes_dims: tuple[int, ...], theta:
 def rotate(x: Float[Array, "B H S Dh"], rotary: Rotary) -> Float[Array, "B H S Dh"]:
     """Turn the channel pairs of queries or keys; the dtype stays the same."""
     cos, sin = (jnp.repeat(part, 2, -1)[:, None] for part in rotary)  # (B | 1, 1, S, Dh), one table for all heads
-    return (x.astype(jnp.float32) * cos + quarter_turn(x).astype(jnp.float32) * sin).astype(x.dtype)
+    return (x.astype(jnp.float32) * cos + _quarter_turn(x).astype(jnp.float32) * sin).astype(x.dtype)
 
 
-def quarter_turn(x: Float[Array, "*S Dh"]) -> Float[Array, "*S Dh"]:
+def _quarter_turn(x: Float[Array, "*S Dh"]) -> Float[Array, "*S Dh"]:
     """Every channel pair turned by 90 degrees: (x0, x1) -> (-x1, x0).
 
     A TPU cannot exchange neighbouring lanes cheaply, but multiplies matrices at almost no cost. There the turn is a

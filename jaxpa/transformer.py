@@ -115,8 +115,8 @@ class Flux(nnx.Module):
         its loop.
         """
         c = jax.nn.silu(self.condition(vec, t, guidance))  # (B, D)
-        img, txt = map_blocks(lambda block, c: (block.img.mod(c), block.txt.mod(c)), self.double_blocks, c)
-        single = map_blocks(lambda block, c: block.mod(c), self.single_blocks, c)
+        img, txt = _map_blocks(lambda block, c: (block.img.mod(c), block.txt.mod(c)), self.double_blocks, c)
+        single = _map_blocks(lambda block, c: block.mod(c), self.single_blocks, c)
         return Modulation(*(over_data(mod, rows=None) for mod in (img, txt, single, self.final_mod(c))))
 
     def __call__(
@@ -146,9 +146,9 @@ class Flux(nnx.Module):
         img, txt = over_data(img.astype(self.dtype)), over_data(txt.astype(self.dtype))
         streams = (self.img_in(img), self.txt_in(txt))  # (B, N, D), (B, M, D)
         hooks = Hooks(m, observe, extension, remat)
-        streams, double = scan_blocks(self.double_blocks, streams, (mod.img, mod.txt), shared[0], hooks)
+        streams, double = _scan_blocks(self.double_blocks, streams, (mod.img, mod.txt), shared[0], hooks)
         x = jnp.concatenate(streams[::-1], 1)  # (B, M + N, D), text first
-        x, single = scan_blocks(self.single_blocks, x, mod.single, shared[1], hooks, first=self.config.num_layers)
+        x, single = _scan_blocks(self.single_blocks, x, mod.single, shared[1], hooks, first=self.config.num_layers)
         shift, scale = chunks(mod.final, 2)  # (B, 1, D) each
         velocity = self.final_linear(modulate(x[:, m:], shift, scale)).astype(jnp.float32)  # (B, N, C')
         return (velocity, (double, single)) if observe else velocity
@@ -187,7 +187,7 @@ class Hooks(NamedTuple):
     remat: bool = False
 
 
-def scan_blocks(blocks: Any, carry: Any, mod: Any, shared: Shared, hooks: Hooks, first: int = 0) -> tuple[Any, Any]:
+def _scan_blocks(blocks: Any, carry: Any, mod: Any, shared: Shared, hooks: Hooks, first: int = 0) -> tuple[Any, Any]:
     """Run blocks one after the other -> the carry, and what the observer returned for each, stacked.
 
     Stacked blocks are scanned; separate ones (`Numbered`) are written out one by one.
@@ -222,7 +222,7 @@ def scan_blocks(blocks: Any, carry: Any, mod: Any, shared: Shared, hooks: Hooks,
     return carry, jax.tree.map(lambda *each: jnp.stack(each), *seen)
 
 
-def map_blocks(function: Callable[[Any, Array], Any], blocks: Any, x: Array) -> Any:
+def _map_blocks(function: Callable[[Any, Array], Any], blocks: Any, x: Array) -> Any:
     """function(block, x) for each block, stacked; one block after the other, so that little is held at once."""
     if not isinstance(blocks, Numbered):
         return jax.lax.map(lambda block: function(block, x), blocks)

@@ -196,7 +196,7 @@ class _Reader:
         if "shift" in tensors:
             self.bias(component, names, parameters, tensors["shift"], 1.0)
         if "whole" in tensors and self.known(tensors["whole"]):
-            outputs, inputs = size_of(parameters)
+            outputs, inputs = _size_of(parameters)
             if matrix(tensors["whole"]) == (outputs, inputs):
                 self.adapter.vectors.append(Vector(component, parameters, tensors["whole"]))
             else:
@@ -219,7 +219,7 @@ class _Reader:
 
     def fits(self, parameters: Parameters, down: Tensor, up: Tensor) -> bool:
         """Whether two matrices are those of a change of a layer; notes it where they are not."""
-        outputs, inputs = size_of(parameters)
+        outputs, inputs = _size_of(parameters)
         if False in [self.known(tensor) for tensor in (down, up)]:
             return False
         (rank, ins), (outs, ranks) = matrix(down), matrix(up)
@@ -263,7 +263,7 @@ class _Reader:
 
     def alpha(self, module: Module, tensor: Tensor | None) -> float | None:
         """A layer's alpha: its own tensor, or what the header says; None: nothing does, and alpha is the rank."""
-        said = peft_alpha(self.peft, module.place)
+        said = _peft_alpha(self.peft, module.place)
         if isinstance(said, str):
             self.fault(f"PEFT's configuration: {said}")
             return None
@@ -278,7 +278,7 @@ class _Reader:
         return float(value.reshape(-1)[0])
 
 
-def peft_alpha(peft: dict[str, Any], place: Place) -> float | str | None:
+def _peft_alpha(peft: dict[str, Any], place: Place) -> float | str | None:
     """What PEFT's configuration says of a layer's alpha; a string: what is wrong with it. None: nothing.
 
     Its patterns are regular expressions to PEFT; what is written are the ends of names, and only such are read.
@@ -310,7 +310,7 @@ def layer(place: Place, names: Names) -> Parameters:
     return names.kernels.get(name, ())
 
 
-def size_of(parameters: Parameters) -> tuple[int, int]:
+def _size_of(parameters: Parameters) -> tuple[int, int]:
     """Outputs and inputs of a stored layer, or of those of its outputs that are these parameters."""
     shapes = [leaf.block_shape for leaf, _ in parameters]
     if parameters[0][0].part.inputs:

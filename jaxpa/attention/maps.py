@@ -100,7 +100,7 @@ def image_to_context(trace: BlockTrace) -> jax.Array:
 # Masks from attention ---------------------------------------------------------------------------------------
 
 
-def unit_range(x: jax.Array) -> jax.Array:
+def _unit_range(x: jax.Array) -> jax.Array:
     """The last axis stretched to [0, 1]; a constant map becomes 0."""
     low, high = x.min(-1, keepdims=True), x.max(-1, keepdims=True)
     return (x - low) / jnp.maximum(high - low, 1e-12)
@@ -111,7 +111,7 @@ def refine(soft: jax.Array, to_image: jax.Array, walks: int) -> jax.Array:
 
     Each walk gives every token the mean of the map over the tokens that it attends to.
     """
-    soft, to_image = unit_range(soft), to_image / to_image.sum(-1, keepdims=True)
+    soft, to_image = _unit_range(soft), to_image / to_image.sum(-1, keepdims=True)
     for _ in range(walks):
         soft = jnp.einsum("...qk,...k->...q", to_image, soft)
-    return unit_range(soft)
+    return _unit_range(soft)

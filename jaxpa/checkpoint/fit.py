@@ -25,7 +25,7 @@ def tokenizer_faults(folder: Path, kind: Kind, config: Config | None) -> list[st
     """What keeps a tokenizer from being read, or from belonging to the encoder with this config."""
     try:
         paths = find_files(folder, kind)
-        limit = token_limit(folder / CONFIG)
+        limit = _token_limit(folder / CONFIG)
         for path in paths:
             if path.suffix == ".json":
                 read_json(path, MAX_VOCABULARY)
@@ -44,7 +44,7 @@ def tokenizer_faults(folder: Path, kind: Kind, config: Config | None) -> list[st
     return []
 
 
-def token_limit(file: Path) -> int:
+def _token_limit(file: Path) -> int:
     """`model_max_length` of a tokenizer's config; a tokenizer without a limit has none, or a huge number.
 
     Raises ValueError that names the file and what is wrong with it.

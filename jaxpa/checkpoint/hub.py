@@ -47,7 +47,7 @@ def fetch(repo: str, parts: Iterable[str], download: bool = True) -> Path:
             snapshot_download(repo, allow_patterns=patterns, ignore_patterns=VARIANTS, local_files_only=not online)
         )
     except Exception as error:  # a server may answer with anything, and the client then raises anything
-        raise CheckpointError(explain(repo, error, download)) from error
+        raise CheckpointError(_explain(repo, error, download)) from error
     if in_cache(folder) and not COMMIT.fullmatch(folder.name):  # a reference that leads elsewhere
         raise CheckpointError(
             f"{repo} has a damaged entry in the cache: delete {_entry(repo)}, and it is fetched again"
@@ -99,7 +99,7 @@ def in_cache(path: Path) -> bool:
     return "snapshots" in path.parts and any(part.startswith("models--") for part in path.parts)
 
 
-def explain(repo: str, error: Exception, download: bool = True) -> str:
+def _explain(repo: str, error: Exception, download: bool = True) -> str:
     """One screen: what went wrong, and the ways on."""
     from huggingface_hub.errors import (
         GatedRepoError,

@@ -217,14 +217,14 @@ def open_folder(folder: Path, name: str | None = None) -> Part:
     try:
         config, problems = kind.config.from_json(json), ()
         if files.unknown is not None:
-            check_counts(config, len(tensors) + len(files.unknown))
+            _check_counts(config, len(tensors) + len(files.unknown))
         leaves(found, config, layout)  # a configuration that no network can be built from fails here
     except (ValueError, TypeError, ArithmeticError) as error:
         config, problems = None, (f"{folder / 'config.json'}: {error}",)
     return Part(found, folder, layout, files, config, json, problems, prefix, tensors, scales)
 
 
-def check_counts(config: Config, tensors: int) -> None:
+def _check_counts(config: Config, tensors: int) -> None:
     """Raises ValueError where a configuration has more blocks than the files have tensors: it is not built then."""
     for key in ("num_layers", "num_single_layers", "num_hidden_layers", "layers_per_block"):
         if (count := getattr(config, key, 0)) > tensors:

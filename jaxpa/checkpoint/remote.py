@@ -26,7 +26,7 @@ def open_url(url: str) -> tuple[Any, str]:
         raise JaxpaError(f"{url} cannot be used: {error}") from None
 
 
-def cache_folder() -> Path:
+def _cache_folder() -> Path:
     """Where fetched checkpoints are kept."""
     return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache").absolute() / "jaxpa" / "models"
 
@@ -38,7 +38,7 @@ def fetch_url(url: str, download: bool = True) -> Path:
     """
     name = PurePosixPath(url.partition("://")[2]).name or "model"
     if not download:
-        kept = sorted(cache_folder().glob(f"{_digest(url)}-*/{name}"), key=os.path.getmtime)
+        kept = sorted(_cache_folder().glob(f"{_digest(url)}-*/{name}"), key=os.path.getmtime)
         if not kept:
             raise CheckpointError(f"{url} has not been fetched yet: run a command that loads it")
         return kept[-1]
@@ -53,7 +53,7 @@ def fetch_url(url: str, download: bool = True) -> Path:
         (file, info.get("size"), str(info.get("ETag") or info.get("etag") or info.get("created")))
         for file, info in files.items()
     )
-    home = cache_folder() / f"{_digest(url)}-{_digest(repr(state))}"
+    home = _cache_folder() / f"{_digest(url)}-{_digest(repr(state))}"
     if not (home / name).exists():
         _fetch(system, path, list(files), (home, name), url)
     return home / name

@@ -51,7 +51,7 @@ def open_single(file: Path, hints: dict[str, dict[str, Any]]) -> list[Part]:
     if packing := packing_fault(files.tensors):
         return [Part("unknown", file, "bfl", files, problems=(packing,))]
     if files.metadata.get("format") == "gguf":
-        files.tensors = {of_llama(key): tensor for key, tensor in files.tensors.items()}
+        files.tensors = {_of_llama(key): tensor for key, tensor in files.tensors.items()}
     found = _recognised(files.tensors)
     parts = []
     for kind, prefix in found.values():
@@ -123,7 +123,7 @@ def infer_autoencoder(shapes: dict[str, Shape], hint: dict[str, Any] | None) -> 
     )
 
 
-def infer_clip(shapes: dict[str, Shape], hint: dict[str, Any] | None) -> CLIPConfig:
+def _infer_clip(shapes: dict[str, Shape], hint: dict[str, Any] | None) -> CLIPConfig:
     """CLIP's text encoder from shapes; heads, activation and the last token are ViT-L/14's, or a twin's of `hint`.
 
     Raises ValueError as `infer_autoencoder` does.
@@ -150,7 +150,7 @@ def infer_clip(shapes: dict[str, Shape], hint: dict[str, Any] | None) -> CLIPCon
     )
 
 
-def infer_t5(shapes: dict[str, Shape], hint: dict[str, Any] | None) -> T5Config:
+def _infer_t5(shapes: dict[str, Shape], hint: dict[str, Any] | None) -> T5Config:
     """T5's encoder from shapes; how far its positions reach is T5's or that of `hint`.
 
     Raises ValueError as `infer_autoencoder` does.
@@ -176,8 +176,8 @@ def infer_t5(shapes: dict[str, Shape], hint: dict[str, Any] | None) -> T5Config:
 
 OTHERS = (
     Kind("vae", re.compile(r"^(.*?)(?:encoder\.down|decoder\.up)\.\d+\."), "bfl", infer_autoencoder),
-    Kind("text_encoder", re.compile(r"^(.*?)text_model\.encoder\.layers\.\d+\."), "diffusers", infer_clip),
-    Kind("text_encoder_2", re.compile(r"^(.*?)encoder\.block\.\d+\.layer\."), "diffusers", infer_t5),
+    Kind("text_encoder", re.compile(r"^(.*?)text_model\.encoder\.layers\.\d+\."), "diffusers", _infer_clip),
+    Kind("text_encoder_2", re.compile(r"^(.*?)encoder\.block\.\d+\.layer\."), "diffusers", _infer_t5),
 )
 
 # llama.cpp's names of T5, which GGUF files have: `enc.blk.0.attn_q.weight`.
@@ -196,7 +196,7 @@ LLAMA = {
 LLAMA_ENDS = {"token_embd.weight": "shared.weight", "enc.output_norm.weight": "encoder.final_layer_norm.weight"}
 
 
-def of_llama(key: str) -> str:
+def _of_llama(key: str) -> str:
     """T5's name of a tensor under llama.cpp's; others as they are."""
     match = re.fullmatch(r"enc\.blk\.(\d+)\.(\w+)\.weight", key)
     if match and match[2] in LLAMA:

@@ -68,14 +68,14 @@ def settle(chosen: Outputs, inputs: Iterable[Path], force: bool) -> Outputs:
         if file.exists():
             if any(os.path.samefile(file, each) for each in read):
                 raise JaxpaError(f"{file} is an input of this command: name another --out")
-            if not force and not is_ours(file):
+            if not force and not _is_ours(file):
                 raise JaxpaError(
                     f"{file} exists and was not made by jaxpa: name another --out, or replace it with --force"
                 )
     return chosen._replace(replaced=tuple(file for file in chosen.all if file.exists()))
 
 
-def is_ours(file: Path) -> bool:
+def _is_ours(file: Path) -> bool:
     """Whether a file is a picture with this package's metadata in it."""
     try:
         return read_metadata(file) is not None

@@ -68,7 +68,7 @@ def parse_subject(words: Sequence[str]) -> Subject:
         values[name] = value
     if "at" in values:
         try:
-            at = parse_place([values["at"]])
+            at = _parse_place([values["at"]])
         except JaxpaError as error:
             raise JaxpaError(f"--at {error}") from None
     if "mask" in values and "word" in values:
@@ -84,7 +84,7 @@ def parse_subject(words: Sequence[str]) -> Subject:
     )
 
 
-def parse_place(words: Sequence[str]) -> Place:
+def _parse_place(words: Sequence[str]) -> Place:
     """`X,Y` or `LEFT,TOP,RIGHT,BOTTOM`, fractions of the canvas."""
     try:
         numbers = tuple(float(part) for part in words[0].split(","))
@@ -95,7 +95,7 @@ def parse_place(words: Sequence[str]) -> Place:
     return to_place(numbers)  # type: ignore[return-value]
 
 
-def parse_pad(text: str) -> tuple[int, int, int, int]:
+def _parse_pad(text: str) -> tuple[int, int, int, int]:
     """`TOP,RIGHT,BOTTOM,LEFT` in pixels; one number for all sides."""
     try:
         numbers = tuple(int(part) for part in text.split(","))
@@ -106,12 +106,12 @@ def parse_pad(text: str) -> tuple[int, int, int, int]:
     return numbers * (4 // len(numbers))  # type: ignore[return-value]
 
 
-def parse_times(words: Sequence[str]) -> tuple[float, ...]:
+def _parse_times(words: Sequence[str]) -> tuple[float, ...]:
     """`1,0.8,0.4`: flow times."""
     return tuple(_one(float, part) for part in words[0].split(","))
 
 
-def parse_seeds(words: Sequence[str]) -> Seeds:
+def _parse_seeds(words: Sequence[str]) -> Seeds:
     """One seed, or a seed for each picture."""
     try:
         numbers = tuple(int(word) for word in words)
@@ -142,7 +142,7 @@ def parse_every(words: Sequence[str]) -> Every:
     return Every(number)
 
 
-def parse_blocks(words: Sequence[str]) -> tuple[int, int] | None:
+def _parse_blocks(words: Sequence[str]) -> tuple[int, int] | None:
     """`10-20`: blocks 10 to 20, both included; `none`: all. Raises JaxpaError."""
     if words[0] == "none":
         return None
@@ -156,7 +156,7 @@ def _show_blocks(blocks: Any) -> list[str]:
     return ["none" if blocks is None else "the preset's" if blocks is Unset.UNSET else f"{blocks[0]}-{blocks[1]}"]
 
 
-def parse_block_taus(words: Sequence[str]) -> tuple[BlockTau, ...]:
+def _parse_block_taus(words: Sequence[str]) -> tuple[BlockTau, ...]:
     """`0-9=0.8 10-20=40%`: blocks with a tau of their own; `none`: there are none. Raises JaxpaError."""
     return () if list(words) == ["none"] else tuple(map(parse_block_tau, words))
 
@@ -246,11 +246,11 @@ def primitive(kind: Any) -> PrimitiveConstructorSpec[Any] | None:
     if kind is Lora:
         return _spec("FILE[:SCALE]", lambda words: parse_lora(words[0]))
     if kind is Pad:
-        return _spec("T,R,B,L", lambda words: Pad(parse_pad(words[0])), lambda value: [",".join(map(str, value))])
+        return _spec("T,R,B,L", lambda words: Pad(_parse_pad(words[0])), lambda value: [",".join(map(str, value))])
     if kind == Place:
-        return _spec("X,Y|L,T,R,B", parse_place, lambda value: [",".join(f"{each:g}" for each in value)])
+        return _spec("X,Y|L,T,R,B", _parse_place, lambda value: [",".join(f"{each:g}" for each in value)])
     if kind == Seeds:
-        return _spec("INT [INT ...]", parse_seeds, _show_seeds, "*")
+        return _spec("INT [INT ...]", _parse_seeds, _show_seeds, "*")
     if typing.get_origin(kind) is Literal:
         return _choice([kind], None)
     if typing.get_origin(kind) not in (typing.Union, types.UnionType):
@@ -264,11 +264,11 @@ def primitive(kind: Any) -> PrimitiveConstructorSpec[Any] | None:
     if plain == [bool]:
         return _choice([Literal["yes", "no"]], None, {"yes": True, "no": False})
     if plain == [tuple[float, ...]]:
-        return _spec("T,T,...", parse_times, lambda value: [",".join(f"{t:g}" for t in value) if value else "auto"])
+        return _spec("T,T,...", _parse_times, lambda value: [",".join(f"{t:g}" for t in value) if value else "auto"])
     if plain == [tuple[int, int]]:
-        return _spec("FIRST-LAST|none", parse_blocks, _show_blocks)
+        return _spec("FIRST-LAST|none", _parse_blocks, _show_blocks)
     if plain and typing.get_origin(plain[0]) is tuple:
-        return _spec("FIRST-LAST=T ...|none", parse_block_taus, _show_block_taus, "*")
+        return _spec("FIRST-LAST=T ...|none", _parse_block_taus, _show_block_taus, "*")
     off = None
     if len(plain) < len(members):
         unset = len(members) < len(typing.get_args(kind))

@@ -76,7 +76,7 @@ class Naming:
         return None if text is None else Template(text)
 
 
-def folder_of(file: str) -> Path:
+def _folder_of(file: str) -> Path:
     """Where the paths of a file count from: its own folder; of stdin and of a pipe, the working directory."""
     path = Path(file)
     return path.parent if file != STDIN and path.is_file() else Path()
@@ -87,18 +87,18 @@ def read_jobs(file: str, naming: Naming = Naming(), work: Path | None = None) ->
 
     work: the folder in which results are made that belong somewhere else.
     """
-    jobs, faults, claims, folder = [], [], Claims(), folder_of(file)
+    jobs, faults, claims, folder = [], [], Claims(), _folder_of(file)
     parsed = []
     for line in read_table(file):
         try:
             parsed.append((line, *parse(line, naming.model, folder)))
         except JaxpaError as error:
             faults.append(f"{line.place}: {error}")
-    share_networks([command for _, command, _ in parsed])
+    _share_networks([command for _, command, _ in parsed])
     for line, command, said in parsed:
         try:
             located(command, folder)
-            name_outputs(command, line, naming, (folder, work))
+            _name_outputs(command, line, naming, (folder, work))
             level = claims.level(command.inputs())
             job = with_files(Job(line.number, line.place, said, command, [], [], level), folder, work)
             claims.add(job)
@@ -112,7 +112,7 @@ def read_jobs(file: str, naming: Naming = Naming(), work: Path | None = None) ->
     return jobs
 
 
-def share_networks(commands: Sequence[Making]) -> None:
+def _share_networks(commands: Sequence[Making]) -> None:
     """Where lines differ in LoRAs, keep these beside the weights, which then load once; a line may say otherwise."""
     if len({command.checkpoint.lora for command in commands}) > 1:
         for command in commands:
@@ -134,10 +134,10 @@ def with_files(job: Job, folder: Path, work: Path | None) -> Job:
 def shared(job: Job) -> Job:
     """The job with what it brings to a batch, once all that it reads is there. Raises JaxpaError."""
     prepared = job.command.prepare()
-    return job._replace(share=share_of(job.command, prepared) if isinstance(prepared, Prepared) else None)
+    return job._replace(share=_share_of(job.command, prepared) if isinstance(prepared, Prepared) else None)
 
 
-def share_of(command: Any, prepared: Prepared) -> Share:
+def _share_of(command: Any, prepared: Prepared) -> Share:
     """What a line brings to the batch of its kind; kind None: it is run by itself."""
     from jaxpa.checkpoint.load import default_dtype
     from jaxpa.devices.plan import held_as
@@ -233,7 +233,7 @@ def _from(value: Any, folder: Path) -> Any:
     return replace(value, **changed) if changed else value
 
 
-def name_outputs(command: Making, line: Line, naming: Naming, places: tuple[Path, Path | None]) -> None:
+def _name_outputs(command: Making, line: Line, naming: Naming, places: tuple[Path, Path | None]) -> None:
     """Where a command writes: by its own --out, or by the template; in the folder of the results, if there is one.
 
     places: the folder from which names count, and the one in which results are made that go to a URL.

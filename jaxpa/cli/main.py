@@ -75,7 +75,7 @@ def main(argv: Sequence[str] | None = None) -> int:
             stream.reconfigure(errors="backslashreplace")  # a terminal without Unicode is no reason to fail
     with console.talking():
         try:
-            with ended_by_sigterm():
+            with _ended_by_sigterm():
                 return answer(argv)
         except BrokenPipeError:  # whoever reads has seen enough, as `head` has; nothing more may be flushed into it
             os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
@@ -98,7 +98,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 def answer(argv: Sequence[str]) -> int:
     """Run the command that the words are; its exit status."""
-    check_folder()
+    _check_folder()
     if argv[:1] == ["--version"]:
         print(version())
         return 0
@@ -107,14 +107,14 @@ def answer(argv: Sequence[str]) -> int:
     if isinstance(command, Command):
         command.begin()
     if isinstance(command, Command | ReplayCommand):
-        check_platform()
+        _check_platform()
     status = command.run()
     sys.stdout.flush()
     return status
 
 
 @contextmanager
-def ended_by_sigterm() -> Iterator[None]:
+def _ended_by_sigterm() -> Iterator[None]:
     """Within this, SIGTERM raises `Terminated`, so that nothing half-written stays."""
 
     def end(*_: object) -> None:
@@ -145,7 +145,7 @@ def every(argv: Sequence[str]) -> Any:
     return tyro.extras.subcommand_cli_from_dict(COMMANDS, prog="jaxpa", description=about, args=argv, registry=REGISTRY)
 
 
-def check_folder() -> None:
+def _check_folder() -> None:
     """Raise JaxpaError where the working directory is gone: libraries ask for it while they are imported."""
     try:
         os.getcwd()
@@ -153,7 +153,7 @@ def check_folder() -> None:
         raise JaxpaError("the working directory has been removed: change to another one") from None
 
 
-def check_platform() -> None:
+def _check_platform() -> None:
     """Raise JaxpaError where JAX has no device: here, and not in whatever needs one first."""
     try:
         jax.devices()

@@ -29,7 +29,7 @@ def parse_command(kind: type[Parsed], name: str, words: Sequence[str], prog: str
     Raises JaxpaError, or SystemExit after help or a usage error.
     """
     extra: dict[str, Any] = {}
-    grouped = [synonym(word) for word in group_subjects(name, words)]
+    grouped = [_synonym(word) for word in group_subjects(name, words)]
     if not {"--help", "-h"} & set(words):
         grouped = with_settings(kind, name, grouped, folder)
         check_words(kind, grouped)
@@ -52,7 +52,7 @@ def join_lines(kind: type[Any]) -> None:
             each.metadata = MappingProxyType({**each.metadata, "help": " ".join(text.split())})
 
 
-def synonym(word: str) -> str:
+def _synonym(word: str) -> str:
     """A flag by its first name."""
     flag, equals, value = word.partition("=")
     return f"{SYNONYMS.get(flag, flag)}{equals}{value}"
@@ -60,7 +60,7 @@ def synonym(word: str) -> str:
 
 def shown(kind: type[Any], words: Sequence[str]) -> Any:
     """An instance for the help: every default is what the named model and preset would take."""
-    said = {each.name: value_of(words, each.name) for each in fields(Checkpoint)}
+    said = {each.name: _value_of(words, each.name) for each in fields(Checkpoint)}
     given: dict[str, Any] = {name: value for name, value in said.items() if value is not None}
     checkpoint = Checkpoint(**given)
     names = {each.name for each in fields(kind)}
@@ -68,8 +68,8 @@ def shown(kind: type[Any], words: Sequence[str]) -> Any:
         return None
     values: dict[str, Any] = {"checkpoint": checkpoint}
     with contextlib.suppress(JaxpaError):  # a model that cannot be read: the help stays without its values
-        spec = spec_of(source_of(checkpoint))
-        values |= defaults(kind, spec, value_of(words, "preset"))
+        spec = spec_of(_source_of(checkpoint))
+        values |= defaults(kind, spec, _value_of(words, "preset"))
     required = {each.name for each in fields(kind) if each.default is MISSING and each.default_factory is MISSING}
     return kind(
         **dict.fromkeys(required, tyro.MISSING), **{key: value for key, value in values.items() if key in names}
@@ -80,20 +80,20 @@ def described(kind: type[Any], checkpoint: Checkpoint) -> str:
     """What a command does, and the words that its model knows, if the model lists them."""
     lines = [inspect.getdoc(kind) or ""]
     with contextlib.suppress(JaxpaError):
-        words = spec_of(source_of(checkpoint)).settings.words
+        words = spec_of(_source_of(checkpoint)).settings.words
         if words and hasattr(kind, "prompt"):
             table = [f"  {what}: {', '.join(known)}" for what, known in words.items()]
             lines.append("\n".join([f"All words that {checkpoint.model} knows:", *table]))
     return "\n\n".join(lines)
 
 
-def source_of(checkpoint: Checkpoint) -> Any:
+def _source_of(checkpoint: Checkpoint) -> Any:
     from jaxpa.checkpoint.source import resolve
 
     return resolve(checkpoint.model, checkpoint.components, download=False, variant=checkpoint.variant)
 
 
-def value_of(words: Sequence[str], flag: str) -> str | None:
+def _value_of(words: Sequence[str], flag: str) -> str | None:
     """The value that a flag has among the words."""
     for k, word in enumerate(words):
         name, equals, value = word.partition("=")

@@ -230,9 +230,9 @@ class Picturing(Making):
         }
         if outputs.figure is not None:
             labels = files.labels(made)
-            save_image(sheet_of(pictures, images, labels, pipe.cell), outputs.figure, {"figure": labels})
+            save_image(_sheet_of(pictures, images, labels, pipe.cell), outputs.figure, {"figure": labels})
         if programs is None:
-            programs = [program_of(request, costs["batch_size"], self.mesh)] * len(images)
+            programs = [_program_of(request, costs["batch_size"], self.mesh)] * len(images)
         for k, (file, image) in enumerate(zip(outputs.files, images, strict=True)):
             own = self.picture_record(prepared, k, programs[k])
             save_image(image, file, replace(own, resolved=resolved).as_record())
@@ -267,7 +267,7 @@ class Picturing(Making):
         return replace(record, request=request, seed=own["seed"], tau=tau, place=own.get("place"), program=program)
 
 
-def program_of(request: Request, together: int, mesh: str | None) -> "Program":
+def _program_of(request: Request, together: int, mesh: str | None) -> "Program":
     """What a request's pictures come from where so many are sampled together; see `Sampler`."""
     from jaxpa.request.provenance import Program
 
@@ -289,7 +289,7 @@ def as_record(request: Request) -> dict[str, Any]:
     return to_json(request)
 
 
-def sheet_of(pictures: Any, images: "list[Image.Image]", labels: list[str], cell: int) -> "Image.Image":
+def _sheet_of(pictures: Any, images: "list[Image.Image]", labels: list[str], cell: int) -> "Image.Image":
     """The inputs of a request, their token masks, and the results."""
     from jaxpa.media.figures import overlay, sheet
     from jaxpa.media.images import to_image

@@ -20,7 +20,7 @@ def check_words(kind: type[Any], words: Sequence[str]) -> None:
         if own not in known and known.get(off) is not bool:
             raise JaxpaError(f"there is no flag --{flag} here{did_you_mean(flag, known)}")
         if own in known:
-            check_values(flag, known[own], values)
+            _check_values(flag, known[own], values)
     missing = required(kind) - {flag.replace("_", "-") for flag, _ in given}
     if missing:
         raise JaxpaError(f"{' and '.join(f'--{flag}' for flag in sorted(missing))} must be given: --help explains it")
@@ -61,7 +61,7 @@ def required(kind: type[Any]) -> set[str]:
     return {name.replace("_", "-") for name in needed if Positional not in getattr(hints[name], "__metadata__", ())}
 
 
-def check_values(flag: str, kind: Any, values: list[str]) -> None:
+def _check_values(flag: str, kind: Any, values: list[str]) -> None:
     """Raise JaxpaError for words that are no value of this type."""
     if kind is bool:
         return

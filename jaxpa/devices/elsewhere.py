@@ -30,7 +30,7 @@ def parse_mesh(text: str, target: Target) -> tuple[int, int]:
     return data, model
 
 
-def job_of(run: Run, dtype: str, above: int, weights: Weights | None = None) -> Job:
+def _job_of(run: Run, dtype: str, above: int, weights: Weights | None = None) -> Job:
     """The program of a run's first tau; `above` is the number of steps that start above it."""
     job = Job(
         run.spec.config.transformer,
@@ -86,7 +86,7 @@ def elsewhere(
             "usable_bytes": usable,
             "fits": peak <= usable,
         }
-    job = job_of(run, content["dtype"], content["steps_above_tau"][0], content["weights"])
+    job = _job_of(run, content["dtype"], content["steps_above_tau"][0], content["weights"])
     report = compiled(replace(job, adaptation=source.adaptation), target, sides)
     beside = {part: size for part, size in content["weight_bytes"].items() if part != "transformer"}
     # The plan's weight_bytes are those of all parts; the program's are the network's share on one device.

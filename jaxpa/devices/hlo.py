@@ -119,7 +119,7 @@ def arrays(shape: str) -> tuple[Array, ...]:
     return tuple(Array(t, tuple(int(n) for n in dims.split(",") if n)) for t, dims in found if t in BYTES)
 
 
-def computations(text: str) -> tuple[dict[str, Computation], str]:
+def _computations_of(text: str) -> tuple[dict[str, Computation], str]:
     """Every computation of a module by name, and the name of the entry."""
     found: dict[str, Computation] = {}
     current, entry = None, ""
@@ -164,7 +164,7 @@ class Program:
 
 def read(text: str, peak: Peak | None = None, trips: Iterable[int] = ()) -> Program:
     """A module's text as a tree. trips: those of the loops whose bounds are only known at run time, in order."""
-    found, entry = computations(text)
+    found, entry = _computations_of(text)
     return Program(found, _Reader(found, peak, iter(trips)).node(entry, 1))
 
 
@@ -224,7 +224,7 @@ class _Reader:
             if (kind := each.op.removesuffix("-start")) in COLLECTIVES:
                 node.collectives[kind] += 1
                 node.collectives[f"{kind} bytes"] += sum(a.bytes for a in results(each))
-        if kernel := kernel_name(one):
+        if kernel := _kernel_name(one):
             node.kernels[kernel] += 1
         if one.op in FREE or one.op.endswith("-done"):
             return
@@ -264,7 +264,7 @@ def results(one: Instruction) -> tuple[Array, ...]:
     return one.arrays
 
 
-def kernel_name(one: Instruction) -> str | None:
+def _kernel_name(one: Instruction) -> str | None:
     """The name of a fused kernel that is not XLA's own: "cudnn", or a Pallas kernel's."""
     target = re.search(r'custom_call_target="([^"]+)"', one.text)
     if target is None:

@@ -129,14 +129,14 @@ def stage_bytes(load: Load, platform: str) -> dict[str, int]:
     """Of each stage, if its networks alone are there: weights and activations."""
     weights = load.network_bytes
     beside = {
-        "text": text_bytes(load, platform),
+        "text": _text_bytes(load, platform),
         "sample": transformer_bytes(load, platform),
         "pictures": autoencoder_bytes(load, platform) if load.pictures else 0,
     }
     return {stage: sum(weights[name] for name in STAGES[stage]) + size for stage, size in beside.items()}
 
 
-def text_bytes(load: Load, platform: str) -> int:
+def _text_bytes(load: Load, platform: str) -> int:
     """One prompt in T5, beside the weights: attention's logits, and the gated MLP."""
     c, m = load.config.text_encoder_2, load.text
     logits = LOGITS * c.num_heads * m * m  # a bias on them: no fused kernel

@@ -40,7 +40,7 @@ def to_place(at: Sequence[float] | None, name: str = "the subject") -> Place | N
             f"{name} at {at!r}: give a centre (x, y) or a box (left, top, right, bottom), in fractions of the canvas"
         )
     if not all(abs(number) <= FAR for number in numbers):  # NaN is not
-        raise off_canvas(name, numbers)
+        raise _off_canvas(name, numbers)
     if len(numbers) == 2:
         return numbers
     box = Box(*numbers)
@@ -49,7 +49,7 @@ def to_place(at: Sequence[float] | None, name: str = "the subject") -> Place | N
     return box
 
 
-def off_canvas(name: str, at: Sequence[float] | None) -> JaxpaError:
+def _off_canvas(name: str, at: Sequence[float] | None) -> JaxpaError:
     place = "where it is" if at is None else f"at {tuple(at)}"
     return JaxpaError(f"{name} {place} lies off the canvas: places are fractions, 0 to 1, of its width and height")
 
@@ -70,7 +70,7 @@ def window(mask: np.ndarray, size: tuple[int, int], canvas: tuple[int, int], at:
     if not stretch:
         target = target.fitted(subject.width / subject.height)
     if target.within(Box(0, 0, width, height)).empty:
-        raise off_canvas(name, at)
+        raise _off_canvas(name, at)
     x, y = subject.width / target.width, subject.height / target.height  # pixels of the picture in one of the canvas
     if width * x > FAR * size[0] or height * y > FAR * size[1]:
         raise JaxpaError(f"{name} at {tuple(at)}: the box is too small, make it larger")
@@ -91,5 +91,5 @@ def put(mask: np.ndarray, grid: tuple[int, int], at: Place | None, name: str) ->
     where = shift(np.ones(h * w, bool), h, w, rows, cols)
     landed = int(np.asarray(restrict(where, mask).target).sum())
     if not landed:
-        raise off_canvas(name, at)
+        raise _off_canvas(name, at)
     return where, 1 - landed / int(mask.sum())

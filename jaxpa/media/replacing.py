@@ -13,7 +13,7 @@ except ImportError:  # not on Windows, where the rename fails while somebody els
     fcntl = None
 
 
-def part_of(path: Path) -> Path:
+def _part_of(path: Path) -> Path:
     """The name under which a file is written: always the same one, so that whoever makes the file again after a crash
     also takes away what the crash left."""
     return path.with_name(f".jaxpa-{hashlib.sha256(os.fsencode(path.name)).hexdigest()[:16]}.tmp")
@@ -25,7 +25,7 @@ def replacing(path: Path) -> Iterator[IO[bytes]]:
 
     A reader sees the old file or the whole new one, after a crash of the machine too. Raises OSError.
     """
-    part = part_of(path)
+    part = _part_of(path)
     file = _claimed(part)
     try:
         with file:
@@ -38,7 +38,7 @@ def replacing(path: Path) -> Iterator[IO[bytes]]:
     except BaseException:
         part.unlink(missing_ok=True)
         raise
-    sync_folder(path.parent)
+    _sync_folder(path.parent)
 
 
 def _claimed(part: Path) -> IO[bytes]:
@@ -62,7 +62,7 @@ def _claimed(part: Path) -> IO[bytes]:
         file.close()
 
 
-def sync_folder(folder: Path) -> None:
+def _sync_folder(folder: Path) -> None:
     """Make a new name in a folder survive a crash of the machine, where the system can."""
     try:
         handle = os.open(folder, os.O_RDONLY)

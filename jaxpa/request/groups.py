@@ -69,11 +69,11 @@ def show_block_tau(own: BlockTau) -> str:
     return f"{own.first}-{own.last}={show_tau(own.tau)}"
 
 
-def check_block_taus(given: Any) -> tuple[BlockTau, ...]:
+def _check_block_taus(given: Any) -> tuple[BlockTau, ...]:
     """The taus of blocks, from `BlockTau`, their words, or {(first, last): tau}. Raises JaxpaError."""
     if isinstance(given, Mapping):
         try:
-            given = [BlockTau(first, last, check_tau(tau)) for (first, last), tau in given.items()]
+            given = [BlockTau(first, last, _check_tau(tau)) for (first, last), tau in given.items()]
         except (TypeError, ValueError):
             raise JaxpaError(f"tau_blocks must be {{(first, last): tau}}, not {given!r}") from None
     found = tuple(
@@ -192,7 +192,7 @@ class Sampling:
         if self.shift is not None:
             set_(self, "shift", real("shift", self.shift, MIN_SHIFT, 1 / MIN_SHIFT))
         if self.sigmas is not None:
-            set_(self, "sigmas", check_sigmas(self.sigmas, self.steps))
+            set_(self, "sigmas", _check_sigmas(self.sigmas, self.steps))
         if self.guidance is not None:
             set_(self, "guidance", real("guidance", self.guidance, 0))
         if not isinstance(self.negative_prompt, str | None):
@@ -213,7 +213,7 @@ class Sampling:
         return spec.times(self.steps, grid, self.sigmas, self.shift)
 
 
-def check_sigmas(given: Any, steps: int | None) -> tuple[float, ...]:
+def _check_sigmas(given: Any, steps: int | None) -> tuple[float, ...]:
     """The starts of a schedule's steps, plain numbers. Raises JaxpaError unless they fall from 1 at most, above 0."""
     many = isinstance(given, Iterable) and not isinstance(given, str) and getattr(given, "ndim", 1)
     sigmas = tuple(real("sigmas", each, 0, 1) for each in (given if many else [given]))
@@ -275,9 +275,9 @@ class Method:
         if not isinstance(self.preset, Preset | None):
             check_choice("preset", self.preset, PRESETS, JaxpaError)
         many = isinstance(self.tau, Iterable) and not isinstance(self.tau, str) and getattr(self.tau, "ndim", 1)
-        object.__setattr__(self, "tau", tuple(check_tau(each) for each in (self.tau if many else [self.tau])))
+        object.__setattr__(self, "tau", tuple(_check_tau(each) for each in (self.tau if many else [self.tau])))
         if self.tau_blocks is not UNSET:
-            object.__setattr__(self, "tau_blocks", check_block_taus(self.tau_blocks))
+            object.__setattr__(self, "tau_blocks", _check_block_taus(self.tau_blocks))
         for name, value in self.given().items():
             if getattr(value, "ndim", None) == 0:  # NumPy's and JAX's scalars become plain numbers
                 object.__setattr__(self, name, value.item())  # type: ignore[union-attr]
@@ -311,7 +311,7 @@ class Method:
         return preset
 
 
-def check_tau(tau: Any) -> float | Steps:
+def _check_tau(tau: Any) -> float | Steps:
     """A tau as a plain number or `Steps`. Raises JaxpaError outside [0, 1]."""
     if isinstance(tau, str):
         return parse_tau(tau)
