@@ -206,3 +206,23 @@ print("imported")
     environment = os.environ | {"JAX_PLATFORMS": "cpu"}
     run = subprocess.run([sys.executable, "-c", code], cwd=ROOT, env=environment, capture_output=True, text=True)
     assert (run.returncode, run.stdout.strip()) == (0, "imported"), run.stderr
+
+
+def test_what_only_its_own_module_uses_has_an_underscore():
+    """Functions: whatever another file of the repository names is public, and the rest is not."""
+    code = {
+        file: file.read_text()
+        for name in ("jaxpa", "weights", "tests", "examples")
+        for file in (ROOT / name).rglob("*.py")
+    }
+    pages = [
+        file.read_text() for name in (".", "docs", "examples", "weights") for file in (ROOT / name).glob("**/*.md")
+    ]
+    named = {file: set(re.findall(r"\w+", text)) for file, text in code.items()}
+    public = set(re.findall(r"\w+", " ".join(pages)))
+    found = []
+    for file in FILES:
+        elsewhere = public.union(*(words for other, words in named.items() if other != file))
+        functions = [node.name for node in ast.parse(code[file]).body if isinstance(node, ast.FunctionDef)]
+        found += [(file.name, name) for name in functions if not name.startswith("_") and name not in elsewhere]
+    assert found == []

@@ -44,10 +44,10 @@ def attention_tab(studio: Studio, settings: Settings) -> None:
 
     def looked(own: Any, *values: Any) -> list[Any]:
         with sentences():
-            (found,) = studio.watched(lambda _: seen_by(studio, opened(own), values))
+            (found,) = studio.watched(lambda _: _seen_by(studio, opened(own), values))
             when = zip(found.attention.steps, found.attention.times, strict=True)
             times = [(f"{step}: t = {t:.2f}", k) for k, (step, t) in enumerate(when)]
-            kinds = [(name, k) for k, name in enumerate(block_names(studio))]
+            kinds = [(name, k) for k, name in enumerate(_block_names(studio))]
             steps = gr.Dropdown(choices=[MEAN, *times], value=MEAN)
             return [found, steps, gr.Dropdown(choices=[MEAN, *kinds], value=MEAN), shown(found, MEAN, MEAN)]
 
@@ -56,13 +56,13 @@ def attention_tab(studio: Studio, settings: Settings) -> None:
         component.input(shown, [seen, step, block], view, **LIGHT)
 
 
-def block_names(studio: Studio) -> list[str]:
+def _block_names(studio: Studio) -> list[str]:
     config = studio.spec.config.transformer
     double = config.num_layers
     return [f"{k}: double" if k < double else f"{k}: single" for k in range(config.blocks)]
 
 
-def seen_by(studio: Studio, own: Any, values: tuple[Any, ...]) -> Looks:
+def _seen_by(studio: Studio, own: Any, values: tuple[Any, ...]) -> Looks:
     """The attention of the settings' picture, or of a picture of the user's own."""
     said, spec, pipe = Settings.said(values), studio.spec, studio.load()
     sampling = said.words(spec)["sampling"]

@@ -36,7 +36,7 @@ def page(studio: Studio) -> Any:
     """Gradio's blocks for a checkpoint."""
     gr = import_module("gradio")
     with gr.Blocks(title=f"jaxpa: {TITLE}", analytics_enabled=False, delete_cache=(KEPT, KEPT)) as blocks:
-        gr.HTML(heading(studio), elem_classes="jaxpa-title")
+        gr.HTML(_heading(studio), elem_classes="jaxpa-title")
         with gr.Row(equal_height=False):
             with gr.Column(scale=7, min_width=420):
                 prompt = gr.Textbox(label="Prompt", placeholder=example(studio), max_lines=3, elem_id="prompt")
@@ -60,12 +60,12 @@ def page(studio: Studio) -> Any:
         with attention:
             attention_tab(studio, settings)
         attention.select(lambda: gr.Column(visible=False), None, right, queue=False)
-        stop.click(of_session(studio.stop), queue=False)
-        blocks.unload(of_session(studio.leave))
+        stop.click(_of_session(studio.stop), queue=False)
+        blocks.unload(_of_session(studio.leave))
     return blocks
 
 
-def of_session(what: Callable[[str], None]) -> Callable[..., None]:
+def _of_session(what: Callable[[str], None]) -> Callable[..., None]:
     """A handler that does something for whoever asks."""
 
     def handler(browser: Any) -> None:
@@ -74,7 +74,7 @@ def of_session(what: Callable[[str], None]) -> Callable[..., None]:
     return told(import_module("gradio").Request, handler)
 
 
-def heading(studio: Studio) -> str:
+def _heading(studio: Studio) -> str:
     """The title, and the words that the checkpoint knows, if it lists them."""
     lines = [f"<h1>{TITLE}</h1>", f"<p>on {html.escape(studio.checkpoint.model)}"]
     if words := studio.spec.settings.words:

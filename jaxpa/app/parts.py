@@ -182,12 +182,12 @@ def drawing(studio: Studio, session: str, ask: Callable[[Path], Request]) -> Ite
                     files = [*event.files, *(each for each in sorted(folder.iterdir()) if each not in event.files)]
                     offered = gr.update(value=list(map(str, files)), visible=True)
                     call = python_call(request, studio.checkpoint, OUT)
-                    yield [shown_of(event), status_of(event), offered, shlex.join(["jaxpa", *words]), call]
+                    yield [_shown_of(event), _status_of(event), offered, shlex.join(["jaxpa", *words]), call]
         except Stopped:
             yield [same, "Stopped.", same, same, same]
 
 
-def shown_of(drawn: Drawn) -> Image.Image:
+def _shown_of(drawn: Drawn) -> Image.Image:
     """The picture; or all of them, in a strip that says what they differ in."""
     pictures = [read_image(file) for file in drawn.files]
     if len(pictures) == 1:
@@ -196,7 +196,7 @@ def shown_of(drawn: Drawn) -> Image.Image:
     return sheet(rows)
 
 
-def status_of(drawn: Drawn) -> str:
+def _status_of(drawn: Drawn) -> str:
     count = len(drawn.files)
     lines = [f"{'The picture' if count == 1 else f'{count} pictures'} took {drawn.seconds:.1f} seconds."]
     return "\n\n".join([*lines, *(f"⚠ {html.escape(text)}" for text in drawn.warnings)])

@@ -25,9 +25,9 @@ STRIP = "0.95 0.8 0.65 0.5 0.35 0.2"
 def subjects_tab(studio: Studio, settings: Settings, results: Results) -> None:
     """The components and what they do."""
     gr = import_module("gradio")
-    mask = mask_fields()
-    place = place_fields(studio)
-    draw = draw_fields(studio)
+    mask = _mask_fields()
+    place = _place_fields(studio)
+    draw = _draw_fields(studio)
     kept, does = gr.State([]), Does(studio, settings)
     size = settings.fields[4:6]
     laid = [mask.reference, mask.pick, mask.word, place.caption, place.flip, kept, draw.scene, place.canvas, *size]
@@ -72,7 +72,7 @@ class MaskFields:
     pick: Any
 
 
-def mask_fields() -> MaskFields:
+def _mask_fields() -> MaskFields:
     gr = import_module("gradio")
     label = "Its cells: click to add what has the same colour"
     with gr.Row():
@@ -100,7 +100,7 @@ class PlaceFields:
     drop: Any
 
 
-def place_fields(studio: Studio) -> PlaceFields:
+def _place_fields(studio: Studio) -> PlaceFields:
     gr = import_module("gradio")
     with gr.Row():
         with gr.Column(min_width=280):
@@ -135,7 +135,7 @@ class DrawFields:
     taus: Any
 
 
-def draw_fields(studio: Studio) -> DrawFields:
+def _draw_fields(studio: Studio) -> DrawFields:
     gr = import_module("gradio")
     usual = desk.flow_time(PRESETS[studio.spec.settings.preset].tau, studio.spec)
     whole, sources = "A picture of the whole scene", ("upload", "clipboard")
