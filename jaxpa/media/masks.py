@@ -28,7 +28,7 @@ def unit(values: np.ndarray, name: str = "the mask") -> np.ndarray:
     that holds them all becomes 1. JaxpaError: negative numbers, NaN, infinity, no numbers at all.
     """
     kind = values.dtype.kind
-    if kind == "b":
+    if kind == "b" and values.size:
         return values.astype(np.float32)
     if kind == "u" and values.dtype.itemsize <= 2 and values.size:
         return _divided(values, np.iinfo(values.dtype).max)

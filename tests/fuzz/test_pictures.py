@@ -6,7 +6,7 @@ import json
 import numpy as np
 import pytest
 from fuzzing import altered, damaged, fuzz, values
-from hypothesis import given
+from hypothesis import example, given
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as arrays
 from PIL import Image
@@ -74,6 +74,7 @@ def test_files(data, form, size, tmp_path):
         arrays.array_shapes(min_dims=0, max_dims=4, min_side=0, max_side=6),
     )
 )
+@example(np.zeros((0, 0), bool))
 def test_arrays_as_masks(array):
     try:
         mask = images.read_mask(array)
