@@ -25,19 +25,23 @@ class ConvertCommand:
     """Type of the tensors that are written."""
     variant: VariantName | None = None
     """Which of FLUX.1's sister models it is, where its files do not say."""
-
-    weights: Asked | None = None
+    weights: Asked | Literal["bf16"] | None = None
     """Round the blocks of the transformer and of T5 to eight bits, each output with a scale: half the size of bfloat16.
-    Such a folder loads as it is stored. wide: widen those of fp8 and GGUF files. Default: as --weights has it where a
-    checkpoint is loaded."""
+    Such a folder loads as it is stored. wide: widen those of fp8 and GGUF files; bf16: that, and --dtype bfloat16.
+    Default: as --weights has it where a checkpoint is loaded."""
     quiet: bool = False
     """Say nothing but warnings and errors."""
 
     def run(self) -> int:
         from jaxpa.checkpoint.convert import convert
 
-        dtype, progress = None if self.dtype == "stored" else self.dtype, console.Progress().show
-        folder = convert(self.source, self.folder, self.components, dtype, progress, self.variant, self.weights)
+        dtype, weights = None if self.dtype == "stored" else self.dtype, self.weights
+        if weights == "bf16":
+            if dtype == "float32":
+                raise JaxpaError("--weights bf16 and --dtype float32 contradict each other: leave one out")
+            dtype, weights = "bfloat16", "wide"
+        progress = console.Progress().show
+        folder = convert(self.source, self.folder, self.components, dtype, progress, self.variant, weights)
         console.LOG.info("wrote %s; use it with --model %s", folder, folder)
         return 0
 

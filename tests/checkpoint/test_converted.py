@@ -139,3 +139,12 @@ def test_the_command(source, tmp_path, capsys):
     assert main(["convert", str(source), str(tmp_path / "eight"), "--weights", "int8"]) == 0
     assert main(["info", str(tmp_path / "eight"), "--json"]) == 0
     assert json.loads(capsys.readouterr().out)["components"]["transformer"]["dtypes"]["I8"] > 0
+
+
+def test_bf16_is_the_type_of_all_tensors(source, tmp_path, capsys):
+    assert main(["convert", str(source), str(tmp_path / "half"), "--weights", "bf16"]) == 0
+    assert main(["info", str(tmp_path / "half"), "--json"]) == 0
+    components = json.loads(capsys.readouterr().out)["components"].values()
+    assert [list(part["dtypes"]) for part in components] == [["BF16"]] * 4
+    assert main(["convert", str(source), str(tmp_path / "both"), "--weights", "bf16", "--dtype", "float32"]) == 2
+    assert "contradict" in capsys.readouterr().err
