@@ -127,7 +127,8 @@ class Model:
     @property
     def held(self) -> Held:
         """How the networks are in memory, as the device's plan wants to know it."""
-        return Held(self.dtype.itemsize, self.parts.weights, self.parts.resident, self.parts.kept)
+        redux = sum(x.size for x in jax.tree.leaves(self.redux))
+        return Held(self.dtype.itemsize, self.parts.weights, self.parts.resident, self.parts.kept, redux)
 
     @property
     def embeds_guidance(self) -> bool:

@@ -20,7 +20,7 @@ from jaxpa.adapters.lay import adapt
 from jaxpa.adapters.spec import Loras, to_loras
 from jaxpa.attention.observe import THRESHOLD, Attention, FoundMask, Look, Search, capture, find_mask
 from jaxpa.checkpoint.load import load_parts, load_stages
-from jaxpa.checkpoint.redux import load_redux
+from jaxpa.checkpoint.redux import count_redux, load_redux
 from jaxpa.checkpoint.source import resolve
 from jaxpa.config import Asked, VariantName
 from jaxpa.devices.plan import all_stay
@@ -286,6 +286,8 @@ def load(
     mesh = None if mesh is None else automatic(mesh)
     found = resolve(source, components, variant=variant)
     found = adapt(found, loras := to_loras(loras), keep_loras, weights)
+    if redux is not None:
+        found = dataclasses.replace(found, redux=count_redux(redux))
     sharding = None if mesh is None else rules(mesh)
     if resident is None:
         resident = all_stay(found, dtype, weights, 1 if mesh is None else mesh.shape["model"])

@@ -16,7 +16,7 @@ from PIL import Image
 from sister_reference import CHANNELS, SIZES, TOKEN, error, load_reference, make_sister
 
 import jaxpa
-from jaxpa.checkpoint.redux import load_redux
+from jaxpa.checkpoint.redux import count_redux, load_redux
 from jaxpa.checkpoint.source import resolve
 from jaxpa.config import FluxConfig, Settings, TransformerConfig
 from jaxpa.devices.cost import transformer_flops
@@ -337,6 +337,21 @@ def test_an_image_prompt_compiles_once_and_is_refused_where_nothing_reads_it(red
         load_redux(folders("text"), 96)
     with pytest.raises(CheckpointError, match=r"maps 24 channels to 96; .* should map 24 to 12"):
         load_redux(folder, 12)
+
+
+def test_redux_is_planned(redux, folders, run, capsys):
+    """Its weights stay in every stage; counted by headers, they are as many as are loaded."""
+    _, folder, pipe = redux
+    count = sum(x.size for x in jax.tree.leaves(pipe.redux))
+    assert count_redux(folder) == pipe.held.redux == count
+    costs = []
+    for words in ([], ["--redux", folder]):
+        status, out, _ = run("plan", "--model", folders("text"), *words, "--references", 0, "--json")
+        assert status == 0
+        costs.append(json.loads(out))
+    for name in ("text", "sample", "pictures"):
+        assert costs[1]["stage_bytes"][name] - costs[0]["stage_bytes"][name] == 4 * count
+    assert costs[1]["memory_bytes"] - costs[0]["memory_bytes"] == costs[1]["redux_bytes"] == 4 * count
 
 
 # On the command line -------------------------------------------------------------------------------------------

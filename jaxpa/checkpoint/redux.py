@@ -6,7 +6,7 @@ from typing import NamedTuple
 from jax.typing import DTypeLike
 
 from jaxpa.checkpoint.load import load_component
-from jaxpa.checkpoint.source import locate
+from jaxpa.checkpoint.source import locate, resolve
 from jaxpa.config import SiglipVisionConfig
 from jaxpa.encoders.vision import ReduxEmbedder, VisionEncoder
 from jaxpa.errors import CheckpointError
@@ -21,14 +21,15 @@ class Redux(NamedTuple):
     embedder: ReduxEmbedder
 
 
+def count_redux(source: str | Path, download: bool = True) -> int:
+    """How many numbers both networks have, by their headers. Raises CheckpointError."""
+    folder = _folder(source, download)
+    return sum(part.parameters for name in FOLDERS for part in resolve(folder / name).parts.values())
+
+
 def load_redux(source: str | Path, text_width: int, dtype: DTypeLike | None = None) -> Redux:
     """Read both networks; text_width: Dt of the transformer. Raises CheckpointError with everything that is wrong."""
-    folder = locate(source, FOLDERS)
-    if missing := [name for name in FOLDERS if not (folder / name / "config.json").is_file()]:
-        raise CheckpointError(
-            f"{source} is no FLUX.1-Redux in diffusers' layout: it lacks {' and '.join(missing)}; name its folder, or "
-            "black-forest-labs/FLUX.1-Redux-dev"
-        )
+    folder = _folder(source)
     made = Redux(*(load_component(folder / name, dtype) for name in FOLDERS))
     if not isinstance(made.encoder, VisionEncoder) or type(made.encoder.config) is not SiglipVisionConfig:
         raise CheckpointError(f"{folder / FOLDERS[0]}: FLUX.1-Redux reads SigLIP's vision transformer, not this one")
@@ -39,3 +40,13 @@ def load_redux(source: str | Path, text_width: int, dtype: DTypeLike | None = No
             f"it should map {wanted[0]} to {wanted[1]}"
         )
     return made
+
+
+def _folder(source: str | Path, download: bool = True) -> Path:
+    folder = locate(source, FOLDERS, download)
+    if missing := [name for name in FOLDERS if not (folder / name / "config.json").is_file()]:
+        raise CheckpointError(
+            f"{source} is no FLUX.1-Redux in diffusers' layout: it lacks {' and '.join(missing)}; name its folder, or "
+            "black-forest-labs/FLUX.1-Redux-dev"
+        )
+    return folder

@@ -88,6 +88,7 @@ class Source:
     problems: tuple[str, ...] = ()
     described: FluxConfig | None = None  # a model without files: what there is to know of it
     adaptation: Adaptation | None = None
+    redux: int = 0  # numbers of the FLUX.1-Redux that is loaded beside it
 
     @property
     def layout(self) -> Layout:

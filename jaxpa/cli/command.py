@@ -40,12 +40,15 @@ class Command:
     def source(self, download: bool = False) -> "Source":
         """The checkpoint's headers; download: whether a hub id may be fetched for them."""
         from jaxpa.adapters.lay import adapt
+        from jaxpa.checkpoint.redux import count_redux
         from jaxpa.checkpoint.source import resolve
 
         said = self.checkpoint
         known = {} if _headers is None else _headers
         if (said, download) not in known:
             found = resolve(said.model, said.components, download=download, variant=said.variant)
+            if said.redux is not None:
+                found = replace(found, redux=count_redux(said.redux, download))
             known[said, download] = adapt(found, said.lora, said.keep_lora, said.weights)
         return known[said, download]
 

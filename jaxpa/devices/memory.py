@@ -34,12 +34,14 @@ TOGETHER = 0.5  # of it that images are sampled together for, if nobody says how
 
 class Held(NamedTuple):
     """How networks are in memory: bytes of a number, weights of the blocks where they have eight bits, whether all
-    networks are there at once, or take turns (`checkpoint.stages`), and how many numbers LoRAs keep beside weights."""
+    networks are there at once, or take turns (`checkpoint.stages`), how many numbers LoRAs keep beside weights, and how
+    many FLUX.1-Redux has, which always stays."""
 
     itemsize: int = 4
     weights: Rounding = WIDE
     resident: bool = True
     kept: int = 0
+    redux: int = 0
 
 
 @dataclass(frozen=True)
@@ -47,8 +49,8 @@ class Load:
     """What is on the device at once.
 
     tokens N (grid h x w), text M, context K; rows of the transformer's batch; pictures: how many a call of the
-    autoencoder takes (0: none); itemsize, weights, resident, kept: see `Held`; beside: tokens of a picture in each
-    sequence.
+    autoencoder takes (0: none); itemsize, weights, resident, kept, redux: see `Held`; beside: tokens of a picture in
+    each sequence.
     """
 
     config: FluxConfig
@@ -61,6 +63,7 @@ class Load:
     weights: Rounding = WIDE
     resident: bool = True
     kept: int = 0
+    redux: int = 0
     beside: int = 0
 
     @property
@@ -71,7 +74,8 @@ class Load:
     def network_bytes(self) -> dict[str, int]:
         """Of each component: its weights, and what is kept beside them, nearly all of it beside the transformer's."""
         sizes = cost.weight_bytes(self.config, self.itemsize, self.weights)
-        return sizes | {"transformer": sizes["transformer"] + self.kept * self.itemsize}
+        sizes["transformer"] += self.kept * self.itemsize
+        return sizes | {"redux": self.redux * self.itemsize} if self.redux else sizes
 
 
 def logits_bytes(platform: str, rows: int, heads: int, queries: int, keys: int, width: int, itemsize: int) -> int:
@@ -133,7 +137,8 @@ def stage_bytes(load: Load, platform: str) -> dict[str, int]:
         "sample": transformer_bytes(load, platform),
         "pictures": autoencoder_bytes(load, platform) if load.pictures else 0,
     }
-    return {stage: sum(weights[name] for name in STAGES[stage]) + size for stage, size in beside.items()}
+    stays = weights.get("redux", 0)
+    return {stage: stays + sum(weights[name] for name in STAGES[stage]) + size for stage, size in beside.items()}
 
 
 def _text_bytes(load: Load, platform: str) -> int:

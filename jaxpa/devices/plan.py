@@ -127,12 +127,14 @@ def held_as(
     resident: bool | None = None,
     over: int = 1,
     kept: int = 0,
+    redux: int = 0,
 ) -> Held:
     """How a checkpoint's networks are held. resident None: together, if they fit beside two images of its own size.
 
-    over: how many devices the weights are spread over; kept: numbers of LoRAs beside the weights.
+    over: how many devices the weights are spread over; kept: numbers of LoRAs beside the weights; redux: of
+    FLUX.1-Redux.
     """
-    held = Held(itemsize, weights, kept=kept)
+    held = Held(itemsize, weights, kept=kept, redux=redux)
     if resident is None:
         load = Load(spec.config, spec.grid(), spec.settings.max_length, 2, 0, 1, *held)
         have = machine_bytes()
@@ -146,9 +148,8 @@ def all_stay(source: Source, dtype: Any, weights: Asked | None, over: int) -> bo
         return True
     rounding = source.rounded(weights)
     itemsize = np.dtype(default_dtype() if dtype is None else dtype).itemsize
-    return held_as(
-        Spec(source.config, settings_of(source)), itemsize, rounding, over=over, kept=kept_of(source)
-    ).resident
+    spec, beside = Spec(source.config, settings_of(source)), {"kept": kept_of(source), "redux": source.redux}
+    return held_as(spec, itemsize, rounding, over=over, **beside).resident
 
 
 def kept_of(source: Source) -> int:
@@ -196,7 +197,7 @@ def plan(
     beside = run.beside
     forward = cost.transformer_flops(config.transformer, n + beside, m)
     kind = np.dtype(default_dtype() if dtype is None else dtype)
-    held = held_as(run.spec, kind.itemsize, rounding, resident, kept=kept_of(source))
+    held = held_as(run.spec, kind.itemsize, rounding, resident, kept=kept_of(source), redux=source.redux)
     device = jax.devices()[0]
     together = images_together(request, run, held, device.platform)
     load = run.load(max(1, together), held)
@@ -234,6 +235,7 @@ def plan(
         "tflop": (flops + (1 + r + run.guided) * text + pictures) / 1e12,
         "weight_bytes": cost.weight_bytes(config, kind.itemsize, rounding),
         "lora_bytes": held.kept * kind.itemsize,
+        "redux_bytes": held.redux * kind.itemsize,
         "resident": held.resident,
         "stage_bytes": stage_bytes(load, device.platform),
         "batch_size": max(1, together),
@@ -259,6 +261,7 @@ def format_plan(content: dict[str, Any]) -> str:
         "memory": f"{c['memory_bytes'] / gib:.2f} GiB: weights {sum(c['weight_bytes'].values()) / gib:.2f}"
         f"{'' if c['resident'] else ' that take turns'}, "
         f"{'LoRAs ' + format(c['lora_bytes'] / gib, '.2f') + ', ' if c['lora_bytes'] else ''}"
+        f"{'Redux ' + format(c['redux_bytes'] / gib, '.2f') + ', ' if c['redux_bytes'] else ''}"
         f"activations about {c['activation_bytes'] / gib:.2f} with {c['batch_size']:,} at a time"
         + (f"; this machine has {c['machine_bytes'] / gib:.1f}" if c["machine_bytes"] else ""),
     }
