@@ -148,8 +148,8 @@ def all_stay(source: Source, dtype: Any, weights: Asked | None, over: int) -> bo
         return True
     rounding = source.rounded(weights)
     itemsize = np.dtype(default_dtype() if dtype is None else dtype).itemsize
-    spec, beside = Spec(source.config, settings_of(source)), {"kept": kept_of(source), "redux": source.redux}
-    return held_as(spec, itemsize, rounding, over=over, **beside).resident
+    spec, kept = Spec(source.config, settings_of(source)), kept_of(source)
+    return held_as(spec, itemsize, rounding, over=over, kept=kept, redux=source.redux).resident
 
 
 def kept_of(source: Source) -> int:
