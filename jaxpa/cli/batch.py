@@ -65,7 +65,7 @@ class BatchCommand:
     json: bool = False
     """A JSON line on stdout for every job; everything else goes to stderr."""
     quiet: bool = False
-    """Say nothing but warnings and errors."""
+    """Print only warnings and errors."""
 
     def run(self) -> int:
         if self.schema:

@@ -30,7 +30,7 @@ class ConvertCommand:
     Such a folder loads as it is stored. wide: widen those of fp8 and GGUF files; bf16: that, and --dtype bfloat16.
     Default: as --weights has it where a checkpoint is loaded."""
     quiet: bool = False
-    """Say nothing but warnings and errors."""
+    """Print only warnings and errors."""
 
     def run(self) -> int:
         from jaxpa.checkpoint.convert import convert

@@ -30,7 +30,7 @@ class Command:
     json: bool = False
     """One JSON line on stdout; everything else goes to stderr."""
     quiet: bool = False
-    """Say nothing but warnings and errors."""
+    """Print only warnings and errors."""
 
     @property
     def dtype(self) -> str | None:
@@ -136,7 +136,7 @@ class Making(Command):
     force: bool = False
     """Replace files that were not made by jaxpa, and run what does not seem to fit in memory."""
     keep_paths: bool = False
-    """Let pictures name the files that they were made of by their whole paths, instead of their base names."""
+    """Record the full paths of the input files in the pictures, instead of their base names."""
     mesh: str | None = None
     """Spread the work over all devices, such as data=2,model=4: the pictures of a batch over 2, the networks over 4."""
 

@@ -23,14 +23,14 @@ class GenerateCommand(Picturing):
     """Make pictures of a prompt."""
 
     prompts: Path | None = None
-    """A file of prompts in place of --prompt, one a line (-: stdin; lines that begin with # are passed over): of each
-    line the pictures that --prompt would make, with the line's number in their names."""
+    """A file of prompts, one per line, in place of --prompt (-: stdin; lines that begin with # are skipped). Each line
+    makes the pictures that --prompt would, with the line's number in their names."""
     image: Path | None = None
     """A picture to start from, in place of noise alone; see --strength. The new one has its aspect, unless --height and
     --width say otherwise."""
     strength: float | None = None
-    """With --image: the share of the steps that are run, the last ones, from the picture mixed with as much noise as
-    belongs to their time. 1 leaves nothing of the picture. Default: 0.6."""
+    """With --image: the share of the steps to run. The picture is mixed with the noise at which those steps start, so 1
+    leaves nothing of it. Default: 0.6."""
     control: Path | None = None
     """The picture whose shapes the new one follows (FLUX.1-Canny: white edges on black; FLUX.1-Depth: near is
     white)."""

@@ -84,10 +84,10 @@ class Picturing(Making):
     """A picture whose look and content the new one takes (FLUX.1-Redux; see --redux), beside --prompt or without."""
     sampling: OmitArgPrefixes[Sampling] = field(default_factory=Sampling)
     start_from: Annotated[Path | None, arg(name="from")] = None
-    """An earlier picture of jaxpa's: all that it was made with counts, but for what is said here."""
+    """Start from the settings of a picture that jaxpa made; flags that are given here override them."""
     preview: Every | None = None
-    """Every so many steps (`--preview 5`, or `every 5`), write what the picture would be if they stopped there, as
-    OUT.preview.png: of several pictures, the first that is being sampled. It is taken away once they are made."""
+    """Every N steps (`--preview 5`, or `every 5`), write the current estimate of the picture to OUT.preview.png. Of
+    several pictures it shows the first that is being sampled. The file is deleted at the end."""
     distributed: bool = False
     """This process is one of several that run the same command: --mesh spreads it over the devices of all of them, and
     the first writes. Found by JAX on Slurm, Open MPI, Kubernetes and Cloud TPU; else see docs/devices.md."""

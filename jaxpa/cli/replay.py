@@ -148,7 +148,7 @@ class ReplayCommand:
     json: bool = False
     """One JSON line on stdout; everything else goes to stderr."""
     quiet: bool = False
-    """Say nothing but warnings and errors."""
+    """Print only warnings and errors."""
 
     def run(self) -> int:
         origin, _ = read_origin(self.picture)

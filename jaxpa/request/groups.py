@@ -141,23 +141,23 @@ class Sampling:
     seed: Seeds = 0
     """Seed of the first picture (the next ones count on), or a seed for each."""
     num_images: int = 1
-    """Pictures to make (--variations is the same): each has its own seed, and the prompt is encoded once for all."""
+    """Pictures to make (also spelled --variations). Each has its own seed; the prompt is encoded once for them all."""
     steps: int | None = None
     """Sampling steps."""
     guidance: float | None = None
     """How strongly the prompt is followed."""
     sigmas: tuple[float, ...] | None = None
-    """A schedule of one's own: the flow time at which every step starts, falling, from 1 (noise) at most; the last step
-    ends at 0. No shift is applied to them, unless --shift says one."""
+    """Your own schedule: the flow times at which the steps start, in falling order, from at most 1 (noise). The last
+    step ends at 0. They are shifted only if --shift is given."""
     shift: float | None = None
-    """F of the schedule's shift t = F u / (1 + (F - 1) u). FLUX.1-dev lets it grow with the canvas (F = e^mu, 3.16 at
-    1024 x 1024). Above 1, more steps are spent near noise; at 1, times are evenly spaced."""
+    """The schedule's shift F, in t = F u / (1 + (F - 1) u). Above 1, it spends more steps near noise; at 1, times are
+    evenly spaced. By default FLUX.1-dev raises it with the canvas (F = e^mu, 3.16 at 1024 x 1024)."""
     solver: Name = "euler"
     """How a step is made of velocities: by one (euler), by that at either end (heun: two forwards a step), or by one
     and the last step's (ab2). The last two need fewer steps for the same accuracy."""
     cache: float | None = None
-    """Lossy: skip the network in a step, and take its last velocity again, until what it reads has changed by this
-    share (TeaCache). 0.05 to 0.15 are usual (examples/evaluation measures them); 0 skips nothing. Not with --solver
+    """Lossy: skip the network and reuse its last velocity until its input has changed by this share (TeaCache).
+    Typical values are 0.05 to 0.15 (examples/evaluation measures them); 0 skips nothing. It does not work with --solver
     heun."""
     height: int | None = None
     """Height of the canvas in pixels."""
