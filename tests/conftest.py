@@ -3,7 +3,7 @@
 import importlib.util
 import json
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
@@ -72,6 +72,16 @@ def goldens(tmp_path_factory: pytest.TempPathFactory) -> Goldens:
     if named := os.environ.get("JAXPA_GOLDENS"):
         return Goldens(Path(named))
     return Goldens(materialise(Path(__file__).parent / "goldens", tmp_path_factory.mktemp("goldens")))
+
+
+@pytest.fixture(scope="module")
+def quick_compiles() -> Iterator[None]:
+    """Many small programs that run once: the compiler's optimisations cost more than they save."""
+    import jax
+
+    jax.config.update("jax_disable_most_optimizations", True)
+    yield
+    jax.config.update("jax_disable_most_optimizations", False)
 
 
 @pytest.fixture(scope="session")

@@ -6,13 +6,14 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from toys import SAMPLE, C, N, ToyConditions, close, make_task, quick_compiles, some, toy  # noqa: F401
+from toys import SAMPLE, C, N, ToyConditions, close, make_task, some, toy
 
 from jaxpa.batching import Part, Size, likeness, merge
 from jaxpa.personalize import Task
 from jaxpa.sampling import Guided, bound, sample
 from jaxpa.schedule import ScheduleConfig, flow_times
 
+pytestmark = pytest.mark.usefixtures("quick_compiles")
 KINDS = {
     "rows": {"references": 2, "images": 2},
     "tokens": {"level": "token"},

@@ -7,7 +7,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from toys import C, N, Toy, ToyConditions, close, make_task, quick_compiles, some, times_of  # noqa: F401
+from toys import C, N, Toy, ToyConditions, close, make_task, some, times_of
 
 from jaxpa import personalize, sampling
 from jaxpa.batching import Part, likeness
@@ -16,6 +16,7 @@ from jaxpa.loops import stepped
 from jaxpa.personalize import Task, gate
 from jaxpa.sampling import ClassifierFree, sample, sampling_run
 
+pytestmark = pytest.mark.usefixtures("quick_compiles")
 STEPS, TIMES = 12, times_of(12)
 NOISE = some(1, 3, 6, 4) * np.float32([0.5, 1, 3])[:, None, None]
 

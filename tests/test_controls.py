@@ -1,6 +1,5 @@
 """Everyday controls against diffusers: a schedule of one's own, image to image, and what decides of skipped steps."""
 
-import jax
 import numpy as np
 import pytest
 from PIL import Image
@@ -18,13 +17,7 @@ from jaxpa.sampling import at, prepare
 PROMPT, STEPS, SIZE = "a striped red cat on a beach", 6, (80, 96)
 LATENTS = 2e-5  # shares of the largest value
 OWN = (0.95, 0.6, 0.55, 0.1)
-
-
-@pytest.fixture(autouse=True, scope="module")
-def quick_compiles():
-    jax.config.update("jax_disable_most_optimizations", True)  # programs that run once
-    yield
-    jax.config.update("jax_disable_most_optimizations", False)
+pytestmark = pytest.mark.usefixtures("quick_compiles")
 
 
 @pytest.fixture(scope="module")

@@ -6,7 +6,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from toys import (  # noqa: F401
+from toys import (
     ASK,
     CONTEXT,
     MASKS,
@@ -22,7 +22,6 @@ from toys import (  # noqa: F401
     close,
     make_task,
     put,
-    quick_compiles,
     some,
     states,
     toy,
@@ -37,6 +36,7 @@ from jaxpa.routing import move_noise, reference_context, replacement_source
 from jaxpa.schedule import Steps, flow_times
 from jaxpa.tokens import Placement, Routing
 
+pytestmark = pytest.mark.usefixtures("quick_compiles")
 # What it costs
 
 

@@ -7,7 +7,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from flax import nnx
-from toys import (  # noqa: F401
+from toys import (
     ASK,
     MASKS,
     OFFSETS,
@@ -20,7 +20,6 @@ from toys import (  # noqa: F401
     close,
     make_task,
     put,
-    quick_compiles,
     some,
     states,
     times_of,
@@ -36,6 +35,7 @@ from jaxpa.sampling import Guided
 from jaxpa.tokens import Routing, grid_positions
 from jaxpa.transformer import Flux, FluxConditions
 
+pytestmark = pytest.mark.usefixtures("quick_compiles")
 # Weights as arrays ------------------------------------------------------------------------------------------------
 
 SOURCE = np.asarray(replacement_source(put(MASKS[:1], OFFSETS[:1]), 2))

@@ -6,7 +6,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from toys import (  # noqa: F401
+from toys import (
     ASK,
     MASKS,
     SAMPLE,
@@ -16,7 +16,6 @@ from toys import (  # noqa: F401
     Toy,
     close,
     make_task,
-    quick_compiles,
     some,
     times_of,
     toy,
@@ -25,6 +24,7 @@ from toys import (  # noqa: F401
 from jaxpa import inversion, personalize, sampling
 from jaxpa.sampling import ClassifierFree
 
+pytestmark = pytest.mark.usefixtures("quick_compiles")
 # Under the transforms
 
 

@@ -18,6 +18,7 @@ from jaxpa.sampling import Accompanied, Guided, at, prepare
 from jaxpa.tokens import Routing, grid_positions, identity_source
 from jaxpa.transformer import Flux, FluxConditions, FluxVelocity
 
+pytestmark = pytest.mark.usefixtures("quick_compiles")
 CONFIG = TransformerConfig(in_channels=8, num_layers=2, num_single_layers=3, num_attention_heads=2,
                            attention_head_dim=8, joint_attention_dim=12, pooled_projection_dim=8,
                            axes_dims_rope=(4, 2, 2))  # fmt: skip
@@ -34,13 +35,6 @@ def make(config: TransformerConfig) -> Flux:
     shapes = jax.eval_shape(lambda: Flux(config, rngs=nnx.Rngs(0)))
     rng = np.random.default_rng(0)
     return jax.tree.map(lambda p: jnp.asarray(rng.normal(0, 0.3, p.shape), p.dtype), shapes)
-
-
-@pytest.fixture(scope="module", autouse=True)
-def quick_compiles():
-    jax.config.update("jax_disable_most_optimizations", True)  # programs that run once
-    yield
-    jax.config.update("jax_disable_most_optimizations", False)
 
 
 @pytest.fixture(scope="module")

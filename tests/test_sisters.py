@@ -35,13 +35,7 @@ PROMPT, STEPS, SIZE = "a striped red cat on a beach", 4, (80, 96)  # height, wid
 # Shares of the largest value. Guidance g is embedded by the sinusoids of 1000 g, in whose largest the two libraries'
 # frequencies, apart by their last bit, make an angle of g * 6e-5.
 LATENTS, AT_30 = 2e-5, 2e-4
-
-
-@pytest.fixture(autouse=True, scope="module")
-def quick_compiles():
-    jax.config.update("jax_disable_most_optimizations", True)  # programs that run once
-    yield
-    jax.config.update("jax_disable_most_optimizations", False)
+pytestmark = pytest.mark.usefixtures("quick_compiles")
 
 
 @pytest.fixture(scope="module")

@@ -15,16 +15,9 @@ from jaxpa import schedule, tokens
 from jaxpa.box import Box
 from jaxpa.config import ScheduleConfig
 
+pytestmark = pytest.mark.usefixtures("quick_compiles")
 GRIDS = [(6, 8), (7, 5)]  # few: every other number of a test is data for a program that is compiled once a grid
 few = settings(max_examples=25, deadline=None)
-
-
-@pytest.fixture(autouse=True, scope="module")
-def quick_compiles():
-    """Many small programs: the compiler's optimisations cost more than they save."""
-    jax.config.update("jax_disable_most_optimizations", True)
-    yield
-    jax.config.update("jax_disable_most_optimizations", False)
 
 
 def jitted(function, **fixed):

@@ -315,10 +315,12 @@ def read_metadata(path: str | os.PathLike[str]) -> dict[str, Any] | None:
     """What `save_image` put into a file; None where there is nothing of its making."""
     image = _open(path, "picture")
     comment = image.getexif().get_ifd(ExifTags.IFD.Exif).get(ExifTags.Base.UserComment, b"")
+    own = KEY in image.info
     try:
-        text = image.info[KEY] if KEY in image.info else bytes(comment).removeprefix(ASCII)
-        found = json.loads(text) if len(text) <= MAX_RECORD else None
-        found = found if KEY in image.info else found[KEY]  # type: ignore[index]
+        text = image.info[KEY] if own else bytes(comment).removeprefix(ASCII)
+        if len(text) > MAX_RECORD:
+            return None
+        found = json.loads(text) if own else json.loads(text)[KEY]
     except (ValueError, TypeError, KeyError, RecursionError):  # somebody else's comment
         return None
     return found if isinstance(found, dict) else None

@@ -30,6 +30,7 @@ from weights.recipe.latents import Tokenizers as RecipeTokenizers
 from weights.recipe.tokenizers import make_tokenizers
 from weights.recipe.world import PATTERNS
 
+pytestmark = pytest.mark.usefixtures("quick_compiles")
 LENGTH = 8
 CONFIG = FluxConfig(
     transformer=TransformerConfig(in_channels=16, num_layers=1, num_single_layers=1, num_attention_heads=2,
@@ -41,14 +42,6 @@ CONFIG = FluxConfig(
     text_encoder_2=T5Config(vocab_size=40, d_model=12, d_kv=4, d_ff=20, num_layers=1, num_heads=2),
 )  # fmt: skip
 SETTINGS = {"preset": "mini", "size": 16, "steps": 2, "guidance": 3.0, "max_length": LENGTH}
-
-
-@pytest.fixture(autouse=True, scope="module")
-def quick_compiles():
-    """Many small programs that run once: the compiler's optimisations cost more than they save."""
-    jax.config.update("jax_disable_most_optimizations", True)
-    yield
-    jax.config.update("jax_disable_most_optimizations", False)
 
 
 def random(model, seed: int = 0):

@@ -5,7 +5,6 @@ from dataclasses import dataclass
 import jax
 import jax.numpy as jnp
 import numpy as np
-import pytest
 
 from jaxpa import inversion, personalize, tokens
 from jaxpa.config import ScheduleConfig
@@ -18,14 +17,6 @@ from jaxpa.tokens import Placement, Routing
 
 H, W, C = 4, 5, 3
 N = H * W
-
-
-@pytest.fixture(autouse=True, scope="module")
-def quick_compiles():
-    """Many small programs that run once: the compiler's optimisations cost more than they save."""
-    jax.config.update("jax_disable_most_optimizations", True)
-    yield
-    jax.config.update("jax_disable_most_optimizations", False)
 
 
 def replaced(x: jax.Array, routing: Routing) -> jax.Array:
