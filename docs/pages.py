@@ -67,7 +67,9 @@ def write_api():
     flat = {file.stem for file in PACKAGE.glob("[!_]*.py")}
     rooms = sorted(file.parent.name for file in PACKAGE.glob("*/__init__.py"))
     readme = (ROOT / "README.md").read_text()
-    book = re.findall(r"`(\w+)`", readme.partition("The book, in reading order:")[2].partition("Around it")[0])
+    book = re.findall(
+        r"`(\w+)`", readme.partition("The book, in reading order:")[2].partition("The folders around it")[0]
+    )
     sections = {"The book, in reading order": book, "Beside it": sorted(flat - set(book)), "Rooms": rooms}
     for name in ("", *flat):
         write_page(f"jaxpa.{name}".rstrip("."), [])

@@ -140,7 +140,7 @@ save(stack(sheet(rows, 200), legend), "01-autoencoder")
 """
 ## Change something
 
-Encode the photograph instead of the drawing (`Image.open("pictures/chelsea.jpg")`, resized to 96 x 96). It comes back
+Encode the photograph instead of the drawing (`Image.open(PICTURES / "chelsea.jpg")`, resized to 96 x 96). It comes back
 with 31 dB, hardly worse than the drawings (30 to 32 dB): this autoencoder has seen natural pictures, too. That the
 embedded model cannot draw such a cat (lesson 17) is the flow's fault, not the latent's.
 """

@@ -20,7 +20,7 @@ Edits say how their seams look, too: the change across the border of what is new
 edge) and of pixels four to either side (a step); true drawings have 1.
 
 The table also has the judge's own rate on true drawings of the same scenes. Every application leaves a contact sheet of
-its first cases in the gallery: input, tokens, result.
+its first cases in --out: input, tokens, result.
 """
 
 import json
@@ -290,7 +290,7 @@ def verdicts(judge: Judge, made: list[Made]) -> tuple[dict[str, np.ndarray], flo
     """Whether each case succeeded, by its parts; and the judge's own rate on true drawings."""
     if made[0].gone is not None:
         gone = np.array([one.gone is not None and one.gone < 0.5 for one in made])
-        return {"all": gone}, 1.0
+        return {"all": gone}, np.nan  # a true background succeeds by definition
     scenes = [one.asked for one in made]
     found = succeeded(judge, [np.asarray(one.picture) for one in made], scenes)
     if made[0].stray is not None:
@@ -344,7 +344,8 @@ def main() -> None:
         parts = ", ".join(f"{part} {values.mean():.0%}" for part, values in found.items() if part != "all")
         looks = seams(made)
         shown = "".join(f" {got:.2f} ({true:.2f}) |" for got, true in looks.values()) or " | |"
-        lines.append(f"| {name} | {rate.mean:.0%} | {rate.low:.0%} to {rate.high:.0%} | {truth:.0%} | {parts} |{shown}")
+        true = "" if np.isnan(truth) else f"{truth:.0%}"
+        lines.append(f"| {name} | {rate.mean:.0%} | {rate.low:.0%} to {rate.high:.0%} | {true} | {parts} |{shown}")
         print(lines[-1], flush=True)
         content[name] = {part: values.tolist() for part, values in found.items()} | {"seams": looks}
         sheet([one.panels for one in made[:6]], height=128).save(options.out / f"{name.replace(' ', '-')}.png")

@@ -2,8 +2,8 @@
 
     python examples/measure_soak.py [--pictures 500] [--json FILE]
 
-Pictures of mini: every verb on four canvases, with new prompts, seeds, taus, masks and places each time. A round has
-every shape once; the first two rounds warm up. After each round the script prints the memory of the process and how
+Pictures of mini: four of the verbs on four canvases, with new prompts, seeds, taus, masks and places each time. A round
+has every shape once; the first two rounds warm up. After each round the script prints the memory of the process and how
 many programs XLA has compiled. It ends with status 1 if memory has grown by more than 5% after the warm-up, or if a
 round after it compiles.
 """
@@ -40,7 +40,7 @@ def memory() -> int:
 
 
 def round_of(pipe: jaxpa.Pipeline, rng: random.Random) -> list[Callable[[], list[Image.Image]]]:
-    """A picture of every shape: five verbs on every canvas."""
+    """A picture of every shape: four verbs on every canvas, one of them for two pictures."""
     with Image.open(PICTURES / "car.png") as opened:
         picture = opened.convert("RGB")
     made: list[Callable[[], list[Image.Image]]] = []

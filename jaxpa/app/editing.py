@@ -39,7 +39,7 @@ def inpainting_tab(studio: Studio, settings: Settings, results: Results) -> None
         more, blend, *shared = values
         with sentences():
             image, mask = edited(value)
-            said = settings.said(_of_the_picture(shared, studio), (one,))
+            said = settings.said(tuple(shared), (one,))
         words = {"caption": text, "grow": more, "feather": blend or None}
         yield from drawing(
             studio,
@@ -68,7 +68,7 @@ def outpainting_tab(studio: Studio, settings: Settings, results: Results) -> Non
         pad, shared = values[:4], values[4:]
         with sentences():
             whole = opened(image)
-            said = settings.said(_of_the_picture(shared, studio), (one,))
+            said = settings.said(tuple(shared), (one,))
         words = {"caption": text, "feather": blend or None}
         yield from drawing(
             studio,
@@ -88,10 +88,3 @@ def _caption() -> Any:
 def _tau(value: float) -> Any:
     gr = import_module("gradio")
     return gr.Slider(0, 1, value, step=0.01, label="τ: while the flow time is above it, what is kept is held in place")
-
-
-def _of_the_picture(shared: Any, studio: Studio) -> tuple[Any, ...]:
-    """The settings, whose usual height and width leave the canvas to the picture's own aspect."""
-    *front, height, width, preset = shared
-    size = studio.spec.settings.size
-    return (*front, 0, 0, preset) if (height, width) == (size, size) else (*front, height, width, preset)

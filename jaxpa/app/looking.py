@@ -8,7 +8,7 @@ from jaxpa.app.jobs import Studio
 from jaxpa.app.looks import Looks
 from jaxpa.app.parts import HERE, JOB, LIGHT, Settings, data_url, opened, sentences
 from jaxpa.errors import JaxpaError
-from jaxpa.media import images, masks
+from jaxpa.media import images
 
 VIEW = """<div class='jaxpa-look' hidden><div class='jaxpa-words'></div>
 <div class='jaxpa-view'><img class='jaxpa-picture' alt='the picture'><canvas class='jaxpa-light'></canvas></div>
@@ -81,9 +81,7 @@ def _seen_by(studio: Studio, own: Any, values: tuple[Any, ...]) -> Looks:
     if own is None:
         assert found.picture is not None
         return Looks(found, found.picture, words)
-    picture, canvas = images.read_image(own), (h * spec.cell, w * spec.cell)
-    cut = images.to_array(picture, *canvas, masks.crop_box(picture.size, *canvas))
-    return Looks(found, images.to_image(cut), words)
+    return Looks(found, images.read_image(own).resize((w * spec.cell, h * spec.cell)), words)  # as it is encoded
 
 
 def shown(found: Looks | None, step: Any, block: Any) -> dict[str, Any] | None:

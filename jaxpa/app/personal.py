@@ -210,7 +210,7 @@ class Does:
             pieces = laid.pieces()
             if len(pieces) == len(laid.kept):
                 raise JaxpaError("there is no subject yet to put another beside: drop its picture into the field")
-            if len(pieces) > MOST_KEPT:
+            if len(pieces) >= MOST_KEPT:  # the editor has one more
                 raise JaxpaError(f"a page takes {MOST_KEPT} subjects at most")
             return [pieces, None, None, "", "", False, "", laid.on_canvas(self.studio, pieces), None]
 

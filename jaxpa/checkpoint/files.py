@@ -173,7 +173,7 @@ def _tensor(file: Path, key: str, entry: Any, base: int) -> Tensor:
     if not isinstance(entry, dict) or entry.keys() != {"dtype", "shape", "data_offsets"}:
         raise ValueError(f"tensor '{key}' is not described by dtype, shape and data_offsets")
     dtype, shape, offsets = entry["dtype"], entry["shape"], entry["data_offsets"]
-    if not isinstance(dtype, str) or not _counts(shape) or not _counts(offsets) or len(offsets) != 2:
+    if not isinstance(dtype, str) or not counts(shape) or not counts(offsets) or len(offsets) != 2:
         raise ValueError(f"tensor '{key}' has the type {dtype!r}, the shape {shape!r} and the offsets {offsets!r}")
     start, end = offsets
     if start > end:
@@ -181,7 +181,8 @@ def _tensor(file: Path, key: str, entry: Any, base: int) -> Tensor:
     return Tensor(file, key, dtype, tuple(shape), base + start, end - start)
 
 
-def _counts(value: Any) -> bool:
+def counts(value: Any) -> bool:
+    """Whether it is a list of whole numbers from 0 up."""
     return isinstance(value, list) and all(type(n) is int and n >= 0 for n in value)
 
 

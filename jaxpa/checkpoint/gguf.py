@@ -16,7 +16,7 @@ from typing import Any
 import numpy as np
 
 from jaxpa.checkpoint.documents import check_regular
-from jaxpa.checkpoint.files import MAX_HEADER, MAX_TENSORS, Tensor, incomplete
+from jaxpa.checkpoint.files import MAX_HEADER, MAX_TENSORS, Tensor, counts, incomplete
 from jaxpa.errors import CheckpointError
 
 SUFFIX = ".gguf"
@@ -147,7 +147,7 @@ def _metadata(cursor: _Cursor) -> tuple[dict[str, Any], dict[str, list[int]]]:
         if key in values:
             raise ValueError(f"the key {key!r} stands there twice")
         values[key] = value
-        if key.startswith(before) and isinstance(value, list):
+        if key.startswith(before) and counts(value):
             shapes[key.removeprefix(before)] = value
     said = values.get("general.architecture", "")
     if said not in ARCHITECTURES:

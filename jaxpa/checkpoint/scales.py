@@ -106,7 +106,9 @@ def _formats(tensors: dict[str, Tensor], weights: dict[str, Tensor]) -> list[str
         if not key.endswith(".comfy_quant"):
             continue
         try:
-            said = parse(tensor.bytes().tobytes()) if tensor.size <= LONGEST else {}
+            if tensor.size > LONGEST:
+                raise ValueError(f"it is longer than {LONGEST} bytes")
+            said = parse(tensor.bytes().tobytes())
         except (ValueError, OSError) as error:
             faults.append(f"{tensor.file}: '{tensor.key}' says no format: {error}")
             continue
@@ -138,7 +140,7 @@ def _format(said: Any, weight: Tensor | None) -> str | None:
     name = said.get("format") if isinstance(said, dict) else said
     if isinstance(said, dict) and (said.get("convrot") or (isinstance(more, dict) and more.get("convrot"))):
         return f"has rotated weights (convrot), which are not read: {INSTEAD}"
-    if name not in FORMATS:
+    if not isinstance(name, str) or name not in FORMATS:
         return f"names the format {str(name)!r:.40}, which is not read ({', '.join(FORMATS)} are): {INSTEAD}"
     if weight is None:
         return "belongs to no weight of the file"

@@ -315,12 +315,18 @@ def _open_pipeline(name: str, path: Path, skip: tuple[str, ...]) -> Source:
         path,
         {part: open_folder(path / part, part) for part in PARTS if part not in skip and (path / part).is_dir()},
         whole=True,
-        tokenizers={t: path / t for t in TOKENIZERS.values() if (path / t).is_dir() and any((path / t).iterdir())},
+        tokenizers=_tokenizers(path),
         scheduler=scheduler,
         settings=settings,
         pipeline=pipeline,
         problems=tuple(problems),
     )
+
+
+def _tokenizers(path: Path) -> dict[str, Path]:
+    """The folders of tokenizers in a folder that have anything in them."""
+    folders = {name: path / name for name in TOKENIZERS.values()}
+    return {name: folder for name, folder in folders.items() if folder.is_dir() and any(folder.iterdir())}
 
 
 def _class_of_index(content: dict[str, Any]) -> str:
@@ -352,13 +358,12 @@ def _open_release(name: str, path: Path, skip: tuple[str, ...], hints: dict[str,
                 raise CheckpointError(f"{path}: {both} both hold the {part.name}; name one of them instead")
             if part.name not in skip:
                 parts[part.name] = part
-    tokenizers = {kind: path / kind for kind in TOKENIZERS.values() if (path / kind).is_dir()}
     if parts:
-        return Source(name, path, parts, tokenizers=tokenizers)
+        return Source(name, path, parts, tokenizers=_tokenizers(path))
     pickle = next((file.name for file in sorted(path.iterdir()) if file.name.endswith(PICKLES)), None)
     if pickle:
         raise CheckpointError(f"{path}: {pickle} is a pickle, which can run code and is never read; use .safetensors")
     raise CheckpointError(
         f"{path}: no checkpoint\n  - a pipeline's folder has a model_index.json, a component's folder a config.json, "
-        "the original release .safetensors files"
+        "the original release .safetensors or .gguf files"
     )

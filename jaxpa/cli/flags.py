@@ -122,6 +122,12 @@ def _parse_seeds(words: Sequence[str]) -> Seeds:
     return numbers[0] if len(numbers) == 1 else numbers
 
 
+def _shortest(number: float) -> str:
+    """A number in the shortest words that are read as the same one."""
+    short = f"{number:g}"
+    return short if float(short) == number else repr(number)
+
+
 def _show_seeds(seed: Seeds) -> list[str]:
     return [str(each) for each in ([seed] if isinstance(seed, int) else seed)]
 
@@ -248,7 +254,7 @@ def primitive(kind: Any) -> PrimitiveConstructorSpec[Any] | None:
     if kind is Pad:
         return _spec("T,R,B,L", lambda words: Pad(_parse_pad(words[0])), lambda value: [",".join(map(str, value))])
     if kind == Place:
-        return _spec("X,Y|L,T,R,B", _parse_place, lambda value: [",".join(f"{each:g}" for each in value)])
+        return _spec("X,Y|L,T,R,B", _parse_place, lambda value: [",".join(map(_shortest, value))])
     if kind == Seeds:
         return _spec("INT [INT ...]", _parse_seeds, _show_seeds, "*")
     if typing.get_origin(kind) is Literal:
@@ -264,7 +270,7 @@ def primitive(kind: Any) -> PrimitiveConstructorSpec[Any] | None:
     if plain == [bool]:
         return _choice([Literal["yes", "no"]], None, {"yes": True, "no": False})
     if plain == [tuple[float, ...]]:
-        return _spec("T,T,...", _parse_times, lambda value: [",".join(f"{t:g}" for t in value) if value else "auto"])
+        return _spec("T,T,...", _parse_times, lambda value: [",".join(map(_shortest, value)) if value else "auto"])
     if plain == [tuple[int, int]]:
         return _spec("FIRST-LAST|none", _parse_blocks, _show_blocks)
     if plain and typing.get_origin(plain[0]) is tuple:

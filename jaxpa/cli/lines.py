@@ -5,8 +5,6 @@ from dataclasses import dataclass, field, fields, is_dataclass, replace
 from pathlib import Path
 from typing import Any, NamedTuple
 
-import numpy as np
-
 from jaxpa.batch.groups import Share, cast_of, kind_of
 from jaxpa.batch.names import Template
 from jaxpa.batch.table import STDIN, Line, read_table, row_of
@@ -139,8 +137,7 @@ def shared(job: Job) -> Job:
 
 def _share_of(command: Any, prepared: Prepared) -> Share:
     """What a line brings to the batch of its kind; kind None: it is run by itself."""
-    from jaxpa.checkpoint.load import default_dtype
-    from jaxpa.devices.plan import held_as
+    from jaxpa.devices.plan import held_of
 
     request, pictures, spec = prepared.request, prepared.pictures, spec_of(command.source())
     canvas = canvas_of(pictures, spec)
@@ -151,8 +148,7 @@ def _share_of(command: Any, prepared: Prepared) -> Share:
     if kind is not None:
         kind = (command.checkpoint, command.mesh, kind)
     said = command.checkpoint
-    weights = command.source().rounded(said.weights)
-    held = held_as(spec, np.dtype(command.dtype or default_dtype()).itemsize, weights, said.keep_resident)
+    held = held_of(command.source(), command.dtype, said.weights, said.keep_resident)
     return Share(kind, cast_of(request, spec), len(prepared.made), request.references, request, canvas, spec, held)
 
 
@@ -169,7 +165,6 @@ def parse(line: Line, model: str | None, folder: Path = Path()) -> tuple[Making,
         command = RowCommand(
             said=row.request,
             checkpoint=row.checkpoint,
-            sampling=row.sampling,
             figure=row.figure,
             prompt="",
             out=RowCommand.DEFAULT if row.out is None else Path(row.out),

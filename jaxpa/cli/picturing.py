@@ -224,7 +224,7 @@ class Picturing(Making):
         costs = plan(source, request, pipe.dtype, canvas, self.checkpoint.weights, parts.resident)
         resolved = {
             **{name: costs[name] for name in ("steps", "width", "height")},
-            "guidance": pipe.spec.guidance(self.sampling.guidance),
+            "guidance": pipe.spec.guidance(request.sampling.guidance),
             "drawn_by": costs["drawn_by"],
             "switches": asdict(request.switches(pipe.spec)) if request.riding(pipe.spec) else None,
         }

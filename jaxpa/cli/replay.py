@@ -2,7 +2,7 @@
 
 from dataclasses import dataclass, fields, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import TYPE_CHECKING, Any, ClassVar, NamedTuple
 
 import numpy as np
 from tyro.conf import Positional, UseAppendAction
@@ -106,6 +106,8 @@ class Line(NamedTuple):
 class MaskAgain(MaskCommand):
     """A mask once more; origin: how it was made, picture: its file."""
 
+    DEFAULT: ClassVar[Path] = RowCommand.DEFAULT  # replay's own
+
     origin: MaskProvenance
     picture: Path
 
@@ -205,6 +207,7 @@ class ReplayCommand:
             lines.append(
                 f"it was made on {was.mesh or 'one device'}, and this is {self.mesh}: it may differ by a grey level"
             )
+            was = replace(was, mesh=self.mesh)
         elif was.mesh is not None:
             try:
                 parse_mesh(was.mesh)

@@ -3,6 +3,7 @@
 import os
 from collections.abc import Sequence
 from dataclasses import fields
+from itertools import takewhile
 from pathlib import Path
 from typing import Any
 
@@ -39,7 +40,9 @@ def with_settings(kind: type[Any], name: str, words: Sequence[str], folder: Path
     taken = own | (set(TEXTS) if own & set(TEXTS) else set())
     known = flags_of(kind).keys() if verb == name else flags_of(kind).keys() & COMMON
     before = [each for each in said(group_subjects(verb, settings)) if each[0] in known and each[0] not in taken]
-    return [word for each in [*before, *(each for each in given if each[0] != FROM)] for word in _as_words(*each)]
+    flags = [*before, *(each for each in given if each[0] != FROM)]
+    alone = takewhile(lambda word: not word.startswith("--"), words)  # is refused where words are parsed
+    return [*alone, *(word for each in flags for word in _as_words(*each))]
 
 
 def settings_of(picture: Path, folders: Sequence[Path], model: str | None) -> tuple[str, list[str]]:

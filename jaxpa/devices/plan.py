@@ -12,7 +12,7 @@ import numpy as np
 
 from jaxpa.checkpoint.load import default_dtype, settings_of
 from jaxpa.checkpoint.source import Source
-from jaxpa.config import WIDE, Asked, Rounding
+from jaxpa.config import Asked
 from jaxpa.devices import cost
 from jaxpa.devices.memory import (
     SHARE,
@@ -120,21 +120,16 @@ def images_together(request: Request, run: Run, held: Held, platform: str) -> in
     return fits * places
 
 
-def held_as(
-    spec: Spec,
-    itemsize: int,
-    weights: Rounding = WIDE,
-    resident: bool | None = None,
-    over: int = 1,
-    kept: int = 0,
-    redux: int = 0,
+def held_of(
+    source: Source, dtype: Any = None, weights: Asked | None = None, resident: bool | None = None, over: int = 1
 ) -> Held:
-    """How a checkpoint's networks are held. resident None: together, if they fit beside two images of its own size.
+    """How a checkpoint's networks are held, with the LoRAs and the FLUX.1-Redux beside them.
 
-    over: how many devices the weights are spread over; kept: numbers of LoRAs beside the weights; redux: of
-    FLUX.1-Redux.
+    resident None: together, if they fit beside two images of its own size. over: how many devices share the weights.
     """
-    held = Held(itemsize, weights, kept=kept, redux=redux)
+    spec = Spec(source.config, settings_of(source))
+    itemsize = np.dtype(default_dtype() if dtype is None else dtype).itemsize
+    held = Held(itemsize, source.rounded(weights), kept=kept_of(source), redux=source.redux)
     if resident is None:
         load = Load(spec.config, spec.grid(), spec.settings.max_length, 2, 0, 1, *held)
         have = machine_bytes()
@@ -143,13 +138,8 @@ def held_as(
 
 
 def all_stay(source: Source, dtype: Any, weights: Asked | None, over: int) -> bool:
-    """Whether all networks of a checkpoint stay in memory, if nobody says; see `held_as`. Of a faulty one: yes."""
-    if source.faults():  # is refused where it is loaded
-        return True
-    rounding = source.rounded(weights)
-    itemsize = np.dtype(default_dtype() if dtype is None else dtype).itemsize
-    spec, kept = Spec(source.config, settings_of(source)), kept_of(source)
-    return held_as(spec, itemsize, rounding, over=over, kept=kept, redux=source.redux).resident
+    """Whether all networks of a checkpoint stay in memory, if nobody says; see `held_of`. Of a faulty one: yes."""
+    return bool(source.faults()) or held_of(source, dtype, weights, over=over).resident  # faults are refused later
 
 
 def kept_of(source: Source) -> int:
@@ -197,7 +187,7 @@ def plan(
     beside = run.beside
     forward = cost.transformer_flops(config.transformer, n + beside, m)
     kind = np.dtype(default_dtype() if dtype is None else dtype)
-    held = held_as(run.spec, kind.itemsize, rounding, resident, kept=kept_of(source), redux=source.redux)
+    held = held_of(source, dtype, weights, resident)
     device = jax.devices()[0]
     together = images_together(request, run, held, device.platform)
     load = run.load(max(1, together), held)

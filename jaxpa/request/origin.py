@@ -37,7 +37,7 @@ def read_origin(picture: str | os.PathLike[str]) -> tuple[Provenance | MaskProve
         raise JaxpaError(f"{name} does not say how it was made: jaxpa did not write it, or it was saved again since")
     version = found.get("format")
     if version is None:
-        raise JaxpaError(f"{name} does not say how to make it again: it is a sheet, or an older jaxpa made it")
+        raise JaxpaError(f"{name} does not say how to make it again: only pictures and masks do, of a recent jaxpa")
     if type(version) is int and version > FORMAT:
         raise JaxpaError(f"{name} was made by a newer jaxpa (record {version}, here {FORMAT}): update this one")
     try:

@@ -194,6 +194,7 @@ JSON = lambda text: lambda torch: torch.tensor(list(text.encode()), dtype=torch.
     ("comfy-new", change("comfy_quant", to=JSON('{"format": "mxfp8"}')), "names the format 'mxfp8', which is not read"),
     ("comfy-new", change("comfy_quant", to=JSON('{"format": "float8_e5m2"}')), "but the weight is F8_E4M3"),
     ("comfy-new", change("comfy_quant", to=JSON("no")), "says no format: not JSON"),
+    ("comfy-new", change("comfy_quant", to=JSON('{"format": []}')), r"names the format '\[\]', which is not read"),
     ("int8", change("comfy_quant", to=JSON('{"format": "int8_tensorwise", "convrot": true}')), "rotated weights"),
     ("int8", change("weight_scale", to=None), "has the type I8, which is not supported"),
     ("plain", change("weight.absmax", to=lambda t: t.ones(4)), "packed by NF4 of bitsandbytes .*: use the fp8"),

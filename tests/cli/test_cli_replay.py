@@ -39,7 +39,7 @@ STEPS = ["--prompt", "a car", "--steps", 2]
 TWO = [*STEPS, "--num-images", 2, "--no-figure"]  # all of one shape, so that they share their programs
 SQUARE = ["--height", 96, "--width", 96]
 VERBS = {
-    "generate": (["generate", *STEPS, "--num-images", 2, "--seed", 5, "--out", "o.png"], "o-6.png"),
+    "generate": (["generate", *STEPS, "--num-images", 2, "--seed", 5, "--guidance", 3, "--out", "o.png"], "o-6.png"),
     "a layout": (
         ["personalize", *CAR, *STEPS, "--tau", "0.9", "50%", "--place", "0.4,0.5", "--place", "0.5,0.5", "--out",
          "o.webp", "--no-figure"], "o-tau50%-place2.webp",
@@ -309,6 +309,7 @@ def test_from_what_cannot_be_started_from(run, folder):
         (["--from", "car.png"], "does not say how it was made"),
         (["--from", "none.png"], "no such file"),
         (["--from", "mask.png"], "is a mask"),
+        (["a cat", "--from", "none.png"], "no such file"),
         (["--from"], "--from takes one picture"),
         (["--from", "a.png", "--from", "b.png"], "--from takes one picture"),
     ):
