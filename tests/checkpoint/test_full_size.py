@@ -2,6 +2,7 @@
 
 import json
 import math
+import struct
 import time
 from collections.abc import Mapping
 from dataclasses import asdict, replace
@@ -199,6 +200,35 @@ def test_a_full_size_file_of_fp8(tmp_path, name):
     becomes = content["components"]["transformer"]["becomes"]
     assert becomes["kept"] == 8 * double + 2 * single
     assert content["components"]["text_encoder_2"]["becomes"] == {"kept": 24 * 7, "widened": 1}
+
+
+@pytest.mark.parametrize("name", ["dev", "schnell"])
+def test_a_full_size_gguf(tmp_path, name):
+    """Blocks in Q4_K, the layers around them in F16, vectors in F32, as the hub has it: known by its shapes."""
+    config = (flux_dev() if name == "dev" else flux_schnell()).transformer
+    kinds = {"F32": (0, 1, 4), "F16": (1, 1, 2), "Q4_K": (12, 256, 144)}  # number, weights of a block, its bytes
+    text = lambda said: struct.pack("<Q", len(said)) + said.encode()  # noqa: E731
+    tensors, at = b"", 0
+    names = shapes("transformer", config, "bfl")
+    for key, shape in names.items():
+        in_blocks = key.startswith(("double_blocks", "single_blocks"))
+        number, weights, size = kinds["F32" if len(shape) == 1 else "Q4_K" if in_blocks else "F16"]
+        tensors += text(key) + struct.pack(f"<I{len(shape)}QIQ", len(shape), *shape[::-1], number, at)
+        at += -(-(math.prod(shape) // weights * size) // 32) * 32
+    start = b"GGUF" + struct.pack("<IQQ", 3, len(names), 1) + text("general.architecture") + struct.pack("<I", 8)
+    header = start + text("flux") + tensors
+    path = tmp_path / f"flux1-{name}-Q4_K.gguf"
+    with path.open("wb") as file:
+        file.write(header)
+        file.truncate(-(-len(header) // 32) * 32 + at)
+    content = info(path)
+    assert content["loads"], format_info(content)
+    found = resolve(path)
+    assert found.config.transformer == config
+    assert found.rounded(None) == Rounding("int8")
+    part = content["components"]["transformer"]
+    assert part["memory_bytes"] == weight_bytes(found.config, 2, Rounding("int8"))["transformer"]
+    assert set(part["dtypes"]) == {"F32", "F16", "Q4_K"}
 
 
 def test_info_on_a_full_size_single_file(tmp_path):
