@@ -130,6 +130,11 @@ def test_a_composition_does_not_depend_on_the_others():
     np.testing.assert_array_equal(draw(numbered(5, (64, 96), 4)).image, images[4])
 
 
+def test_nothing_is_left_to_draw():
+    """As when a run is taken up after its pictures are drawn."""
+    assert list(dataset(1, (64, 64), 4, 4)) == []
+
+
 def test_upper_case_and_unknown_words(tmp_path):
     """Case does not matter; a word that T5 does not know is one token, whatever its length."""
     make_tokenizers(tmp_path, 32, captions=800)

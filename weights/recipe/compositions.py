@@ -223,7 +223,7 @@ def dataset(
     -> images (n, H, W, 3) uint8, where (n, N, 4) float16, captions.
     """
     jobs = [(seed, size, i, min(i + chunk, count)) for i in range(first, count, chunk)]
-    if workers <= 1 or len(jobs) == 1:
+    if workers <= 1 or len(jobs) <= 1:
         yield from map(_draw_job, jobs)
         return
     # Spawn, do not fork: the caller usually holds a JAX runtime, whose threads do not survive a fork.

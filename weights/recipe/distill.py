@@ -24,9 +24,9 @@ import optax
 from jaxpa.config import FluxConfig
 from jaxpa.sampling import Velocity
 from jaxpa.transformer import Flux
-from weights.recipe.flow import TextToImage, batches, bind, hidden_matrix, reconfigured
+from weights.recipe.flow import TextToImage, apart, batches, bind, hidden_matrix, reconfigured
 from weights.recipe.latents import Batch
-from weights.recipe.training import Log, advance, load_state, optimiser, trapezoid
+from weights.recipe.training import Log, advance, gradient, load_state, optimiser, trapezoid
 
 LEAST, MOST = 1.0, 5.0  # of the guidance
 ONSET = 0.8  # flow time
@@ -85,38 +85,49 @@ def draw_guidance(key: jax.Array, size: int) -> jax.Array:
     return jnp.where(jax.random.uniform(k_one, (size,)) < 0.2, 1.0, value)
 
 
-def distillation_loss(
-    student: Student,
-    teacher: TextToImage,
-    batch: Batch,
-    empty: tuple[np.ndarray, np.ndarray],
-    patterns: tuple[np.ndarray, np.ndarray],
-    key: jax.Array,
-) -> jax.Array:
-    """Mean squared distance of the student's velocity from the guided teacher's.
+class Asked(NamedTuple):
+    """What student and teacher are asked, row by row: ids of T5 and of CLIP, (B, M) each."""
+
+    x: jax.Array  # (B, N, C)
+    t: jax.Array  # (B,)
+    guidance: jax.Array  # (B,)
+    caption: Ids
+    nothing: Ids
+    other: Ids
+
+
+def ask(
+    batch: Batch, empty: tuple[np.ndarray, np.ndarray], patterns: tuple[np.ndarray, np.ndarray], key: jax.Array
+) -> Asked:
+    """Draw noise, times and guidance for a batch, and drop a tenth of its captions.
 
     patterns: ids of the patterns' words (K,) in both encoders. Captions with the last pattern are their own contrast:
     pushed away from stripes and plain colour, dots ran together into stripes.
     """
-    size, positions = len(batch.tokens), jnp.asarray(batch.positions)
+    size = len(batch.tokens)
     k_time, k_noise, k_drop, k_guidance = jax.random.split(key, 4)
     x0 = jnp.asarray(batch.tokens, jnp.float32)  # (B, N, C)
     noise = jax.random.normal(k_noise, x0.shape)
     # Times are uniform: a sampler visits every part of the flow, not only those with most to learn.
     t = (jax.random.permutation(k_time, size) + jax.random.uniform(k_drop, (size,))) / size  # (B,)
-    guidance = draw_guidance(k_guidance, size)
     drop = jax.random.uniform(jax.random.fold_in(k_drop, 1), (size, 1)) < 0.1
     shift = jax.random.randint(jax.random.fold_in(k_drop, 2), (size, 1), 1, len(patterns[0]))
     nothing = jnp.tile(empty[0], (size, 1)), jnp.tile(empty[1], (size, 1))
     caption = jnp.where(drop, nothing[0], batch.t5_ids), jnp.where(drop, nothing[1], batch.clip_ids)
     other = reworded(caption[0], patterns[0], shift), reworded(caption[1], patterns[1], shift)
+    return Asked(x0 + t[:, None, None] * (noise - x0), t, draw_guidance(k_guidance, size), caption, nothing, other)
 
-    mixed = x0 + t[:, None, None] * (noise - x0)
-    guided = guided_velocity(teacher, caption, nothing, other, guidance, positions)
-    target = jax.lax.stop_gradient(guided(mixed, t))
-    own = bind(teacher._replace(transformer=student.transformer), *caption, positions)
-    own = replace(own.conditions, guidance=guidance).bind(own.model)
-    return jnp.mean((own(mixed, t) - target) ** 2)
+
+def distillation_loss(
+    student: Student, teacher: TextToImage, asked: Asked, positions: jax.Array | np.ndarray
+) -> jax.Array:
+    """Mean squared distance of the student's velocity from the guided teacher's."""
+    positions = jnp.asarray(positions)
+    guided = guided_velocity(apart(teacher), asked.caption, asked.nothing, asked.other, asked.guidance, positions)
+    target = jax.lax.stop_gradient(guided(asked.x, asked.t))
+    own = bind(apart(teacher._replace(transformer=student.transformer)), *asked.caption, positions)
+    own = replace(own.conditions, guidance=asked.guidance).bind(own.model)
+    return jnp.mean((own(asked.x, asked.t) - target) ** 2)
 
 
 def train(
@@ -147,14 +158,20 @@ def train(
     def step(state: Any, teacher: TextToImage, batch: Batch) -> tuple[Any, jax.Array]:
         student, average, opt, i = state
         key = jax.random.fold_in(jax.random.key(seed), i)
-        value, grads = jax.value_and_grad(distillation_loss)(student, teacher, batch, empty, patterns, key)
+
+        def loss(student: Student, asked: Asked) -> tuple[jax.Array, jax.Array]:
+            value = distillation_loss(student, teacher, asked, batch.positions)
+            return value, value
+
+        grads, value = gradient(loss, student, ask(batch, empty, patterns, key))
         changes, opt = tx.update(grads, opt, student)
         student = optax.apply_updates(student, changes)
         keep = jnp.minimum(ema, (1 + i) / (10 + i))
         average = jax.tree.map(lambda a, m: keep * a + (1 - keep) * m, average, student)
         return (student, average, opt, i + 1), value
 
-    validate = jax.jit(lambda own, other: distillation_loss(own, other, held_out, empty, patterns, jax.random.key(0)))
+    compared = ask(held_out, empty, patterns, jax.random.key(0))
+    validate = jax.jit(lambda own, teacher: distillation_loss(own, teacher, compared, held_out.positions))
     done = int(state[-1])
     log, stream = Log(out / "distill.csv", 50, done), batches(data, batch, seed + 1, done)
 

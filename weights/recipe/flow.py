@@ -22,6 +22,7 @@ import optax
 from flax import nnx
 
 from jaxpa.checkpoint.load import load_parts
+from jaxpa.checkpoint.residence import arrange
 from jaxpa.config import AutoencoderConfig, CLIPConfig, FluxConfig, T5Config, TransformerConfig
 from jaxpa.encoders.autoencoder import Autoencoder
 from jaxpa.encoders.clip import CLIPTextEncoder
@@ -30,7 +31,7 @@ from jaxpa.layers import Linear
 from jaxpa.transformer import Flux, FluxConditions, FluxVelocity
 from weights.recipe.compositions import WHERE
 from weights.recipe.latents import Batch
-from weights.recipe.training import Log, advance, load_state, optimiser, trapezoid
+from weights.recipe.training import PIECES, Log, advance, gradient, load_state, optimiser, trapezoid
 
 OWN_TOKENS = 144  # of the checkpoint's own canvas
 
@@ -120,6 +121,14 @@ def bind(model: TextToImage, t5_ids: jax.Array, clip_ids: jax.Array, positions: 
     return FluxConditions(model.t5(t5_ids), model.clip(clip_ids).pooled, guidance, positions).bind(model.transformer)
 
 
+def apart(model: TextToImage) -> TextToImage:
+    """The networks with one block of the transformer after the other in place of stacks.
+
+    A scan over stacks copies every block's weights, and what every block leaves behind for the gradient.
+    """
+    return model._replace(transformer=arrange(model.transformer, "gpu"))
+
+
 def flow_times(key: jax.Array, size: int, tokens: int) -> jax.Array:
     """Times (B,), one from each of B equal slices of the distribution, so that the batch's loss varies less.
 
@@ -131,28 +140,47 @@ def flow_times(key: jax.Array, size: int, tokens: int) -> jax.Array:
     return jax.nn.sigmoid(middle + 1.1 * jax.scipy.stats.norm.ppf(jnp.clip(u, 1e-4, 1 - 1e-4)))
 
 
-def flow_loss(
-    learner: Learner, batch: Batch, empty: tuple[np.ndarray, np.ndarray], key: jax.Array, share: jax.Array | float
-) -> tuple[jax.Array, jax.Array]:
-    """-> the mean squared error of the velocity plus `share` times that of the whereabouts, and the first alone."""
-    size, model = len(batch.tokens), learner.networks
+class Mixed(NamedTuple):
+    """What the flow loss compares, row by row: a picture on its way to noise, and which velocity takes it there."""
+
+    x: jax.Array  # (B, N, C)
+    t: jax.Array  # (B,)
+    velocity: jax.Array  # (B, N, C)
+    t5_ids: jax.Array  # (B, M)
+    clip_ids: jax.Array
+    where: jax.Array  # (B, N, len(WHERE))
+
+
+def mix(batch: Batch, empty: tuple[np.ndarray, np.ndarray], key: jax.Array) -> Mixed:
+    """Draw noise and times for a batch, and drop a tenth of its captions."""
+    size = len(batch.tokens)
     k_time, k_noise, k_drop = jax.random.split(key, 3)
     x0 = jnp.asarray(batch.tokens, jnp.float32)  # (B, N, C)
     noise = jax.random.normal(k_noise, x0.shape)
     t = flow_times(k_time, size, x0.shape[1])  # (B,)
     drop = jax.random.uniform(k_drop, (size, 1)) < 0.1
     ids = jnp.where(drop, empty[0], batch.t5_ids), jnp.where(drop, empty[1], batch.clip_ids)
-    velocity = bind(model, *ids, jnp.asarray(batch.positions))
-    mixed = x0 + t[:, None, None] * (noise - x0)
-    predicted, (double, _) = velocity(mixed, t, observe=lambda trace: trace.img)  # (B, N, C), (L, B, N, D)
-    error = jnp.mean((predicted - (noise - x0)) ** 2)
-    where = jnp.mean((learner.where(double[-1]) - batch.where) ** 2)
+    return Mixed(x0 + t[:, None, None] * (noise - x0), t, noise - x0, *ids, jnp.asarray(batch.where))
+
+
+def flow_loss(
+    learner: Learner, mixed: Mixed, positions: jax.Array | np.ndarray, share: Any
+) -> tuple[jax.Array, jax.Array]:
+    """-> the mean squared error of the velocity plus `share` times that of the whereabouts, and the first alone."""
+    velocity = bind(apart(learner.networks), mixed.t5_ids, mixed.clip_ids, jnp.asarray(positions))
+    predicted, (double, _) = velocity(mixed.x, mixed.t, observe=lambda trace: trace.img)  # (B, N, C), (L, B, N, D)
+    error = jnp.mean((predicted - mixed.velocity) ** 2)
+    where = jnp.mean((learner.where(double[-1]) - mixed.where) ** 2)
     return error + share * where, error
 
 
 def rows_of(tokens: int, text: int, batch: int) -> int:
-    """How many pictures of so many tokens cost as much as `batch` of the checkpoint's own canvas."""
-    return max(2, round(batch * (OWN_TOKENS + text) / (tokens + text) / 2) * 2)
+    """How many pictures of so many tokens cost about as much as `batch` of the checkpoint's own canvas.
+
+    A multiple of the pieces that a batch goes through in.
+    """
+    pieces = min(batch, PIECES)
+    return pieces * max(1, round(batch * (OWN_TOKENS + text) / (tokens + text) / pieces))
 
 
 def batches(data: Sequence[Batch], size: int, seed: int, start: int) -> Iterator[Batch]:
@@ -204,7 +232,11 @@ def train(
     def step(state: Any, batch: Batch) -> tuple[Any, jax.Array]:
         learner, average, opt, i = state
         key = jax.random.fold_in(jax.random.key(seed), i)
-        grads, value = jax.grad(flow_loss, has_aux=True)(learner, batch, empty, key, where * rate(i))
+        grads, value = gradient(
+            lambda learner, mixed: flow_loss(learner, mixed, batch.positions, where * rate(i)),
+            learner,
+            mix(batch, empty, key),
+        )
         changes: Any
         changes, opt = tx.update(grads, opt, learner)
         learner = optax.apply_updates(learner, changes._replace(networks=without_queries(changes.networks)))
@@ -212,7 +244,8 @@ def train(
         average = jax.tree.map(lambda a, m: keep * a + (1 - keep) * m, average, learner)
         return (learner, average, opt, i + 1), value
 
-    validate = jax.jit(lambda average: flow_loss(average, held_out, empty, jax.random.key(0), 0.0)[1])
+    compared = mix(held_out, empty, jax.random.key(0))
+    validate = jax.jit(lambda average: flow_loss(average, compared, held_out.positions, 0.0)[1])
     done = int(state[-1])
     log, stream = Log(out / "flow.csv", 50, done), batches(data, batch, seed, done)
 
