@@ -179,6 +179,13 @@ class Leaf:
         return -2 if self.path.endswith(".kernel") else None
 
     @property
+    def _inside(self) -> slice:
+        """Which stretch of the stored tensor along that axis is this parameter's."""
+        assert self._axis is not None
+        size = self.block_shape[self._axis] // (self.part.stop - self.part.start)
+        return slice(self.part.start * size, self.part.stop * size)
+
+    @property
     def begins(self) -> bool:
         """Whether this is the first of the parameters that a tensor is taken apart into, or all of it."""
         return self._axis is None or self.part.start == 0
@@ -213,9 +220,7 @@ class Leaf:
             tensor = tensor.T if tensor.ndim == 2 else tensor.transpose(2, 3, 1, 0)
         if self._axis is None or self.part.of == 1:
             return tensor
-        width = tensor.shape[self._axis] // self.part.of
-        inside = slice(self.part.start * width, self.part.stop * width)
-        return tensor[..., inside] if self._axis == -1 else tensor[..., inside, :]
+        return tensor[..., self._inside] if self._axis == -1 else tensor[..., self._inside, :]
 
     def take(self, tensor: np.ndarray) -> np.ndarray:
         """A stored tensor -> the parameter (its block): a view, except where halves change place."""
@@ -225,10 +230,7 @@ class Leaf:
     @property
     def rows(self) -> slice | None:
         """Which rows of a stored matrix (Out, In) are this parameter's; None: all are needed."""
-        if not self.transpose or self.part.inputs or self.part.of == 1:
-            return None
-        width = self.block_shape[-1] // (self.part.stop - self.part.start)
-        return slice(self.part.start * width, self.part.stop * width)
+        return self._inside if self.transpose and not self.part.inputs and self.part.of > 1 else None
 
     def take_rows(self, tensor: np.ndarray) -> np.ndarray:
         """`take`, of a tensor of which `rows` alone were read."""
@@ -248,9 +250,7 @@ class Leaf:
         """
         a, b = down.T, up.T
         if self.part.of > 1:
-            size = self.block_shape[-2 if self.part.inputs else -1] // (self.part.stop - self.part.start)
-            inside = slice(self.part.start * size, self.part.stop * size)
-            a, b = (a[inside], b) if self.part.inputs else (a, b[:, inside])
+            a, b = (a[self._inside], b) if self.part.inputs else (a, b[:, self._inside])
         return a, np.roll(b, b.shape[-1] // 2, axis=-1) if self.swap else b
 
     def put(self, block: np.ndarray, tensor: np.ndarray) -> None:
