@@ -51,6 +51,10 @@ class Rounding(NamedTuple):
     transformer: Weights | None = None
     text_encoder_2: Weights | None = None
 
+    def of(self, component: str) -> Weights | None:
+        """That of a component, by its folder's name."""
+        return self._asdict().get(component)
+
 
 WIDE = Rounding()  # no block has fewer bits than the rest
 

@@ -68,7 +68,7 @@ def convert(
     try:
         unfinished.mkdir()
         for name in PARTS:
-            kind = getattr(rounding, name, None)
+            kind = rounding.of(name)
             _Writer(found.parts[name], kept, kind).write(unfinished / name, progress)
         _copy_rest(found, unfinished)
         if folder.exists():
@@ -130,7 +130,7 @@ class _Writer:
         leaf = held[0][0]
         if kind is not None:
             types = {self.part.held_as(leaf, kind) for leaf, _ in held}
-            return (types.pop() if len(types) == 1 else None) or DTYPES[kind]
+            return types.pop() if len(types) == 1 else DTYPES[kind]
         stored = stored_dtype(self.part, leaf)
         as_stored = stored in PLAIN.values() and self.part.types(leaf) <= PLAIN.keys()
         return self.dtype or (stored if as_stored else np.dtype(jnp.bfloat16))

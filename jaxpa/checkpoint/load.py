@@ -22,7 +22,7 @@ from jaxpa.backbones.registry import backbone_of
 from jaxpa.checkpoint import hub
 from jaxpa.checkpoint.keys import Leaf, abstract, component
 from jaxpa.checkpoint.parts import PARTS, Part
-from jaxpa.checkpoint.reading import assemble_host, block, edited, eight_bits, stored_dtype, unique
+from jaxpa.checkpoint.reading import assemble_host, edited, eight_bits, stored_dtype, unique
 from jaxpa.checkpoint.residence import assemble, settle
 from jaxpa.checkpoint.source import Adaptation, Edit, Source, find_mini, locate, resolve
 from jaxpa.checkpoint.stages import Staged, settings_over
@@ -81,18 +81,18 @@ def default_dtype() -> np.dtype:
 
 
 def load_component(
-    path: str | Path,
+    source: str | Path | Source,
     dtype: DTypeLike | None = None,
     sharding: Shardings | None = None,
     weights: Asked | None = None,
 ) -> Any:
     """One network from its folder or single file. Raises CheckpointError with everything that is wrong."""
-    source = resolve(path)
-    if len(source.parts) != 1:
-        raise CheckpointError(f"{path} holds {', '.join(source.parts) or 'nothing'}; name one component's folder")
-    (part,) = source.parts.values()
-    demand(source, part.faults)
-    return _load(part, dtype, sharding, getattr(source.rounded(weights), part.name, None))
+    found = source if isinstance(source, Source) else resolve(source)
+    if len(found.parts) != 1:
+        raise CheckpointError(f"{found.name} holds {', '.join(found.parts) or 'nothing'}; name one component's folder")
+    (part,) = found.parts.values()
+    demand(found, part.faults)
+    return _load(part, dtype, sharding, found.rounded(weights).of(part.name))
 
 
 def load_parts(
@@ -121,9 +121,9 @@ def load_parts(
     demand(found, found.faults(wanted), found.absent(wanted))
     rounding = found.rounded(weights)
     networks, done = dict[str, Any](), 0
-    sizes = {name: sum(tensor.size for tensor in found.parts[name].tensors.values()) for name in wanted}
+    sizes = {name: sum(tensor.size for tensor in found.parts[name].stored_tensors) for name in wanted}
     for name in wanted:
-        networks[name] = _network(found, name, dtype, sharding, getattr(rounding, name, None))
+        networks[name] = _network(found, name, dtype, sharding, rounding.of(name))
         done += sizes[name]
         if progress is not None:
             progress(done, sum(sizes.values()))
@@ -142,7 +142,10 @@ def load_stages(
     demand(found, found.faults(PARTS), found.absent(PARTS))
     rounding = found.rounded(weights)
     kind = default_dtype() if dtype is None else np.dtype(dtype)
-    load = lambda name: _network(found, name, kind, sharding, getattr(rounding, name, None))  # noqa: E731
+
+    def load(name: str) -> Any:
+        return _network(found, name, kind, sharding, rounding.of(name))
+
     return Staged(found.config, settings_of(found), rounding, found.tokenizers, kind, load)
 
 
@@ -207,7 +210,7 @@ def _load(
         elif rounded is not None:
             host = eight_bits(part, leaf, rounded, problems)
         else:
-            host = assemble_host(part, leaf, _host_dtype(part, leaf, dtype), problems, block)
+            host = assemble_host(part, leaf, _host_dtype(part, leaf, dtype), problems)
         where = sharding(part.name, leaf.path, leaf.shape) if callable(sharding) else sharding
         if not problems:
             if isinstance(host, Quantised):

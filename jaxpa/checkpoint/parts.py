@@ -60,6 +60,11 @@ class Part:
         rounded = (leaf for leaf in self.leaves if self.in_eight_bits(leaf))
         return found | {scale_of(leaf): ((*leaf.shape[:-2], leaf.shape[-1]),) for leaf in rounded}
 
+    @property
+    def stored_tensors(self) -> tuple[Tensor, ...]:
+        """All that its files hold of it: the tensors, and the scales of those of eight bits."""
+        return *self.tensors.values(), *self.scales.of.values()
+
     def rounds(self, leaf: Leaf) -> bool:
         """Whether a parameter may have eight bits in memory."""
         return self.config is not None and component(self.name, self.config).rounds(leaf.path)
@@ -81,19 +86,18 @@ class Part:
         """The types of a parameter's sources."""
         return {self.tensors[key].dtype for key in leaf.sources if key in self.tensors}
 
-    def held_as(self, leaf: Leaf, weights: Weights | None) -> np.dtype | None:
-        """The type of a parameter if blocks shall be `weights` and the file has some of its blocks in it, else None."""
-        types = self.types(leaf)
-        stored = [dtype for dtype in types if weights is not None and STORED_AS.get(dtype) == weights]
-        if len(stored) != 1 or not self.rounds(leaf):
-            return None
-        dtype = EIGHT_BITS[stored[0]]
-        alone = len(types) == 1
-        return dtype if weights is not None and (alone or dtype == ROUNDED[weights]) else None
+    def held_as(self, leaf: Leaf, weights: Weights) -> np.dtype:
+        """The type in memory of a parameter whose blocks shall be `weights`.
 
-    def keeps(self, leaf: Leaf, index: int, dtype: np.dtype | None) -> bool:
+        It is the one that is rounded to, but where the file has all of its blocks in another one of this kind.
+        """
+        types = self.types(leaf)
+        only = next(iter(types)) if len(types) == 1 else None
+        return EIGHT_BITS[only] if only and STORED_AS.get(only) == weights else ROUNDED[weights]
+
+    def keeps(self, leaf: Leaf, index: int, dtype: np.dtype) -> bool:
         """Whether a source stays as it is in a parameter of this type of eight bits."""
-        return dtype is not None and EIGHT_BITS.get(self.tensors[leaf.sources[index]].dtype) == dtype
+        return EIGHT_BITS.get(self.tensors[leaf.sources[index]].dtype) == dtype
 
     def scale(self, leaf: Leaf, index: int) -> Tensor | None:
         """The tensor of scales that a source is to be multiplied by."""
@@ -122,13 +126,12 @@ class Part:
         """How many stored weight matrices are "kept", "rounded" and "widened"; others are read as they are."""
         found: dict[str, str] = {}
         for leaf in self.leaves:
+            dtype = self.held_as(leaf, weights) if weights is not None and self.rounds(leaf) else None
             for index, key in enumerate(leaf.sources):
                 if key not in self.tensors:
                     continue
-                if self.keeps(leaf, index, self.held_as(leaf, weights)):
-                    found[key] = "kept"
-                elif weights is not None and self.rounds(leaf):
-                    found[key] = "rounded"
+                if dtype is not None:
+                    found[key] = "kept" if self.keeps(leaf, index, dtype) else "rounded"
                 elif self.tensors[key].dtype not in DTYPES:
                     found[key] = "widened"
         return Counter(found.values())

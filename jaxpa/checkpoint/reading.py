@@ -1,7 +1,5 @@
 """A parameter's numbers on the host, out of its files: as they are stored, widened, rounded or edited."""
 
-from collections.abc import Callable
-
 import numpy as np
 
 from jaxpa.checkpoint.files import EVERY, finite
@@ -10,7 +8,7 @@ from jaxpa.checkpoint.keys import Leaf
 from jaxpa.checkpoint.parts import Part
 from jaxpa.checkpoint.source import Edit
 from jaxpa.config import Weights
-from jaxpa.quantised import DTYPES, Quantised, quantise
+from jaxpa.quantised import Quantised, quantise
 
 
 def stored_dtype(part: Part, leaf: Leaf) -> np.dtype:
@@ -21,19 +19,24 @@ def stored_dtype(part: Part, leaf: Leaf) -> np.dtype:
     return EVERY[types.pop()]
 
 
-Read = Callable[[Part, Leaf, int, list[str]], np.ndarray]  # `raw` or `block`
-
-
-def assemble_host(part: Part, leaf: Leaf, dtype: np.dtype, problems: list[str], read: Read) -> np.ndarray:
+def assemble_host(part: Part, leaf: Leaf, dtype: np.dtype, problems: list[str]) -> np.ndarray:
     """A parameter on the host: the mapped file itself where it lies there as it is wanted, else one buffer."""
-    if read is block and part.in_eight_bits(leaf):
+    if part.in_eight_bits(leaf):
         return _widened(part, leaf, dtype, problems)
-    if not leaf.stacked and not leaf.transpose:
-        stored = read(part, leaf, 0, problems)
-        return stored if stored.dtype == dtype else stored.astype(dtype)
+    if not leaf.stacked:
+        return _laid_out(leaf, block(part, leaf, 0, problems), dtype)
     out = np.empty(leaf.shape, dtype)
     for index in range(len(leaf.sources)):
-        copy(out[index] if leaf.stacked else out, read(part, leaf, index, problems))
+        copy(out[index], block(part, leaf, index, problems))
+    return out
+
+
+def _laid_out(leaf: Leaf, stored: np.ndarray, dtype: np.dtype) -> np.ndarray:
+    """A whole parameter of this type: what was read, where it lies as it is wanted, else a buffer."""
+    if not leaf.transpose:
+        return stored if stored.dtype == dtype else stored.astype(dtype)
+    out = np.empty(leaf.shape, dtype)
+    copy(out, stored)
     return out
 
 
@@ -48,17 +51,19 @@ def _widened(part: Part, leaf: Leaf, dtype: np.dtype, problems: list[str]) -> np
 
 def eight_bits(part: Part, leaf: Leaf, kind: Weights, problems: list[str]) -> Quantised:
     """A kernel in eight bits: as it is stored, or rounded, block by block."""
-    dtype = part.held_as(leaf, kind) or DTYPES[kind]
-    if not leaf.stacked and part.keeps(leaf, 0, dtype):
-        return Quantised(assemble_host(part, leaf, dtype, problems, raw), scales(part, leaf, 0, problems))
+    dtype = part.held_as(leaf, kind)
+
+    def read(index: int) -> Quantised:
+        if part.keeps(leaf, index, dtype):
+            return Quantised(raw(part, leaf, index, problems), scales(part, leaf, index, problems))
+        return quantise(block(part, leaf, index, problems), kind)
+
     if not leaf.stacked:
-        return quantise(block(part, leaf, 0, problems), kind)
+        only = read(0)
+        return Quantised(_laid_out(leaf, only.values, dtype), only.scale)
     out = Quantised(np.empty(leaf.shape, dtype), np.empty((leaf.shape[0], leaf.shape[-1]), np.float32))
     for index in range(len(leaf.sources)):
-        if part.keeps(leaf, index, dtype):
-            each = Quantised(raw(part, leaf, index, problems), scales(part, leaf, index, problems))
-        else:
-            each = quantise(block(part, leaf, index, problems), kind)
+        each = read(index)
         copy(out.values[index], each.values)
         out.scale[index] = each.scale
     return out

@@ -28,7 +28,7 @@ def info(
     else:  # the components that are here, without what goes with them
         faults = [*found.problems, *(f for part in found.parts.values() for f in part.faults), *found.misfits()]
     rounding = found.rounded(None)
-    parts = {name: _describe(part, getattr(rounding, name, None)) for name, part in found.parts.items()}
+    parts = {name: _describe(part, rounding.of(name)) for name, part in found.parts.items()}
     return {
         "source": found.name,
         "path": str(found.path),
@@ -54,7 +54,7 @@ def _describe(part: Part, weights: Weights | None) -> dict[str, Any]:
         "prefix": part.prefix,
         "dtypes": dict(Counter(tensor.dtype for tensor in part.tensors.values())),
         "tensors": len(part.tensors),
-        "bytes": sum(tensor.size for tensor in (*part.tensors.values(), *part.scales.of.values())),
+        "bytes": sum(tensor.size for tensor in part.stored_tensors),
         "parameters": part.parameters or sum(math.prod(tensor.shape) for tensor in part.tensors.values()),
         "weights": weights,
         "becomes": dict(part.becomes(weights)),

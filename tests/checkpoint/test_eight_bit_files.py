@@ -112,6 +112,24 @@ def test_blocks_that_are_wide_in_the_file_are_rounded_beside_those_that_are_not(
     assert same(transformer(convert(path, tmp_path / "own", rest), jnp.bfloat16), transformer(path, jnp.bfloat16))
 
 
+def test_of_two_kinds_of_fp8_the_one_that_is_rounded_to_is_kept(torch, numbers, files, tmp_path):
+    """Blocks of one parameter: those in E5M2 are rounded from their numbers, and `info` counts each as what it is."""
+    key = "single_blocks.1.linear1.weight"
+    tensors = eight_bits(torch, numbers, "plain").tensors
+    tensors[key] = torch.from_numpy(numbers[key]).to(torch.float8_e5m2)
+    path = save(torch, File(tensors, {}, {}), tmp_path / "both.safetensors")
+    said = {name: info(each)["components"]["transformer"]["becomes"] for name, each in
+            (("both", path), ("plain", files["plain"][0]))}  # fmt: skip
+    assert said["both"] == said["plain"] | {"kept": said["plain"]["kept"] - 1, "rounded": 1}
+    both, plain = (transformer(each) for each in (path, files["plain"][0]))
+    kernels = [each.single_blocks.mlp_in.kernel.get_value() for each in (both, plain)]
+    assert [each.values.dtype for each in kernels] == [jnp.float8_e4m3fn] * 2
+    np.testing.assert_array_equal(*(each.values[0] for each in kernels))
+    meant = tensors[key].float().numpy()[3 * BIG.width :].T
+    got = explicit(both).single_blocks.mlp_in.kernel.get_value()[1]
+    np.testing.assert_allclose(got, meant, atol=np.abs(meant).max() / 16)
+
+
 def test_what_info_and_plan_say(files, rest):
     for form, weights in (("comfy-old", "fp8"), ("int8", "int8")):
         path, _, _ = files[form]
