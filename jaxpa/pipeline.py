@@ -20,7 +20,7 @@ from jaxpa.adapters.lay import adapt
 from jaxpa.adapters.spec import Loras, to_loras
 from jaxpa.attention.observe import THRESHOLD, Attention, FoundMask, Look, Search, capture, find_mask
 from jaxpa.checkpoint.load import load_parts, load_stages
-from jaxpa.checkpoint.redux import count_redux, load_redux
+from jaxpa.checkpoint.redux import find_redux, load_redux
 from jaxpa.checkpoint.source import resolve
 from jaxpa.config import Asked, VariantName
 from jaxpa.devices.plan import all_stay
@@ -286,8 +286,9 @@ def load(
     mesh = None if mesh is None else automatic(mesh)
     found = resolve(source, components, variant=variant)
     found = adapt(found, loras := to_loras(loras), keep_loras, weights)
-    if redux is not None:
-        found = dataclasses.replace(found, redux=count_redux(redux))
+    beside = None if redux is None else find_redux(redux)
+    if beside is not None:
+        found = dataclasses.replace(found, redux=beside.parameters)
     sharding = None if mesh is None else rules(mesh)
     if resident is None:
         resident = all_stay(found, dtype, weights, 1 if mesh is None else mesh.shape["model"])
@@ -297,5 +298,5 @@ def load(
     else:
         parts = load_stages(found, dtype, sharding, weights)
     clip, t5 = (parts.tokenizers[name].parent for name in ("tokenizer", "tokenizer_2"))
-    prior = None if redux is None else load_redux(redux, found.config.transformer.joint_attention_dim, dtype)
+    prior = None if beside is None else load_redux(beside, found.config.transformer.joint_attention_dim, dtype)
     return Pipeline(parts, Tokenizers.load(clip, t5), mesh, () if parts.bare else loras, prior)

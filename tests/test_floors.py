@@ -38,8 +38,8 @@ FLOOR = {name: floor for floor, names in enumerate(FLOORS) for name in names.spl
 ROOMS = {  # modules in the order in which they build on each other
     "backbones": "tables shapes backbone variants flux registry",
     "encoders": "autoencoder t5 clip vision vocabulary text",
-    "checkpoint": "documents files gguf scales hub remote keys parts single fit source reading residence stages load "
-    "redux convert fingerprint report",
+    "checkpoint": "documents files gguf scales hub remote keys parts single fingerprint fit source reading residence "
+    "stages load redux convert report",
     "adapters": "spec names read lay report",
     "media": "masks figures replacing images places subjects edits edges",
     "request": "spec groups request record code provenance origin prepare",

@@ -16,8 +16,9 @@ from PIL import Image
 from sister_reference import CHANNELS, SIZES, TOKEN, error, load_reference, make_sister
 
 import jaxpa
-from jaxpa.checkpoint.redux import count_redux, load_redux
-from jaxpa.checkpoint.source import resolve
+from jaxpa.checkpoint import redux as redux_files
+from jaxpa.checkpoint.redux import find_redux, load_redux
+from jaxpa.checkpoint.source import locate, resolve
 from jaxpa.config import FluxConfig, Settings, TransformerConfig
 from jaxpa.devices.cost import transformer_flops
 from jaxpa.devices.plan import format_plan, plan
@@ -328,16 +329,20 @@ def test_an_image_prompt_compiles_once_and_is_refused_where_nothing_reads_it(red
     with pytest.raises(JaxpaError, match=r"needs FLUX\.1-Redux.*--redux"):
         pipes("kontext").generate(PROMPT, image_prompt=picture(1))
     with pytest.raises(CheckpointError, match="lacks image_encoder and image_embedder"):
-        load_redux(folders("text"), 96)
+        find_redux(folders("text"))
     with pytest.raises(CheckpointError, match=r"maps 24 channels to 96; .* should map 24 to 12"):
-        load_redux(folder, 12)
+        load_redux(find_redux(folder), 12)
 
 
-def test_redux_is_planned(redux, folders, run, capsys):
-    """Its weights stay in every stage; counted by headers, they are as many as are loaded."""
+def test_redux_is_planned(redux, folders, run, capsys, monkeypatch):
+    """Its weights stay in every stage; counted by headers, they are as many as are loaded. It is looked for once."""
     _, folder, pipe = redux
     count = sum(x.size for x in jax.tree.leaves(pipe.redux))
-    assert count_redux(folder) == pipe.held.redux == count
+    assert find_redux(folder).parameters == pipe.held.redux == count
+    sought = []
+    monkeypatch.setattr(redux_files, "locate", lambda *said: sought.append(said) or locate(*said))
+    jaxpa.load(folders("text"), redux=folder)
+    assert len(sought) == 1
     costs = []
     for words in ([], ["--redux", folder]):
         status, out, _ = run("plan", "--model", folders("text"), *words, "--references", 0, "--json")

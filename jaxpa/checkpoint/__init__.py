@@ -7,6 +7,7 @@ scales  what stands beside weights of eight bits in other programs' files
 keys    which stored tensors make which parameter, as tables
 parts   one component as its headers describe it, with every fault
 single  single files: components by the names of their tensors, configurations from shapes
+fingerprint  which checkpoint it is, in one hash
 fit     whether components belong together
 hub     checkpoints of the Hugging Face hub
 remote  files at URLs
@@ -17,6 +18,5 @@ stages  networks that take turns in memory
 load    components -> networks
 redux   FLUX.1-Redux: a picture -> text tokens
 convert  any checkpoint -> a folder in the networks' own layout
-fingerprint  which checkpoint it is, in one hash
 report  what `jaxpa info` says
 """

@@ -9,6 +9,7 @@ import dataclasses
 import os
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field, replace
+from functools import cached_property
 from pathlib import Path
 from typing import Any, Literal, Protocol, get_args
 
@@ -19,6 +20,7 @@ from jaxpa.backbones.variants import VARIANTS, Variant, misfit, recognise
 from jaxpa.checkpoint import fit, hub
 from jaxpa.checkpoint.documents import check_regular, read_json
 from jaxpa.checkpoint.files import PICKLES, SUFFIXES
+from jaxpa.checkpoint.fingerprint import fingerprint
 from jaxpa.checkpoint.fit import TOKENIZERS
 from jaxpa.checkpoint.keys import Layout
 from jaxpa.checkpoint.parts import PARTS, Part, open_folder
@@ -166,6 +168,13 @@ class Source:
         transformer: Any = known.get("transformer", TransformerConfig())
         scheduler = self.scheduler or ScheduleConfig(use_dynamic_shifting=transformer.guidance_embeds)
         return replace(FluxConfig(scheduler=scheduler), **known)
+
+    @cached_property
+    def sha256(self) -> str:
+        """Its `fingerprint`: which checkpoint it is, whatever is laid over it."""
+        scheduler = None if self.scheduler is None else dataclasses.asdict(self.scheduler)
+        configs = [dataclasses.asdict(self.own_config), scheduler, self.settings]
+        return fingerprint(configs, self.parts, self.tokenizers)
 
 
 def described(name: Literal["dev", "schnell"]) -> Source:

@@ -40,16 +40,18 @@ class Command:
     def source(self, download: bool = False) -> "Source":
         """The checkpoint's headers; download: whether a hub id may be fetched for them."""
         from jaxpa.adapters.lay import adapt
-        from jaxpa.checkpoint.redux import count_redux
+        from jaxpa.checkpoint.redux import find_redux
         from jaxpa.checkpoint.source import resolve
 
         said = self.checkpoint
         known = {} if _headers is None else _headers
-        if (said, download) not in known:
-            found = resolve(said.model, said.components, download=download, variant=said.variant)
-            if said.redux is not None:
-                found = replace(found, redux=count_redux(said.redux, download))
-            known[said, download] = adapt(found, said.lora, said.keep_lora, said.weights)
+        for key in ((said, True), (said, download)):  # what was fetched is there for those who fetch nothing
+            if key in known:
+                return known[key]
+        found = resolve(said.model, said.components, download=download, variant=said.variant)
+        if said.redux is not None:
+            found = replace(found, redux=find_redux(said.redux, download).parameters)
+        known[said, download] = adapt(found, said.lora, said.keep_lora, said.weights)
         return known[said, download]
 
     def load(self, mesh: str | None = None) -> "Pipeline":
@@ -68,7 +70,7 @@ _headers: dict[tuple[Checkpoint, bool], "Source"] | None = None
 
 @contextmanager
 def headers_read_once() -> Iterator[None]:
-    """Within this, a checkpoint's headers are read once, whatever the number of commands that ask for them."""
+    """Within this, a checkpoint's headers are read once, however often a command, or several, ask for them."""
     global _headers
     before, _headers = _headers, {}
     try:

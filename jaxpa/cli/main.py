@@ -22,7 +22,7 @@ from jaxpa.cli.app import AppCommand
 from jaxpa.cli.batch import TERMINATED, BatchCommand
 from jaxpa.cli.bench import BenchCommand
 from jaxpa.cli.checkpoints import ConvertCommand, InfoCommand
-from jaxpa.cli.command import Command
+from jaxpa.cli.command import Command, headers_read_once
 from jaxpa.cli.flags import REGISTRY
 from jaxpa.cli.lines import JOBS
 from jaxpa.cli.parse import join_lines, parse_command
@@ -108,7 +108,8 @@ def answer(argv: Sequence[str]) -> int:
         command.begin()
     if isinstance(command, Command | ReplayCommand):
         _check_platform()
-    status = command.run()
+    with headers_read_once():
+        status = command.run()
     sys.stdout.flush()
     return status
 

@@ -7,7 +7,6 @@ from typing import TYPE_CHECKING, Any, ClassVar, NamedTuple
 import numpy as np
 from tyro.conf import Positional, UseAppendAction
 
-from jaxpa.checkpoint.fingerprint import fingerprint
 from jaxpa.cli import console
 from jaxpa.cli.command import Made, Making, spec_of
 from jaxpa.cli.lines import RowCommand
@@ -15,7 +14,7 @@ from jaxpa.cli.mask import MaskCommand
 from jaxpa.cli.picturing import Prepared, canvas_of
 from jaxpa.errors import JaxpaError
 from jaxpa.request.origin import differences, found, read_origin
-from jaxpa.request.provenance import Masking, MaskProvenance, Origin, Program, Provenance, Record, versions
+from jaxpa.request.provenance import Masking, MaskProvenance, Origin, Program, Provenance, Record, model_name, versions
 from jaxpa.request.request import Request
 
 if TYPE_CHECKING:
@@ -119,8 +118,10 @@ class MaskAgain(MaskCommand):
 
 
 def now(was: Record, command: Making) -> Record:
-    """The record as it stands in the picture, but for what is different now."""
-    networks = replace(was.checkpoint, sha256=fingerprint(command.source()))
+    """The record as it stands in the picture, but for what is different now: the model, where it is another one."""
+    networks, sha256 = was.checkpoint, command.source().sha256
+    if sha256 != networks.sha256:
+        networks = replace(networks, model=model_name(command.checkpoint.model), sha256=sha256)
     return replace(was, **versions(), checkpoint=networks)
 
 

@@ -10,7 +10,6 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from jaxpa.checkpoint.fingerprint import fingerprint
 from jaxpa.checkpoint.hub import hub_id
 from jaxpa.checkpoint.remote import is_url
 from jaxpa.checkpoint.source import Source
@@ -143,7 +142,7 @@ def differences(record: Origin, source: Source, model: str) -> list[str]:
         for key, how in (("jaxpa", "by jaxpa"), ("jax", "with jax"), ("device", "on"))
         if (was := _short(getattr(record, key), 60)) != here[key]
     ]
-    was, now = record.checkpoint, fingerprint(source)
+    was, now = record.checkpoint, source.sha256
     if was.sha256 != now:
         name, number = _short(was.model, 60), printable(was.sha256[:12])
         lines.append(f"it was made by another model: {name} {number}, and this is {model} {now[:12]}")

@@ -15,7 +15,6 @@ from pathlib import Path, PurePosixPath
 from typing import Any, Literal, TypeVar
 
 from jaxpa.checkpoint.documents import check_regular
-from jaxpa.checkpoint.fingerprint import fingerprint
 from jaxpa.checkpoint.hub import hub_id
 from jaxpa.checkpoint.remote import is_url
 from jaxpa.checkpoint.source import Source
@@ -43,7 +42,7 @@ class Input:
 
 @dataclass(frozen=True, kw_only=True)
 class Networks(Checkpoint):
-    """The checkpoint as it was loaded, its folders and files by their base names; sha256: its `fingerprint`."""
+    """The checkpoint as it was loaded, its folders and files by their base names; sha256: that of its `Source`."""
 
     model: str = field()  # always said
     sha256: str
@@ -166,7 +165,7 @@ def networks_of(said: Checkpoint, source: Source, dtype: str, keep_paths: bool) 
     shown = (lambda text: text) if keep_paths else model_name
     words = {name: shown(text) for name in ("model", "components", "redux") if (text := getattr(said, name))}
     own = {name: getattr(said, name) for name in ("variant", "weights", "keep_lora", "lora")}
-    return Networks(**own | words, dtype=dtype, sha256=fingerprint(source))  # type: ignore[arg-type]
+    return Networks(**own | words, dtype=dtype, sha256=source.sha256)  # type: ignore[arg-type]
 
 
 def model_name(text: str) -> str:

@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 from PIL import ExifTags, Image, PngImagePlugin
 
+from jaxpa.checkpoint.source import find_mini
 from jaxpa.cli.lines import JOBS
 from jaxpa.cli.parse import parse_command
 from jaxpa.media.images import save_image
@@ -176,6 +177,23 @@ def test_what_differs_is_said(run, folder, monkeypatch):
         assert sum(said in line for line in err.splitlines()) == 1, said
     assert len(json.loads(out)["differs"]) == 4
     assert (folder / "p.png").read_bytes() == (folder / "o-0.png").read_bytes()  # it says what it is itself made by
+
+
+def test_another_model_is_named_by_what_it_makes(run, folder):
+    """Its picture makes itself again; the same model under another name is the same model."""
+    assert run("generate", *STEPS, "--num-images", 2, "--out", "o.png")[0] == 0
+    for name in ("copy", "other"):
+        shutil.copytree(find_mini(), folder / name)
+    settings = json.loads((folder / "other" / "jaxpa.json").read_text())
+    (folder / "other" / "jaxpa.json").write_text(json.dumps(settings | {"guidance": settings["guidance"] + 1}))
+    assert run("replay", "o-0.png", "--model", "copy", "--out", "same.png")[0] == 0
+    assert (folder / "same.png").read_bytes() == (folder / "o-0.png").read_bytes()
+    status, _, err = run("replay", "o-0.png", "--model", folder / "other", "--out", "p.png")
+    assert (status, err.count("made by another model: mini")) == (0, 1)
+    made, was = (record_of(folder / name)["checkpoint"] for name in ("p.png", "o-0.png"))
+    assert made["model"] == "other"
+    assert made["sha256"] != was["sha256"]
+    assert "same bytes as p.png" in run("replay", "p.png", "--out", "q.png")[2]
 
 
 BAD = {
