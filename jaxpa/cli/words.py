@@ -1,5 +1,6 @@
 """What is wrong with the words of a command, in a line that names the flag, before they are parsed."""
 
+import shlex
 import typing
 from collections.abc import Iterator, Sequence
 from dataclasses import MISSING, fields, is_dataclass
@@ -21,9 +22,49 @@ def check_words(kind: type[Any], words: Sequence[str]) -> None:
             raise JaxpaError(f"there is no flag --{flag} here{did_you_mean(flag, known)}")
         if own in known:
             _check_values(flag, known[own], values)
+    _check_stray(kind, words, given)
     missing = required(kind) - {flag.replace("_", "-") for flag, _ in given}
     if missing:
         raise JaxpaError(f"{' and '.join(f'--{flag}' for flag in sorted(missing))} must be given: --help explains it")
+
+
+def _check_stray(kind: type[Any], words: Sequence[str], given: Sequence[tuple[str, list[str]]]) -> None:
+    """Raise JaxpaError for words that belong to no flag, and where a command lacks one that it takes without a flag."""
+    known, named = flags_of(kind), typing.get_type_hints(kind, include_extras=True)
+    alone = [each for each in fields(kind) if Positional in getattr(named[each.name], "__metadata__", ())]
+    first = next((k for k, word in enumerate(words) if word.startswith("--")), len(words))
+    stray = [*words[:first]]
+    for flag, values in given:
+        most = _most(known.get(flag.replace("_", "-"), bool))
+        stray += [] if most is None else values[most:]
+    if len(stray) > len(alone):
+        word = stray[len(alone)]
+        quoted = f", in quotes where it has spaces: --prompt {shlex.quote('a red cat')}" if "prompt" in known else ""
+        raise JaxpaError(f"the word {word!r} belongs to no flag: give every value after its flag{quoted}")
+    needed = [each for each in alone if each.default is MISSING and each.default_factory is MISSING]
+    if len(stray) < len(needed):
+        raise JaxpaError(f"{needed[len(stray)].name.upper()} must be given: --help explains it")
+    hints = typing.get_type_hints(kind)
+    for each, word in zip(alone, stray, strict=False):
+        if spec := primitive(hints[each.name]):
+            try:
+                spec.instance_from_str([word])
+            except JaxpaError as error:
+                raise JaxpaError(f"{each.name.upper()} {error}") from None
+
+
+def _most(kind: Any) -> int | None:
+    """How many words a flag of this type takes at most; None: all that follow."""
+    if kind is bool:
+        return 0
+    many, spec = _reading(kind)
+    return None if many or (spec is not None and spec.nargs == "*") else 1
+
+
+def _reading(kind: Any) -> tuple[bool, Any]:
+    """Whether a flag of this type takes any number of words, and how one is read; None: as it stands."""
+    many = typing.get_origin(kind) is tuple and typing.get_args(kind)[1:] == (...,)
+    return many, primitive(typing.get_args(kind)[0] if many else kind)
 
 
 def said(words: Sequence[str]) -> Iterator[tuple[str, list[str]]]:
@@ -65,8 +106,7 @@ def _check_values(flag: str, kind: Any, values: list[str]) -> None:
     """Raise JaxpaError for words that are no value of this type."""
     if kind is bool:
         return
-    many = typing.get_origin(kind) is tuple and typing.get_args(kind)[1:] == (...,)
-    spec = primitive(typing.get_args(kind)[0] if many else kind)
+    many, spec = _reading(kind)
     if not values and not (spec is not None and spec.nargs == "*"):
         raise JaxpaError(f"--{flag} needs a value")
     if spec is None:  # text, or a path

@@ -178,6 +178,12 @@ def test_bad_input_is_one_line(name, bad, pictures, run, tmp_path):
     (["plan", "--config", "pro"], "--config 'pro' is not one of dev, schnell"),
     (["outpaint", "--image", "x.png", "--prompt", "a car", "--pad", "1,2"], "--pad '1,2': give TOP,RIGHT,BOTTOM,LEFT"),
     (["generat"], "there is no command 'generat': did you mean 'generate'"),
+    (["generate", "a red car"], "the word 'a red car' belongs to no flag: give every value after its flag, in quotes"),
+    (["generate", "--prompt", "a", "red", "car"], "the word 'red' belongs to no flag"),
+    (["generate", "--prompt", "a car", "--force", "x.png"], "the word 'x.png' belongs to no flag"),
+    (["replay", "--seed", "3"], "PICTURE must be given"),
+    (["replay", "a.png", "b.png"], "the word 'b.png' belongs to no flag"),
+    (["completion", "tcsh"], "SHELL 'tcsh' is not one of bash, zsh, fish"),
     (["mask", "--image", "\x1b[2J.png"], "\\x1b[2J.png"),
 ])  # fmt: skip
 def test_every_command_says_it_in_one_line(words, said, run):
