@@ -15,6 +15,7 @@ is needed to hide as much.
 """
 
 # %%
+from itertools import pairwise
 from typing import Any
 
 import numpy as np
@@ -47,13 +48,13 @@ def times_of(steps: int, tokens: int) -> np.ndarray:
 
 def follow(velocity: Any, x: np.ndarray, times: np.ndarray) -> tuple[list[np.ndarray], list[np.ndarray]]:
     """x (1, N, C) at every time, and its guess x - t v."""
-    states, guesses = [], []
-    for t, t_next in zip(times, [*times[1:], 0.0], strict=True):
+    states, guesses = [x], []
+    for t, t_next in pairwise(times):
         v = ask(velocity, x, t)
-        states.append(x)
         guesses.append(x - t * v)
         x = x + (t_next - t) * v
-    return states, guesses
+        states.append(x)
+    return states, [*guesses, x]  # at t = 0 both are the picture, and nobody need be asked
 
 
 # %%
