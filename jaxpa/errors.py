@@ -36,6 +36,11 @@ def printable(text: str) -> str:
     return "".join(char if char.isprintable() else char.encode("unicode_escape").decode() for char in text)
 
 
+def memory_is_full(error: BaseException) -> bool:
+    """Whether it was raised because a device's memory, or the machine's, is full; XLA says so in its text alone."""
+    return isinstance(error, MemoryError) or "RESOURCE_EXHAUSTED" in str(error) or "out of memory" in str(error).lower()
+
+
 # Values that a user gives: a right one is returned, a wrong one is named ---------------------------------------
 
 

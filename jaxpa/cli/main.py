@@ -28,7 +28,7 @@ from jaxpa.cli.lines import JOBS
 from jaxpa.cli.parse import join_lines, parse_command
 from jaxpa.cli.plan import PlanCommand
 from jaxpa.cli.replay import ReplayCommand
-from jaxpa.errors import JaxpaError, did_you_mean
+from jaxpa.errors import JaxpaError, did_you_mean, memory_is_full
 
 
 @dataclass(kw_only=True)
@@ -89,10 +89,11 @@ def main(argv: Sequence[str] | None = None) -> int:
         except Terminated:
             console.LOG.error("terminated")
             return TERMINATED
-        except RuntimeError as error:  # of JAX: a device that is full
-            if not (line := known(error)):
+        except (RuntimeError, MemoryError) as error:
+            if not memory_is_full(error):
                 raise
-            console.LOG.error("%s", line)
+            said = " ".join(str(error).split())[:200]
+            console.LOG.error("the memory is full (%s): make fewer pictures at once, or smaller ones", said)
             return 2
 
 
@@ -161,14 +162,6 @@ def _check_platform() -> None:
     except (RuntimeError, AssertionError):  # JAX has both for a platform that is not there
         named = os.environ.get("JAX_PLATFORMS") or "the platforms that JAX knows"
         raise JaxpaError(f"JAX finds no device of {named}: unset JAX_PLATFORMS, or install JAX for it") from None
-
-
-def known(error: RuntimeError) -> str | None:
-    """A line for what JAX raises about the machine; None: a fault of this program."""
-    said = " ".join(str(error).split())
-    if "RESOURCE_EXHAUSTED" in said or "out of memory" in said.lower():
-        return f"the device's memory is full ({said[:200]}): make fewer pictures at once, or smaller ones"
-    return None
 
 
 def version() -> str:

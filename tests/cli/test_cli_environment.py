@@ -13,6 +13,7 @@ from PIL import Image
 
 from jaxpa.cli import console
 from jaxpa.cli.files import free, outputs, settle
+from jaxpa.cli.plan import PlanCommand
 from jaxpa.errors import JaxpaError
 from jaxpa.media.images import read_metadata, save_image
 from jaxpa.presets import PRESETS
@@ -136,6 +137,24 @@ def test_sigterm_leaves_nothing(folder, run, monkeypatch):
     status, _, err = run("convert", "mini", "new")
     assert (status, err.splitlines()[-1]) == (143, "jaxpa: terminated")
     assert list(folder.iterdir()) == []
+
+
+@pytest.mark.parametrize(
+    "error", [MemoryError("cannot allocate"), RuntimeError("RESOURCE_EXHAUSTED: 34 bytes"), RuntimeError("a fault")]
+)
+def test_full_memory_is_a_line(run, folder, monkeypatch, error):
+    """Whether XLA or NumPy asked for it; another fault keeps its traceback."""
+
+    def full(_: object) -> int:
+        raise error
+
+    monkeypatch.setattr(PlanCommand, "run", full)
+    if "fault" in str(error):
+        with pytest.raises(RuntimeError, match="a fault"):
+            run("plan")
+        return
+    status, _, err = run("plan")
+    assert (status, err) == (2, f"jaxpa: the memory is full ({error}): make fewer pictures at once, or smaller ones\n")
 
 
 def test_a_working_directory_that_is_gone(tmp_path):
