@@ -12,8 +12,9 @@ from jaxpa.box import Box
 from jaxpa.errors import JaxpaError
 from jaxpa.media import masks
 from jaxpa.media.images import save_image
-from jaxpa.media.places import Place, to_place
+from jaxpa.media.places import Place, parse_place, show_place
 from jaxpa.media.subjects import Subject
+from jaxpa.presets import PRESETS, Preset
 from jaxpa.request.groups import Editing, Method, Sampling, parse_tau
 from jaxpa.request.request import Request
 from jaxpa.request.spec import Spec
@@ -78,6 +79,11 @@ def _unless(value: int, *unsaid: int) -> int | None:
     return None if value in unsaid else value
 
 
+def switches(preset: str | None, spec: Spec) -> Preset:
+    """The method's switches where this preset is chosen; "": the checkpoint's own."""
+    return PRESETS[preset or spec.settings.preset]
+
+
 def flow_time(tau: float | Steps, spec: Spec) -> float:
     """A tau as a slider of flow times shows it."""
     return round(tau_time(tau, spec.times(None, spec.grid())), 2) if isinstance(tau, Steps) else tau
@@ -93,17 +99,12 @@ def parse_taus(text: str) -> tuple[Any, ...]:
 
 def parse_at(text: str) -> Place | None:
     """`X,Y` or `LEFT,TOP,RIGHT,BOTTOM` in fractions of the canvas; nothing: where it is. Raises JaxpaError."""
-    if not text.strip():
-        return None
-    try:
-        return to_place(tuple(float(part) for part in text.split(",")))
-    except ValueError:
-        raise JaxpaError(f"the place {text!r}: give X,Y or LEFT,TOP,RIGHT,BOTTOM, fractions of the canvas") from None
+    return parse_place(text) if text.strip() else None
 
 
 def show_at(place: Place | None) -> str:
     """The words that `parse_at` reads as the same place."""
-    return "" if place is None else ",".join(f"{side:g}" for side in place)
+    return "" if place is None else show_place(place)
 
 
 # Requests -------------------------------------------------------------------------------------------------------
@@ -172,9 +173,7 @@ def natural(piece: Piece, canvas: tuple[int, int]) -> Box:
     if mask is None or not mask.any():
         return Box(0.0, 0.0, 1.0, 1.0)
     window = masks.crop_box(size, *canvas, mask)
-    rows, cols = np.flatnonzero(mask.any(1)), np.flatnonzero(mask.any(0))
-    seen = Box(int(cols[0]), int(rows[0]), int(cols[-1]) + 1, int(rows[-1]) + 1)
-    seen = seen.moved(-window.left, -window.top).scaled(1 / window.width, 1 / window.height)
+    seen = masks.bounds(mask).moved(-window.left, -window.top).scaled(1 / window.width, 1 / window.height)
     seen = seen.within(Box(0.0, 0.0, 1.0, 1.0))
     return Box(1 - seen.right, seen.top, 1 - seen.left, seen.bottom) if piece.flip else seen
 
@@ -183,8 +182,7 @@ def cutout(piece: Piece, side: int = 160) -> Image.Image:
     """A subject without its surroundings, its longer side at most `side` pixels: RGBA."""
     picture = piece.picture.convert("RGBA")
     if piece.mask is not None and piece.mask.any():
-        rows, cols = np.flatnonzero(piece.mask.any(1)), np.flatnonzero(piece.mask.any(0))
         picture.putalpha(masks.to_grey(piece.mask.astype(np.float32)))
-        picture = picture.crop((cols[0], rows[0], cols[-1] + 1, rows[-1] + 1))
+        picture = picture.crop(masks.bounds(piece.mask))
     picture.thumbnail((side, side))
     return picture.transpose(Image.Transpose.FLIP_LEFT_RIGHT) if piece.flip else picture

@@ -5,9 +5,9 @@ from typing import Any
 
 from jaxpa.app import desk
 from jaxpa.app.jobs import Studio
-from jaxpa.app.parts import JOB, Results, Settings, drawing, edited, editor, opened, sentences, told
-from jaxpa.presets import PRESETS
+from jaxpa.app.parts import JOB, Results, Settings, drawing, edited, editor, opened, sentences, tau_slider, told
 
+TAU = "τ: while the flow time is above it, what is kept is held in place"
 SIDES = ("top", "right", "bottom", "left")
 
 
@@ -29,7 +29,7 @@ def inpainting_tab(studio: Studio, settings: Settings, results: Results) -> None
     """A part of a picture anew."""
     gr = import_module("gradio")
     picture = editor("A picture: paint over what may change", "inpainted")
-    caption, tau = _caption(), _tau(desk.flow_time(PRESETS[studio.spec.settings.preset].inpaint_tau, studio.spec))
+    caption, tau = _caption(), tau_slider(studio, settings, "inpaint_tau", TAU)
     with gr.Row():
         grow = gr.Slider(0, 64, 0, step=1, label="Grow what is painted, in its pixels")
         feather = gr.Slider(0, 64, 0, step=1, label="Blend old and new over so many pixels; 0: half a token")
@@ -60,7 +60,7 @@ def outpainting_tab(studio: Studio, settings: Settings, results: Results) -> Non
     )  # fmt: skip
     with gr.Row():
         pads = [gr.Number(0, label=f"Pixels to add, {side}", precision=0, minimum=0, min_width=90) for side in SIDES]
-    caption, tau = _caption(), _tau(desk.flow_time(PRESETS[studio.spec.settings.preset].outpaint_tau, studio.spec))
+    caption, tau = _caption(), tau_slider(studio, settings, "outpaint_tau", TAU)
     feather = gr.Slider(0, 64, 0, step=1, label="Blend old and new over so many pixels; 0: half a token")
     draw = gr.Button("Draw", variant="primary", elem_id="outpaint", elem_classes="jaxpa-draw")
 
@@ -83,8 +83,3 @@ def outpainting_tab(studio: Studio, settings: Settings, results: Results) -> Non
 def _caption() -> Any:
     gr = import_module("gradio")
     return gr.Textbox(label="What the picture shows now (may stay empty)")
-
-
-def _tau(value: float) -> Any:
-    gr = import_module("gradio")
-    return gr.Slider(0, 1, value, step=0.01, label="τ: while the flow time is above it, what is kept is held in place")

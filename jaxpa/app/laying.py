@@ -15,8 +15,7 @@ from jaxpa.box import Box
 from jaxpa.errors import JaxpaError
 from jaxpa.media.figures import overlay
 from jaxpa.media.masks import token_shares
-from jaxpa.media.places import Place
-from jaxpa.presets import PRESETS
+from jaxpa.media.places import Place, to_place
 
 
 class Laid(NamedTuple):
@@ -32,9 +31,20 @@ class Laid(NamedTuple):
     canvas: dict[str, Any]
     height: float | None
     width: float | None
+    preset: str | None
 
     def pieces(self) -> list[Piece]:
         return pieces_of(self[:5], self.kept, self.canvas)
+
+    def cells(self, studio: Studio) -> Image.Image | None:
+        """The picture in the editor with the cells of its mask, as the preset counts them."""
+        picture, mask = edited(self.editor, self.pick)
+        if picture is None:
+            return None
+        height, width = studio.spec.canvas(picture.size)
+        h, w = height // studio.spec.cell, width // studio.spec.cell
+        coverage = np.float32(desk.switches(self.preset, studio.spec).coverage)
+        return overlay(picture.convert("RGB"), token_shares(mask.astype(np.float32), h, w) >= coverage, h, w)
 
     def on_canvas(self, studio: Studio, pieces: Sequence[Piece]) -> dict[str, Any]:
         return lay(studio, pieces, opened(self.scene), self.canvas, (self.height, self.width))
@@ -73,7 +83,7 @@ def without_last(before: list[Piece], canvas: dict[str, Any]) -> tuple[list[Piec
 
 def place_of(box: Any) -> Place | None:
     """Where the canvas, which a browser sends, has a subject."""
-    return None if box.get("at") is None else desk.to_place(box["at"])
+    return None if box.get("at") is None else to_place(box["at"])
 
 
 def bare(studio: Studio, scene: str | None, boxes: list[Any], canvas: tuple[int, int] | None = None) -> dict[str, Any]:
@@ -108,15 +118,3 @@ def lay(
         behind = scene.convert("RGB")
         behind.thumbnail((480, 480))
     return bare(studio, None if behind is None else data_url(behind), boxes, canvas)
-
-
-def cells_of(studio: Studio, value: Any, pick: picks.Pick | None) -> Image.Image | None:
-    """The picture with the cells of its mask."""
-    picture, mask = edited(value, pick)
-    if picture is None:
-        return None
-    height, width = studio.spec.canvas(picture.size)
-    h, w = height // studio.spec.cell, width // studio.spec.cell
-    coverage = PRESETS[studio.spec.settings.preset].coverage
-    tokens = token_shares(mask.astype(np.float32), h, w) >= coverage
-    return overlay(picture.convert("RGB"), tokens, h, w)

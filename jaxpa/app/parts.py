@@ -14,10 +14,10 @@ from typing import Any
 
 from PIL import Image
 
-from jaxpa.app import picks
+from jaxpa.app import desk, picks
 from jaxpa.app.desk import Said
 from jaxpa.app.jobs import OUT, Drawn, Seen, Stopped, Studio
-from jaxpa.errors import JaxpaError
+from jaxpa.errors import JaxpaError, memory_is_full
 from jaxpa.media.figures import sheet
 from jaxpa.media.images import max_pixels, read_image
 from jaxpa.presets import PRESETS
@@ -37,8 +37,8 @@ def sentences() -> Iterator[None]:
         yield
     except JaxpaError as error:
         raise gr.Error(html.escape(str(error)), print_exception=False) from None
-    except RuntimeError as error:  # of JAX: a device that is full
-        if "RESOURCE_EXHAUSTED" not in str(error):
+    except (RuntimeError, MemoryError) as error:
+        if not memory_is_full(error):
             raise
         text = "the device's memory is full: make fewer pictures at once, or smaller ones"
         raise gr.Error(text, print_exception=False) from None
@@ -99,6 +99,15 @@ class Settings:
     def inputs(self) -> list[Any]:
         return [self.prompt, *self.fields]
 
+    @property
+    def canvas(self) -> list[Any]:
+        """Height and width."""
+        return self.fields[4:6]
+
+    @property
+    def preset(self) -> Any:
+        return self.fields[6]
+
     @staticmethod
     def said(values: tuple[Any, ...], taus: tuple[Any, ...] = ()) -> Said:
         """The values of `inputs`."""
@@ -121,8 +130,20 @@ def settings_of(studio: Studio, prompt: Any) -> Settings:
             height = gr.Number(usual.size, label=f"Height, in steps of {cell}", precision=0, elem_id="height")
             width = gr.Number(usual.size, label=f"Width, in steps of {cell}", precision=0, elem_id="width")
             presets = [("the checkpoint's own", ""), *((name, name) for name in PRESETS)]
-            preset = gr.Dropdown(presets, value="", label="Preset of the method")
+            preset = gr.Dropdown(presets, value="", label="Preset of the method", elem_id="preset")
     return Settings(prompt, [seed, count, steps, guidance, height, width, preset])
+
+
+def tau_slider(studio: Studio, settings: Settings, name: str, label: str) -> Any:
+    """A slider of flow times, which goes where a preset has its tau when that is chosen; name: of the preset's tau."""
+    gr = import_module("gradio")
+
+    def usual(preset: str | None) -> float:
+        return desk.flow_time(getattr(desk.switches(preset, studio.spec), name), studio.spec)
+
+    slider = gr.Slider(0, 1, usual(""), step=0.01, label=label, elem_id=name.replace("_", "-"))
+    settings.preset.change(usual, settings.preset, slider, **LIGHT)
+    return slider
 
 
 @dataclass(frozen=True)

@@ -11,11 +11,10 @@ from PIL import Image
 from jaxpa.app import desk, picks
 from jaxpa.app.desk import Piece
 from jaxpa.app.jobs import Studio
-from jaxpa.app.laying import Laid, bare, cells_of, given, more, place_of, without_last
-from jaxpa.app.parts import HERE, JOB, LIGHT, Results, Settings, drawing, editor, opened, sentences, told
+from jaxpa.app.laying import Laid, bare, given, more, place_of, without_last
+from jaxpa.app.parts import HERE, JOB, LIGHT, Results, Settings, drawing, editor, opened, sentences, tau_slider, told
 from jaxpa.errors import JaxpaError
 from jaxpa.media.images import read_image
-from jaxpa.presets import PRESETS
 from jaxpa.request.request import Request
 
 MOST_KEPT = 8  # subjects on one page
@@ -27,13 +26,13 @@ def subjects_tab(studio: Studio, settings: Settings, results: Results) -> None:
     gr = import_module("gradio")
     mask = _mask_fields()
     place = _place_fields(studio)
-    draw = _draw_fields(studio)
+    draw = _draw_fields(studio, settings)
     kept, does = gr.State([]), Does(studio, settings)
-    size = settings.fields[4:6]
-    laid = [mask.reference, mask.pick, mask.word, place.caption, place.flip, kept, draw.scene, place.canvas, *size]
+    shared = [*settings.canvas, settings.preset]
+    laid = [mask.reference, mask.pick, mask.word, place.caption, place.flip, kept, draw.scene, place.canvas, *shared]
 
     refresh = {"fn": does.refresh, "inputs": laid, "outputs": [place.canvas, mask.cells], **LIGHT}
-    for component in (mask.reference, mask.pick, place.flip, draw.scene, *size):
+    for component in (mask.reference, mask.pick, place.flip, draw.scene, *shared):
         component.change(**refresh)
     mask.reference.upload(**refresh)
 
@@ -135,14 +134,12 @@ class DrawFields:
     taus: Any
 
 
-def _draw_fields(studio: Studio) -> DrawFields:
+def _draw_fields(studio: Studio, settings: Settings) -> DrawFields:
     gr = import_module("gradio")
-    usual = desk.flow_time(PRESETS[studio.spec.settings.preset].tau, studio.spec)
     whole, sources = "A picture of the whole scene", ("upload", "clipboard")
     with gr.Accordion("A scene", open=False):
         scene = gr.Image(label=whole, type="pil", sources=sources, height=220, elem_id="scene")
-    label = "τ: lower keeps more of the subject, higher follows the prompt"
-    tau = gr.Slider(0, 1, usual, step=0.01, label=label)
+    tau = tau_slider(studio, settings, "tau", "τ: lower keeps more of the subject, higher follows the prompt")
     with gr.Row():
         draw = gr.Button("Draw", variant="primary", elem_id="draw", elem_classes="jaxpa-draw", scale=2)
         strip = gr.Button("A strip of", elem_id="strip", elem_classes="jaxpa-draw", scale=1)
@@ -164,7 +161,7 @@ class Does:
         """The canvas and the cells."""
         laid = Laid(*values)
         with sentences():
-            return [laid.on_canvas(self.studio, laid.pieces()), cells_of(self.studio, laid.editor, laid.pick)]
+            return [laid.on_canvas(self.studio, laid.pieces()), laid.cells(self.studio)]
 
     def find(self, value: Any, before: picks.Pick | None, name: str, text: str) -> picks.Pick:
         """What the subject's name names."""

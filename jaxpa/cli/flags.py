@@ -11,7 +11,7 @@ from tyro.constructors import ConstructorRegistry, PrimitiveConstructorSpec, Pri
 
 from jaxpa.adapters.spec import Lora, parse_lora
 from jaxpa.errors import JaxpaError, did_you_mean
-from jaxpa.media.places import Place, to_place
+from jaxpa.media.places import Place, parse_place, show_place
 from jaxpa.media.subjects import Subject
 from jaxpa.presets import BlockTau
 from jaxpa.request.groups import Seeds, Unset, parse_block_tau, parse_tau, show_block_tau, show_tau
@@ -68,7 +68,7 @@ def parse_subject(words: Sequence[str]) -> Subject:
         values[name] = value
     if "at" in values:
         try:
-            at = _parse_place([values["at"]])
+            at = parse_place(values["at"])
         except JaxpaError as error:
             raise JaxpaError(f"--at {error}") from None
     if "mask" in values and "word" in values:
@@ -82,17 +82,6 @@ def parse_subject(words: Sequence[str]) -> Subject:
         word=values.get("word", ""),
         stretch="stretch" in values,
     )
-
-
-def _parse_place(words: Sequence[str]) -> Place:
-    """`X,Y` or `LEFT,TOP,RIGHT,BOTTOM`, fractions of the canvas."""
-    try:
-        numbers = tuple(float(part) for part in words[0].split(","))
-    except ValueError:
-        numbers = ()
-    if len(numbers) not in (2, 4) or not all(map(math.isfinite, numbers)):
-        raise JaxpaError(f"{words[0]!r}: give X,Y (the centre) or LEFT,TOP,RIGHT,BOTTOM, as fractions of the canvas")
-    return to_place(numbers)  # type: ignore[return-value]
 
 
 def _parse_pad(text: str) -> tuple[int, int, int, int]:
@@ -254,7 +243,7 @@ def primitive(kind: Any) -> PrimitiveConstructorSpec[Any] | None:
     if kind is Pad:
         return _spec("T,R,B,L", lambda words: Pad(_parse_pad(words[0])), lambda value: [",".join(map(str, value))])
     if kind == Place:
-        return _spec("X,Y|L,T,R,B", _parse_place, lambda value: [",".join(map(_shortest, value))])
+        return _spec("X,Y|L,T,R,B", lambda words: parse_place(words[0]), lambda value: [show_place(value)])
     if kind == Seeds:
         return _spec("INT [INT ...]", _parse_seeds, _show_seeds, "*")
     if typing.get_origin(kind) is Literal:

@@ -223,6 +223,13 @@ def crop_box(size: tuple[int, int], height: int, width: int, focus: np.ndarray |
     return Box(start[0], start[1], start[0] + box[0], start[1] + box[1])
 
 
+def bounds(mask: np.ndarray) -> Box:
+    """The smallest box around what a mask has above 0.5, of which there is some, in its own pixels."""
+    seen = mask > 0.5
+    rows, cols = np.flatnonzero(seen.any(1)), np.flatnonzero(seen.any(0))
+    return Box(int(cols[0]), int(rows[0]), int(cols[-1]) + 1, int(rows[-1]) + 1)
+
+
 def _best_start(profile: np.ndarray, full: int, length: int) -> int:
     """Where a window of `length` in `full` pixels has the most of a (n,) profile that spans the same stretch."""
     starts = np.arange(full - length + 1)

@@ -3,6 +3,7 @@
 A place counts in fractions of the canvas' width and height, from its top left corner.
 """
 
+import math
 from collections.abc import Sequence
 from typing import TypeAlias
 
@@ -12,6 +13,7 @@ import numpy as np
 from jaxpa import tokens
 from jaxpa.box import Box
 from jaxpa.errors import JaxpaError
+from jaxpa.media.masks import bounds
 from jaxpa.tokens import Placement
 
 bounding_box = jax.jit(tokens.bounding_box, static_argnums=(1, 2))
@@ -49,6 +51,24 @@ def to_place(at: Sequence[float] | None, name: str = "the subject") -> Place | N
     return box
 
 
+def parse_place(text: str) -> Place:
+    """`X,Y` or `LEFT,TOP,RIGHT,BOTTOM`, in fractions of the canvas. Raises JaxpaError."""
+    try:
+        numbers = tuple(float(part) for part in text.split(","))
+    except ValueError:
+        numbers = ()
+    if len(numbers) not in (2, 4) or not all(map(math.isfinite, numbers)):
+        raise JaxpaError(f"{text!r}: give X,Y (the centre) or LEFT,TOP,RIGHT,BOTTOM, as fractions of the canvas")
+    place = to_place(numbers)
+    assert place is not None
+    return place
+
+
+def show_place(place: Place) -> str:
+    """The shortest words that `parse_place` reads as the same place."""
+    return ",".join(repr(float(side)).removesuffix(".0") for side in place)
+
+
 def _off_canvas(name: str, at: Sequence[float] | None) -> JaxpaError:
     place = "where it is" if at is None else f"at {tuple(at)}"
     return JaxpaError(f"{name} {place} lies off the canvas: places are fractions, 0 to 1, of its width and height")
@@ -62,10 +82,7 @@ def window(mask: np.ndarray, size: tuple[int, int], canvas: tuple[int, int], at:
     the canvas, or it is too small.
     """
     height, width = canvas
-    seen = mask > 0.5
-    rows, cols = np.flatnonzero(seen.any(1)), np.flatnonzero(seen.any(0))
-    subject = Box(float(cols[0]), float(rows[0]), float(cols[-1] + 1), float(rows[-1] + 1))
-    subject = subject.scaled(size[0] / mask.shape[1], size[1] / mask.shape[0])
+    subject = bounds(mask).scaled(size[0] / mask.shape[1], size[1] / mask.shape[0])
     target = at.scaled(width, height)
     if not stretch:
         target = target.fitted(subject.width / subject.height)

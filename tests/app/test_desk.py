@@ -5,6 +5,8 @@ import threading
 import time
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
 
 import numpy as np
 import pytest
@@ -18,6 +20,7 @@ from jaxpa.box import Box
 from jaxpa.checkpoint.source import resolve
 from jaxpa.cli.command import spec_of
 from jaxpa.errors import JaxpaError
+from jaxpa.media.figures import overlay
 from jaxpa.media.images import read_image, read_mask
 from jaxpa.media.subjects import load_subject, read_subject
 from jaxpa.request.groups import Checkpoint
@@ -140,7 +143,7 @@ def test_edits_do_not_write_over_what_they_read(car, spec, tmp_path):
         (lambda folder, spec: desk.inpaint(folder, None, np.zeros((2, 2)), Said("a"), spec), "no picture yet"),
         (lambda *_: desk.parse_taus("0.5 x"), "give a flow time"),
         (lambda *_: desk.parse_taus(" , "), "1 to 12 values"),
-        (lambda *_: desk.parse_at("0.5,b"), "give X,Y or"),
+        (lambda *_: desk.parse_at("0.5,b"), "give X,Y "),
         (lambda *_: desk.parse_at("0.5,0.1,0.2,0.9"), "empty"),
     ],
 )
@@ -151,7 +154,7 @@ def test_what_is_wrong_is_a_sentence(wrong, says, spec, tmp_path):
 
 def test_words_of_fields():
     assert desk.parse_taus("0.9, 20% 0.9") == (0.9, Steps(0.2))
-    for text in ("", "0.25,0.5", "0.1,0.2,0.5,0.75"):
+    for text in ("", "0.25,0.5", "0.1,0.2,0.5,0.75", "0,1", "0.123456789012,0.5"):
         assert desk.show_at(desk.parse_at(text)) == text
 
 
@@ -160,6 +163,24 @@ def test_the_slider_starts_where_the_preset_does(spec):
     times = spec.times(None, spec.grid())
     share = desk.flow_time(Steps(0.8), spec)
     assert (times > share).sum() == round(0.2 * 28)  # as many steps are above it
+
+
+def test_the_cells_are_those_of_the_preset(car, spec, tmp_path):
+    """A preset that asks for more of a token shows fewer cells: as many as its pictures are made with."""
+    studio: Any = SimpleNamespace(spec=spec)
+    layer = Image.new("RGBA", car.picture.size)
+    layer.paste(picks.ADDS, (0, 0), Image.fromarray((255 * car.mask).astype(np.uint8)))
+    editor = {"background": car.picture, "layers": [layer]}
+    shown = {}
+    for preset in ("", "official"):
+        laid = laying.Laid(editor, None, "", "", False, [], None, {}, 96, 96, preset)
+        request = desk.personalize(tmp_path, laid.pieces(), None, Said("a car", preset=preset, taus=(0.5,)), spec)
+        subjects = [replace(each, image=tmp_path / each.image, mask=tmp_path / each.mask) for each in request.subjects]
+        references = prepare(replace(request, subjects=tuple(load_subject(each) for each in subjects)), spec)
+        shown[preset] = laid.cells(studio)
+        expected = overlay(car.picture.convert("RGB"), references.masks[0], 12, 12)
+        np.testing.assert_array_equal(np.asarray(shown[preset]), np.asarray(expected))
+    assert np.any(np.asarray(shown[""]) != np.asarray(shown["official"]))
 
 
 @pytest.mark.parametrize("flip", [False, True])

@@ -135,7 +135,7 @@ def test_upload_paint_place_draw_and_the_commands_bytes(page, folder):
 
     words = shlex.split(page.locator("#command .cm-content").inner_text().replace("\n", ""))
     assert words[:2] == ["jaxpa", "personalize"]
-    assert words[words.index("--at") + 1].split(",") == [repr(float(side)) for side in at.split(",")]
+    assert words[words.index("--at") + 1] == at
     drawn = (own / "picture.png").read_bytes()
     (own / "picture.png").unlink()
     environment = os.environ | {"PYTHONPATH": str(ROOT), "JAX_PLATFORMS": "cpu"}
@@ -149,6 +149,19 @@ def test_what_is_wrong_is_a_sentence(page):
     page.fill("#taus textarea, #taus input", "0.5 many")
     page.click("#strip")
     page.get_by_text("give a flow time in [0, 1]").wait_for()
+
+
+def test_a_preset_moves_tau(page):
+    """To where its pictures are made, on every tab that has one: PRESETS' official, and what the checkpoint has."""
+    page.get_by_text("Settings", exact=True).click()
+    page.wait_for_timeout(500)
+    for name, taus in (("official", (0.6, 0.45, 0.7)), ("the checkpoint's own", (0.5, 0.19, 0.19))):
+        page.click("#preset input")
+        page.get_by_role("option", name=name).click()
+        for tab, field, tau in zip(("Subjects", "Inpaint", "Outpaint"), ("tau", "inpaint-tau", "outpaint-tau"), taus,
+                                   strict=True):  # fmt: skip
+            page.get_by_role("tab", name=tab).click()
+            page.wait_for_function(f"document.querySelector('#{field} input[type=number]')?.value === '{tau}'")
 
 
 def test_a_file_that_is_too_large_is_refused(page, tmp_path):
