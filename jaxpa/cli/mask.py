@@ -2,7 +2,7 @@
 
 from dataclasses import dataclass, fields, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, ClassVar, Literal, NamedTuple
+from typing import TYPE_CHECKING, ClassVar, Literal, NamedTuple
 
 import numpy as np
 
@@ -10,13 +10,12 @@ from jaxpa.cli import console
 from jaxpa.cli.command import Made, Making, report_of, spec_of
 from jaxpa.cli.files import Outputs
 from jaxpa.errors import JaxpaError, real, whole
+from jaxpa.request.provenance import Masking, MaskProvenance, with_inputs
 from jaxpa.request.request import Request
 from jaxpa.request.spec import MAX_STEPS
 
 if TYPE_CHECKING:
     from PIL import Image
-
-    from jaxpa.request.provenance import MaskProvenance
 
 
 class Sketch(NamedTuple):
@@ -30,35 +29,12 @@ class Sketch(NamedTuple):
 
 
 @dataclass(kw_only=True)
-class MaskCommand(Making):
+class MaskCommand(Masking, Making):
     """Make a subject's mask: white on what a word names (--word), or inside a box or a polygon; else the picture's
     own transparency. A sheet beside it shows the picture, the map and the tokens."""
 
     DEFAULT: ClassVar[Path] = Path("mask.png")
 
-    image: Path
-    """The picture."""
-    word: str | None = None
-    """What the subject is; attention finds it."""
-    caption: str | None = None
-    """What the picture shows; the word must stand in it. Without one: "a picture of a" word."""
-    box: str | None = None
-    """LEFT,TOP,RIGHT,BOTTOM, fractions of the picture."""
-    polygon: str | None = None
-    """X,Y,X,Y,..., fractions of the picture; three points or more."""
-    threshold: float | None = None
-    """With --word: where the map is cut, as a share of its range; a lower one finds more. Usual: 0.5."""
-    grow: float = 0.0
-    """Pixels of the picture by which the mask is grown ..."""
-    shrink: float = 0.0
-    """... or shrunk (after growing: closes holes), in pixels of the picture ..."""
-    feather: float = 0.0
-    """... and over which its outline is blurred, in pixels of the picture, in this order."""
-    coverage: float | None = None
-    """For the sheet: the share of a token that the mask must cover for the token to belong to it; by default what
-    personalisation takes on this checkpoint."""
-    steps: int | None = None
-    """With --word: steps of the inversion that is looked at."""
     out: Path = DEFAULT
     """The file to write, of the picture's size. The default name counts on where it is taken. A picture that jaxpa has
     made is replaced, and the command says so; any other file needs --force."""
@@ -100,13 +76,9 @@ class MaskCommand(Making):
     def inputs(self) -> list[Path]:
         return [self.image]
 
-    def record(self) -> "MaskProvenance":
+    def record(self) -> MaskProvenance:
         """How the mask comes to be."""
-        from jaxpa.request.provenance import Masking, MaskProvenance, with_inputs
-
-        said: dict[str, Any] = {each.name: getattr(self, each.name) for each in fields(Masking)}
-        said["image"] = str(self.image)
-        mask = Masking(**said)
+        mask = Masking(**{each.name: getattr(self, each.name) for each in fields(Masking)})
         return with_inputs(MaskProvenance(**self.made_by(), mask=mask), self.keep_paths)
 
     def make(self, prepared: Sketch) -> Made:

@@ -1,6 +1,6 @@
 """The command that makes a picture again, from what stands in it."""
 
-from dataclasses import dataclass, fields, replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar, NamedTuple
 
@@ -14,7 +14,7 @@ from jaxpa.cli.mask import MaskCommand
 from jaxpa.cli.picturing import Prepared, canvas_of
 from jaxpa.errors import JaxpaError
 from jaxpa.request.origin import differences, found, read_origin
-from jaxpa.request.provenance import Masking, MaskProvenance, Origin, Program, Provenance, Record, model_name, versions
+from jaxpa.request.provenance import MaskProvenance, Origin, Program, Provenance, Record, model_name, versions
 from jaxpa.request.request import Request
 
 if TYPE_CHECKING:
@@ -191,8 +191,7 @@ class ReplayCommand:
         for flag in ("seed", "alone", "mesh"):
             if getattr(self, flag):
                 raise JaxpaError(f"--{flag} would have no effect: {self.picture} is a mask. Leave it out")
-        said: Any = {each.name: getattr(here.mask, each.name) for each in fields(Masking)}
-        said["image"] = Path(here.mask.image)
+        said: Any = vars(here.mask)
         return MaskAgain(**self.words(here), **said, origin=origin, figure=False), []
 
     def program(self, origin: Provenance) -> tuple[Program | None, list[str]]:

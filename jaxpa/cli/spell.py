@@ -8,11 +8,11 @@ from typing import Any
 from jaxpa.adapters.spec import Lora
 from jaxpa.cli.flags import GROUP, primitive
 from jaxpa.errors import JaxpaError
-from jaxpa.media.places import Place
+from jaxpa.media.places import show_place
 from jaxpa.media.subjects import Subject
 from jaxpa.presets import Preset
-from jaxpa.request.code import said
 from jaxpa.request.groups import Checkpoint, Editing
+from jaxpa.request.record import said
 from jaxpa.request.request import GROUPS, Request
 
 
@@ -30,14 +30,14 @@ def words_of(request: Request, checkpoint: Checkpoint, out: str) -> list[str]:
         elif name == "scene":
             words += _scene(value)
         elif name == "places":
-            words += [word for place in value for word in _flag("place", [_place(place)])]
+            words += [word for place in value for word in flag("place", [show_place(place)])]
         elif name == "following" and value.picture is not None:
-            words += _flag("image", [_text(value.picture)])
+            words += flag("image", [_text(value.picture)])
         elif name in GROUPS:
             words += _group(value)
         else:
-            words += _flag(name, [_text(value)])
-    return [*words, *_flag("out", [out])]
+            words += flag(name, [_text(value)])
+    return [*words, *flag("out", [out])]
 
 
 def _group(group: Any) -> Iterator[str]:
@@ -48,19 +48,19 @@ def _group(group: Any) -> Iterator[str]:
         if isinstance(value, Preset):
             raise JaxpaError(f"no flag says {value!r}: name a preset, and the switches that differ from it")
         if isinstance(group, Editing) and name == "pad":
-            yield from _flag(name, [",".join(map(str, value))])
+            yield from flag(name, [",".join(map(str, value))])
         elif kind is bool:
             yield f"--{name.replace('_', '-')}"
         elif name == "lora":
             for each in value:
-                yield from _flag(name, _shown(Lora, each))
+                yield from flag(name, _shown(Lora, each))
         elif name == "tau":
             yield f"--{name}"
             yield from (word for each in value for word in _shown(typing.get_args(kind)[0], each))
         elif primitive(kind) is None:
-            yield from _flag(name, [_text(value)])
+            yield from flag(name, [_text(value)])
         else:
-            yield from _flag(name, _shown(kind, value))
+            yield from flag(name, _shown(kind, value))
 
 
 def _shown(kind: Any, value: Any) -> list[str]:
@@ -69,12 +69,10 @@ def _shown(kind: Any, value: Any) -> list[str]:
     return spec.str_from_instance(value)
 
 
-def _flag(name: str, values: list[str]) -> list[str]:
+def flag(name: str, values: list[str]) -> list[str]:
     """`--name value`; with an equals sign where the value would be taken for a flag."""
-    flag = f"--{name.replace('_', '-')}"
-    if len(values) == 1 and values[0].startswith("-"):
-        return [f"{flag}={values[0]}"]
-    return [flag, *values]
+    word = f"--{name.replace('_', '-')}"
+    return [f"{word}={values[0]}"] if len(values) == 1 and values[0].startswith("-") else [word, *values]
 
 
 def _subject(subject: Subject) -> list[str]:
@@ -86,20 +84,16 @@ def _subject(subject: Subject) -> list[str]:
         if not GROUP[name]:
             words.append(f"--{name}")
         elif name == "at":
-            words += ["--at", _place(value)]
+            words += flag("at", [show_place(value)])
         else:
-            words += _flag(name, [_text(value)])
+            words += flag(name, [_text(value)])
     return words
 
 
 def _scene(scene: Subject) -> list[str]:
     if more := said(scene).keys() - {"image"}:
         raise JaxpaError(f"--scene takes a picture alone: no flag says its {sorted(more)[0]}")
-    return _flag("scene", [_text(scene.image)])
-
-
-def _place(place: Place) -> str:
-    return ",".join(map(repr, place))
+    return flag("scene", [_text(scene.image)])
 
 
 def _text(value: Any) -> str:

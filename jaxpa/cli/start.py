@@ -9,6 +9,7 @@ from typing import Any
 
 from jaxpa.cli.console import LOG
 from jaxpa.cli.flags import group_subjects
+from jaxpa.cli.spell import flag as spelled
 from jaxpa.cli.spell import words_of
 from jaxpa.cli.words import flags_of, said
 from jaxpa.errors import JaxpaError
@@ -42,7 +43,7 @@ def with_settings(kind: type[Any], name: str, words: Sequence[str], folder: Path
     before = [each for each in said(group_subjects(verb, settings)) if each[0] in known and each[0] not in taken]
     flags = [*before, *(each for each in given if each[0] != FROM)]
     alone = takewhile(lambda word: not word.startswith("--"), words)  # is refused where words are parsed
-    return [*alone, *(word for each in flags for word in _as_words(*each))]
+    return [*alone, *(word for each in flags for word in spelled(*each))]
 
 
 def settings_of(picture: Path, folders: Sequence[Path], model: str | None) -> tuple[str, list[str]]:
@@ -61,7 +62,3 @@ def settings_of(picture: Path, folders: Sequence[Path], model: str | None) -> tu
     checkpoint = here.checkpoint.as_checkpoint(here.checkpoint.dtype)
     verb, *words = words_of(here.single(), checkpoint, "")
     return verb, words[:-2]
-
-
-def _as_words(flag: str, values: list[str]) -> list[str]:
-    return [f"--{flag}={values[0]}"] if len(values) == 1 and values[0].startswith("-") else [f"--{flag}", *values]

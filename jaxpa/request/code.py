@@ -1,29 +1,18 @@
 """A request as the lines of Python that ask for the same."""
 
 import os
-from dataclasses import MISSING, Field, fields
 from typing import Any
 
 from jaxpa.errors import JaxpaError
 from jaxpa.media.subjects import Subject
 from jaxpa.presets import BlockTau
 from jaxpa.request.groups import Checkpoint, show_block_tau
+from jaxpa.request.record import said
 from jaxpa.request.request import GROUPS, Request
 from jaxpa.schedule import Steps
 
 LOADED = {"keep_resident": "resident", "lora": "loras", "keep_lora": "keep_loras"}  # names of `load`, of the flags
 WIDTH = 100  # columns of a line
-
-
-def said(group: Any) -> dict[str, Any]:
-    """The fields of a dataclass that differ from their defaults."""
-    return {each.name: getattr(group, each.name) for each in fields(group) if not _is_default(group, each)}
-
-
-def _is_default(group: Any, each: Field[Any]) -> bool:
-    value = getattr(group, each.name)
-    default = each.default if each.default_factory is MISSING else each.default_factory()
-    return type(value) is type(default) and value == default
 
 
 def python_call(request: Request, checkpoint: Checkpoint, out: str) -> str:

@@ -179,7 +179,8 @@ def _about_picture(record: Provenance) -> tuple[str, list[str]]:
 
 
 def _about_mask(record: MaskProvenance) -> tuple[str, list[str]]:
-    return "mask", [_listed(to_json(replace(record.mask, image=""))), _listed(record.found)]
+    said = {key: value for key, value in to_json(record.mask).items() if key != "image"}
+    return "mask", [_listed(said), _listed(record.found)]
 
 
 def _listed(said: dict[str, Any]) -> str:

@@ -90,21 +90,33 @@ class Origin:
         return {"format": FORMAT, **to_json(self)}
 
 
-@dataclass(frozen=True, kw_only=True)
+@dataclass(kw_only=True)
 class Masking:
-    """What `jaxpa mask` was asked for, in its own words."""
+    """What `jaxpa mask` is asked for. Field names are its flags; the texts below them are their help."""
 
-    image: str
+    image: Path
+    """The picture."""
     word: str | None = None
+    """What the subject is; attention finds it."""
     caption: str | None = None
+    """What the picture shows; the word must stand in it. Without one: "a picture of a" word."""
     box: str | None = None
+    """LEFT,TOP,RIGHT,BOTTOM, fractions of the picture."""
     polygon: str | None = None
+    """X,Y,X,Y,..., fractions of the picture; three points or more."""
     threshold: float | None = None
+    """With --word: where the map is cut, as a share of its range; a lower one finds more. Usual: 0.5."""
     grow: float = 0.0
+    """Pixels of the picture by which the mask is grown ..."""
     shrink: float = 0.0
+    """... or shrunk (after growing: closes holes), in pixels of the picture ..."""
     feather: float = 0.0
+    """... and over which its outline is blurred, in pixels of the picture, in this order."""
     coverage: float | None = None
+    """For the sheet: the share of a token that the mask must cover for the token to belong to it; by default what
+    personalisation takes on this checkpoint."""
     steps: int | None = None
+    """With --word: steps of the inversion that is looked at."""
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -64,8 +64,7 @@ def _plain(value: Any, name: str) -> Any:
             return show_tau(value)
         if isinstance(value, BlockTau):
             return show_block_tau(value)
-        said = {each.name: getattr(value, each.name) for each in fields(value) if not _is_default(value, each)}
-        return {key: _plain(each, key) for key, each in said.items()}
+        return {key: _plain(each, key) for key, each in said(value).items()}
     if isinstance(value, Mapping):
         return {key: _plain(each, str(key)) for key, each in value.items()}
     if isinstance(value, tuple | list):
@@ -75,6 +74,11 @@ def _plain(value: Any, name: str) -> Any:
     if isinstance(value, os.PathLike):
         return os.fspath(value)
     raise JaxpaError(f"{name} is not a file ({type(value).__name__}): save it, and name the file instead")
+
+
+def said(group: Any) -> dict[str, Any]:
+    """The fields of a dataclass that differ from their defaults."""
+    return {each.name: getattr(group, each.name) for each in fields(group) if not _is_default(group, each)}
 
 
 def _is_default(group: Any, each: Field[Any]) -> bool:
