@@ -18,7 +18,8 @@ libtpu 0.0.42.1, M cycles of a step, and of a double and a single block in it:
 
     v6e-1           22.43 GiB    227.1 (4.13, 3.90)
     v6e-1 512       22.27 GiB     78.5 (1.50, 1.31)
-    v6e-1 batch 4   24.51 GiB   1151.7 (21.9, 19.1)
+    v6e-1 batch 4   22.62 GiB    905.6, 226.4 an image (2026-11-26)
+    v6e-1 512 x 4   24.01 GiB    308.6 (5.93, 5.04; 2026-11-26)
     v6e-1 reference 23.99 GiB    533.6 (10.4, 8.69), a step above tau
     v5e-1 int8      15.10 GiB    588.7 (10.7, 10.1); fp8 the same
     v6e-4            5.77 GiB     89.7 (1.97, 1.36) a chip, 76 all-reduces of 27 MiB
@@ -44,6 +45,7 @@ ROWS = {
     "h100": DEV, "h100 512": SMALL, "h100 batch 4": replace(DEV, images=4), "h100 reference": REFERENCE,
     "h100x4": DEV,
     "v6e-1": DEV, "v6e-1 reference": REFERENCE, "v6e-1 512": SMALL, "v6e-1 batch 4": replace(DEV, images=4),
+    "v6e-1 512 x 4": replace(SMALL, images=4),
     "v5e-1 int8": replace(DEV, weights="int8"), "v5e-1 fp8": replace(DEV, weights="fp8"),
     "v5p-8": DEV, "v5e-4": DEV, "v6e-4": DEV,
 }  # fmt: skip

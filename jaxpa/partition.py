@@ -1,6 +1,6 @@
-"""What the networks ask of a mesh, if one is in use: rows over "data", and few sums over "model".
+"""How the networks' work is shared out: rows over "data", few sums over "model", and rows that take turns on a chip.
 
-Everything else is read off the arrays by XLA's partitioner. Where no mesh is in use, all of this does nothing.
+Everything else is read off the arrays by XLA's partitioner. Where no mesh is in use, nothing is spread and summed.
 """
 
 from collections.abc import Callable, Sequence
@@ -68,3 +68,32 @@ def _split_over_model() -> AbstractMesh | None:
     mesh = jax.sharding.get_abstract_mesh()
     split = not mesh.empty and {"data", "model"} <= set(mesh.auto_axes) and mesh.shape["model"] > 1
     return mesh if split else None
+
+
+GROUP = 4096  # tokens that are enough to fill a chip
+
+
+def row_groups(rows: int, tokens: int) -> int:
+    """Into how many equal groups rows of so many tokens divide, of at least GROUP tokens on each device of "data"."""
+    mesh = jax.sharding.get_abstract_mesh()
+    data = 1 if mesh.empty else mesh.shape.get("data", 1)
+    own = rows // data if rows % data == 0 else 1
+    return max(n for n in range(1, own + 1) if own % n == 0 and (n == 1 or own // n * tokens >= GROUP))
+
+
+def by_groups(of_group: Callable[[Callable[[jax.Array], jax.Array]], jax.Array], groups: int) -> jax.Array:
+    """What `of_group` makes of one group of rows after the other, for all rows (B, ...).
+
+    of_group(share) has the rows of share(x), which are those of its group among the rows of x. They stand `groups`
+    apart, so that every device of "data" holds as many of each group.
+    """
+
+    def one(index: jax.Array) -> jax.Array:
+        def share(x: jax.Array) -> jax.Array:
+            apart = x.reshape(-1, groups, *x.shape[1:])
+            return jax.lax.dynamic_index_in_dim(apart, index, 1, keepdims=False)
+
+        return of_group(share)
+
+    y = jax.lax.map(one, jnp.arange(groups)).swapaxes(0, 1)  # (B / groups, groups, ...)
+    return y.reshape(-1, *y.shape[2:])

@@ -286,6 +286,11 @@ class Routing:
     positions: Float[Array, "B K 3"] | None = None
     length: Int[Array, " B"] | None = None
 
+    @property
+    def within_rows(self) -> bool:
+        """Whether no row has to do with another."""
+        return self.source is None and self.context is None
+
     def repeat(self, n: int, count: int, shared: int = 0) -> "Routing":
         """The routing for the first `shared` rows and `count` copies of the rows after them; a row has n tokens.
 

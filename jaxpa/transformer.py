@@ -9,6 +9,7 @@ a function with parameters of its own that adds to the image stream of every blo
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 from typing import Any, NamedTuple, Protocol, runtime_checkable
 
 import jax
@@ -22,7 +23,7 @@ from jaxpa.arrays import Array, Float, Index, Int
 from jaxpa.blocks import DoubleBlock, Shared, SingleBlock, by_heads, chunks, modulate
 from jaxpa.config import TransformerConfig
 from jaxpa.layers import Linear, MLPEmbedder, Numbered, stack, timestep_embedding
-from jaxpa.partition import over_data
+from jaxpa.partition import by_groups, over_data, row_groups
 from jaxpa.rope import table
 from jaxpa.tokens import Routing
 
@@ -306,16 +307,47 @@ class FluxVelocity:
         checks.array("x", x, ("B", "N", "C"))
         checks.array("t", t, (x.shape[0],))
         checks.within("t", t, 0, 1, ", from noise at 1 to data at 0")
-        c = self.conditions
-        x = self._read(x)
-        if x.shape[-1] != (wanted := self.model.config.in_channels):
+        c, y = self.conditions, self._read(x)
+        if y.shape[-1] != (wanted := self.model.config.in_channels):
             raise ValueError(
-                f"the network reads tokens of {wanted} channels, not {x.shape[-1]}: "
+                f"the network reads tokens of {wanted} channels, not {y.shape[-1]}: "
                 "the conditions' `channels` hold those beside the sampled ones"
             )
-        return self.model(
-            x, c.txt, c.vec, t, c.guidance, c.positions, routing, observe=observe, modulation=self.modulation
+        ask = partial(
+            self.model,
+            y,
+            c.txt,
+            c.vec,
+            t,
+            c.guidance,
+            c.positions,
+            routing,
+            observe=observe,
+            modulation=self.modulation,
         )
+        alone = observe is None and (routing is None or routing.within_rows)
+        groups = row_groups(x.shape[0], c.txt.shape[1] + x.shape[1]) if alone else 1
+        if groups == 1:
+            return ask()
+        return jax.lax.platform_dependent(tpu=lambda: self.by_groups(groups, x, t, routing), default=ask)
+
+    def by_groups(
+        self, groups: int, x: Float[Array, "B N C"], t: Float[Array, " B"], routing: Routing | None = None
+    ) -> Float[Array, "B N C"]:
+        """The same velocity, of so many groups of rows one after the other. No row may have to do with another.
+
+        A TPU keeps the activations of few rows in its fast memory: 4 images of 4,608 tokens in turn take 21% fewer
+        cycles of a v6e than side by side, by its compiler's estimate.
+        """
+
+        def of_group(share: Callable[[Array], Array]) -> Array:
+            mod, length = self.modulation, None if routing is None else routing.length
+            if mod is not None:
+                mod = Modulation(*map(jax.vmap(share), mod[:3]), share(mod.final))
+            velocity = FluxVelocity(self.model, self.conditions.each_row(share), mod)
+            return velocity(share(x), share(t), None if length is None else Routing(length=share(length)))
+
+        return by_groups(of_group, groups)
 
     def _read(self, x: Float[Array, "B N C"]) -> Float[Array, "B N in"]:
         channels = self.conditions.channels

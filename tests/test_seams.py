@@ -8,12 +8,14 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from flax import nnx
+from jax.sharding import AbstractMesh
 
-from jaxpa import blocks
+from jaxpa import blocks, partition
 from jaxpa.checkpoint.keys import abstract
 from jaxpa.checkpoint.residence import arrange
 from jaxpa.config import TransformerConfig
 from jaxpa.layers import Linear, Numbered
+from jaxpa.partition import row_groups
 from jaxpa.sampling import Accompanied, Guided, at, prepare
 from jaxpa.tokens import Routing, grid_positions, identity_source
 from jaxpa.transformer import Flux, FluxConditions, FluxVelocity
@@ -224,6 +226,64 @@ def test_a_weight_of_blocks_tokens_and_values(flux, monkeypatch):
     assert next(numbers, None) is None
     np.testing.assert_allclose(got, want, atol=1e-4)
     assert np.abs(got - routed(flux, None)).max() > 1e-2
+
+
+# Rows in groups ----------------------------------------------------------------------------------------------
+
+
+def of_six(more: int = 0) -> FluxConditions:
+    """Six rows, with positions and lengths of their own."""
+    places = jnp.broadcast_to(grid_positions(H, W), (6, N, 3)) + jnp.arange(6)[:, None, None]
+    channels = normal(14, 6, N, more) if more else None
+    return FluxConditions(normal(11, 6, M, 12), normal(12, 6, 8), jnp.arange(6.0), places, channels)
+
+
+@pytest.mark.parametrize("prepared", [False, True])
+@pytest.mark.parametrize("groups", [2, 3, 6])
+def test_groups_of_rows_are_the_same_velocity(flux, groups, prepared):
+    x, times = normal(13, 6, N, 8), jnp.array([0.8, 0.3])
+    velocity, t = of_six().bind(flux), jnp.full(6, 0.3) if prepared else jnp.linspace(0.1, 0.9, 6)
+    routing = Routing(length=jnp.array([3, 12, 7, 1, 9, 12]))
+
+    @jax.jit
+    def both(velocity: FluxVelocity, x: jax.Array) -> tuple[jax.Array, jax.Array]:
+        ready = at(prepare(velocity, times), 1) if prepared else velocity
+        return ready.by_groups(groups, x, t, routing), ready(x, t, routing)
+
+    got, want = both(velocity, x)
+    assert got.shape == (6, N, 8)
+    np.testing.assert_allclose(got, want, atol=1e-5 * np.abs(want).max())  # other shapes, other orders of sums
+
+
+def test_groups_read_their_channels_once():
+    model = make(replace(CONFIG, in_channels=20, out_channels=8))
+    velocity, x, t = of_six(12).bind(model), normal(13, 6, N, 8), jnp.full(6, 0.5)
+    got, want = jax.jit(lambda v: (v.by_groups(3, x, t), v(x, t)))(velocity)
+    np.testing.assert_allclose(got, want, atol=1e-5 * np.abs(want).max())
+
+
+def test_which_rows_are_grouped():
+    """A TPU's program takes long rows apart, unless one reads another or an observer wants them all."""
+    rows = [(1, 9000), (4, 1023), (4, 1024), (4, 4096), (4, 4608), (6, 1536), (16, 1536), (5, 1536), (7, 5000)]
+    assert [row_groups(*each) for each in rows] == [1, 1, 1, 4, 4, 2, 4, 1, 7]
+    with jax.sharding.use_abstract_mesh(AbstractMesh((2, 2), ("data", "model"))):
+        assert [row_groups(*each) for each in ((4, 4608), (2, 4608), (3, 4608))] == [2, 1, 1]
+
+
+@pytest.mark.parametrize(("platform", "grouped"), [("tpu", True), ("cuda", False), ("cpu", False)])
+def test_where_rows_are_grouped(flux, platform, grouped, monkeypatch):
+    monkeypatch.setattr(partition, "GROUP", 2 * (M + N))
+    velocity, x, t = of_six().bind(flux), normal(13, 6, N, 8), jnp.full(6, 0.5)
+    source = identity_source(6, N)
+
+    def loops(routing: Routing | None, observe: Any = None) -> bool:
+        """Whether the program has a loop over groups of two rows."""
+        traced = jax.jit(lambda v: v(x, t, routing, observe)).trace(velocity)
+        return f"tensor<3x2x{N}x8xf32>" in traced.lower(lowering_platforms=(platform,)).as_text()
+
+    assert loops(None) == loops(Routing(length=jnp.full(6, N))) == grouped
+    assert not loops(Routing(source=source))
+    assert not loops(None, lambda trace: trace.block)
 
 
 # Layouts, channels, transforms -------------------------------------------------------------------------------

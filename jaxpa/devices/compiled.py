@@ -170,8 +170,10 @@ def _read(text: str, job: Job, target: Target) -> dict[str, Any]:
 
 
 def _blocks(node: hlo.Node, gpu: bool) -> list[dict[str, Any]]:
-    """One block's figures, for each loop over depth inside a step."""
-    return [{"trips": inner.trips, **_figures(hlo.total(inner), gpu)} for inner in node.loops]
+    """One block's figures, for each loop over depth inside a step, or inside a step's loop over groups of rows."""
+    groups = len(node.loops) == 1 and len(node.loops[0].loops) > 1
+    loops = node.loops[0].loops if groups else node.loops
+    return [{"trips": inner.trips, **_figures(hlo.total(inner), gpu)} for inner in loops]
 
 
 def _figures(node: hlo.Node, gpu: bool) -> dict[str, Any]:

@@ -31,14 +31,16 @@ HOSTS = {
 # On four host devices: what is said in a step, in one double block and in one single block; and a forward's error.
 SCRIPT = """
 import json, pickle, sys
+from dataclasses import replace
+from functools import partial
 import jax, numpy as np
 from flax import nnx
 from jaxpa.devices import hlo
 from jaxpa.devices.programs import program
-from jaxpa.devices.sharding import make_mesh, rules
+from jaxpa.devices.sharding import make_mesh, over_rows, rules
 from jaxpa.checkpoint.residence import path_of
 from jaxpa.tokens import grid_positions
-from jaxpa.transformer import Flux
+from jaxpa.transformer import Flux, FluxConditions
 
 random = np.random.default_rng(0)
 
@@ -52,6 +54,12 @@ args = (normal(2, 16, config.in_channels), normal(2, 5, 64), normal(2, 32), np.f
         grid_positions(4, 4))
 forward = jax.jit(lambda net, *args: net(*args))
 want = np.asarray(forward(net, *args))
+few = (normal(4, 16, config.in_channels), np.full(4, 0.4, np.float32))
+told = FluxConditions(normal(4, 5, 64), normal(4, 32), np.float32([1, 2, 3, 4]), args[-1])
+prepare = jax.jit(lambda velocity: velocity.prepare(np.float32([0.4])).at(0).modulation)
+mod = jax.tree.map(np.asarray, prepare(told.bind(net)))  # else its shares are gathered in every step
+in_groups = jax.jit(lambda velocity, *x: velocity.by_groups(2, *x))
+whole = np.asarray(jax.jit(lambda velocity, *x: velocity(*x))(told.bind(net), *few))
 facts["errors"] = {}
 for data, model in ((1, 4), (2, 2)):
     rule = rules(make_mesh(data, model))
@@ -59,7 +67,13 @@ for data, model in ((1, 4), (2, 2)):
         lambda path, x: jax.device_put(x, rule("transformer", path_of(path), x.shape)), net)
     with jax.set_mesh(make_mesh(data, model)):
         got = np.asarray(forward(spread, *args))
+        over = partial(over_rows, make_mesh(data, model))
+        ready = replace(told.each_row(over).bind(spread), modulation=mod), *over(few)
+        grouped = in_groups.lower(*ready).compile()
+        groups = np.asarray(grouped(*ready))
     facts["errors"][f"{data} x {model}"] = float(np.abs(got - want).max() / np.abs(want).max())
+    facts["errors"][f"{data} x {model} in groups"] = float(np.abs(groups - whole).max() / np.abs(whole).max())
+    facts[f"{data} x {model} in groups"] = sorted(hlo.total(hlo.read(grouped.as_text()).root).collectives)
 for name, (job, data, model) in jobs.items():
     mesh = make_mesh(data, model)
     function, arguments = program(job, mesh, "cpu")
@@ -106,8 +120,13 @@ def test_blocks_on_hosts(facts, name):
 
 def test_numbers_are_those_of_one_device(facts):
     """Random biases, too, each added once. Sums in another order: units in the last place of float32."""
-    assert facts["errors"].keys() == {"1 x 4", "2 x 2"}
+    assert facts["errors"].keys() == {"1 x 4", "1 x 4 in groups", "2 x 2", "2 x 2 in groups"}
     assert max(facts["errors"].values()) <= 1e-5
+
+
+def test_groups_of_rows_say_no_more(facts):
+    """Every device has its share of each group: no row travels."""
+    assert facts["1 x 4 in groups"] == facts["2 x 2 in groups"] == ["all-reduce", "all-reduce bytes"]
 
 
 @pytest.mark.parametrize("device", ["v6e-4", "v5p-8", "h100x4"])
