@@ -14,6 +14,7 @@ import hashlib
 import os
 import random
 import shlex
+import signal
 import subprocess
 import sys
 import time
@@ -46,8 +47,8 @@ def lines_of(count: int, folder: Path) -> list[str]:
 
 
 def batch(file: Path, package: Path, *flags: str) -> subprocess.Popen[bytes]:
-    """`jaxpa batch` of a checkout, whose compiled programs are kept beside the file."""
-    environment = os.environ | {"PYTHONPATH": str(package), "XDG_CACHE_HOME": str(file.parent / "cache")}
+    """`jaxpa batch` of a checkout, whose compiled programs are kept beside the file's folder."""
+    environment = os.environ | {"PYTHONPATH": str(package), "XDG_CACHE_HOME": f"{file.parent}-cache"}
     return subprocess.Popen([sys.executable, "-m", "jaxpa", "batch", str(file), *flags], env=environment,
                             cwd=package, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)  # fmt: skip
 
@@ -72,23 +73,57 @@ def rate(folder: Path, count: int, package: Path, *flags: str) -> float:
 
 
 def killed(folder: Path, count: int, kills: int) -> None:
-    """An undisturbed run, and one that is killed: the same files with the same bytes, and none beside them."""
+    """An undisturbed run, and one that is killed again and again: the same files with the same bytes, and none beside.
+
+    Each run goes on where the killed one was. One that ends by itself is compared, and all that it made deleted.
+    """
     undisturbed, disturbed = written(folder / "a", count), written(folder / "b", count)
-    start = time.monotonic()
+    (folder / "b-cache").symlink_to(folder / "a-cache")  # or a run would spend its time on programs alone
     assert batch(undisturbed, ROOT).wait() == 0
-    seconds, rng = time.monotonic() - start, random.Random(0)
-    for _ in range(kills):
-        process = batch(disturbed, ROOT, "--again")
-        time.sleep(rng.uniform(0.2, 0.9) * seconds)
+    want, made, rng = digests(folder / "a" / "made"), folder / "b" / "made", random.Random(0)
+    print(f"the undisturbed run is over: {len(want)} pictures", flush=True)
+    done, parts, ends = 0, 0, 0
+    while done < kills:
+        process, before = batch(disturbed, ROOT), len(list(made.iterdir()))
+        if ended(process, made, before + rng.randrange(9), rng.uniform(0, 1)):
+            ends += 1
+            compared(folder / "b", want)
+            for file in (*made.iterdir(), disturbed.with_name("jobs.txt.done.jsonl")):
+                file.unlink()
+            continue
         process.kill()
-        process.wait()
+        assert process.wait() == -signal.SIGKILL
+        got = digests(made)
+        whole = {name: digest for name, digest in got.items() if not name.endswith(".tmp")}
+        assert whole.items() <= want.items(), "a picture that is not whole"
+        done, parts = done + 1, parts + len(got) - len(whole)
+        print(f"kill {done}: {len(whole)} of {len(want)} pictures, {len(whole) - before} new", flush=True)
     assert batch(disturbed, ROOT).wait() == 0
-    for one in (folder / "a", folder / "b"):
-        assert {file.name for file in one.iterdir()} == {"made", "jobs.txt", "jobs.txt.done.jsonl", "cache"}
-    want, got = digests(folder / "a" / "made"), digests(folder / "b" / "made")
-    different = [name for name in want.keys() | got.keys() if want.get(name) != got.get(name)]
-    print(f"{kills} kills, {len(want)} pictures: {len(different)} differ {different[:5]}")
-    sys.exit(bool(different))
+    compared(folder / "b", want)
+    print(
+        f"SIGKILL {kills} times, up to a second after the first to eighth new picture or after the start; {parts} "
+        f"half-written file(s) left by these. {count} lines were completed {ends + 1} time(s): the {len(want)} "
+        "pictures of the undisturbed run byte for byte, and no other file"
+    )
+
+
+def ended(process: subprocess.Popen[bytes], folder: Path, files: int, delay: float) -> bool:
+    """Wait for so many files in a folder, and a while longer; whether the process has ended by itself before."""
+    while process.poll() is None:
+        if len(list(folder.iterdir())) >= files:
+            time.sleep(delay)
+            return process.poll() is not None
+        time.sleep(0.01)
+    assert process.returncode == 0
+    return True
+
+
+def compared(folder: Path, want: dict[str, str]) -> None:
+    """Fails where a folder's pictures are not those of the undisturbed run, or where a file stands beside them."""
+    assert {file.name for file in folder.iterdir()} == {"made", "jobs.txt", "jobs.txt.done.jsonl"}
+    got = digests(folder / "made")
+    different = sorted(name for name in want.keys() | got.keys() if want.get(name) != got.get(name))
+    assert not different, f"{len(different)} of {len(want)} differ: {different[:5]}"
 
 
 def main() -> None:
@@ -101,6 +136,7 @@ def main() -> None:
         folder = Path(name)
         if said.kills:
             killed(folder, said.lines, said.kills)
+            return
         if said.package is not None:
             print(f"{said.package}: {rate(folder / 'other', said.lines, said.package):.1f} pictures a minute")
             return

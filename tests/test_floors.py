@@ -46,10 +46,10 @@ ROOMS = {  # modules in the order in which they build on each other
     "attention": "maps observe",
     "devices": "processes cost memory sharding timing plan targets hlo programs compiled elsewhere bench",
     "evaluation": "metrics scores evaluate",
-    "batch": "table names journal groups worker engine_ray",
+    "batch": "table names journal recall groups worker engine_ray",
     "app": "picks desk jobs looks parts laying personal editing looking page",
     "cli": "console flags words spell files command plan bench checkpoints picturing pictures invert mask start parse "
-    "lines batch app replay main",
+    "lines signals session batch app replay main",
 }
 METHOD = {"sampling", "inversion", "presets", "routing", "personalize", "batching"}
 NETWORKS = {"partition", "layers", "kernels", "blocks", "transformer", "encoders"}  # the method knows none

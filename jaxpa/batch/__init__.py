@@ -3,6 +3,7 @@
 table       what a file asks for: lines of commands, JSON objects, rows of a CSV table
 names       templates of the pictures' names
 journal     what is done, and what failed
+recall      what its runs were asked for
 groups      which pictures are sampled together, and how many
 worker      samples, decodes and hands over, batch after batch
 engine_ray  the same on every device of a cluster

@@ -1,14 +1,15 @@
 """What is done, and what failed: a line of JSON each, beside the file, or an object each at an fsspec URL.
 
-An entry has the line's own words (`job`), and either the `files` that it made or why it `failed`. What a crash has torn
-is passed over: its line is made again.
+An entry has the line's own words (`job`), and either the `files` that it made or why it `failed`; those of runs have
+their flags (`recall`). What a crash has torn is passed over: its line is made again.
 """
 
 import json
 import os
+import re
 import time
 import uuid
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from glob import escape
@@ -38,17 +39,23 @@ class Journal:
         """FILE.done.jsonl, or that of a share."""
         index, count = share
         name = file.name + (SUFFIX if count == 1 else f".{index}of{count}{SUFFIX}")
-        return cls(str(file.with_name(name)), tuple(sorted(file.parent.glob(f"{escape(file.name)}*{SUFFIX}"))))
+        shares = re.compile(rf"{re.escape(file.name)}(\.\d+of\d+)?{re.escape(SUFFIX)}")
+        there = file.parent.glob(f"{escape(file.name)}*{SUFFIX}")
+        return cls(str(file.with_name(name)), tuple(sorted(each for each in there if shares.fullmatch(each.name))))
 
     def entries(self) -> Iterator[dict[str, Any]]:
-        """Every entry that can be read, of one journal after the other."""
+        """What became of lines, as far as it can be read, of one journal after the other."""
+        return (each for each in self.everything() if "job" in each)
+
+    def everything(self) -> Iterator[dict[str, Any]]:
+        """Every entry that can be read: those of lines, and those that tell of runs (`recall`)."""
         for text in self._texts():
             for line in text.split(b"\n"):
                 try:
                     entry: Any = json.loads(line)
                 except (ValueError, RecursionError):  # torn by a crash, or not of this program
                     continue
-                if isinstance(entry, dict) and "job" in entry:
+                if isinstance(entry, dict):
                     yield entry
 
     def _texts(self) -> Iterator[bytes]:
@@ -126,8 +133,10 @@ def key_of(said: Any) -> str:
     return json.dumps(said, sort_keys=True, default=str)
 
 
-def read_progress(entries: Iterable[dict[str, Any]], expected: dict[str, list[str]]) -> Progress:
-    """expected: of each line its files, by their names in an entry, if they are all there."""
+def read_progress(
+    entries: Iterable[dict[str, Any]], expected: dict[str, list[str]], place_of: Callable[[str], str] = str
+) -> Progress:
+    """expected: of each line its files, if they are all there; place_of: which file a name in an entry means."""
     done, failed, again = set[str](), dict[str, str](), set[str]()
     for entry in entries:
         key, files = key_of(entry["job"]), entry.get("files")
@@ -135,7 +144,7 @@ def read_progress(entries: Iterable[dict[str, Any]], expected: dict[str, list[st
             done.discard(key)
             failed[key] = str(entry["failed"])
             (again.add if entry.get("again") else again.discard)(key)
-        elif isinstance(files, list) and files and files == expected.get(key):
+        elif isinstance(files, list) and files and [place_of(str(each)) for each in files] == expected.get(key):
             done.add(key)
             failed.pop(key, None)
             again.discard(key)
@@ -144,7 +153,8 @@ def read_progress(entries: Iterable[dict[str, Any]], expected: dict[str, list[st
 
 def status(keys: dict[str, str], progress: Progress, entries: Iterable[dict[str, Any]]) -> dict[str, Any]:
     """How far a file is: keys, of every line with its place. The rate is that of the last twenty entries."""
-    last = [each for each in entries if isinstance(each.get("at"), int | float)][-20:]
+    timed = [each for each in entries if isinstance(each.get("at"), int | float)]
+    last = sorted(timed, key=lambda each: each["at"])[-20:]  # of several shares
     made = [len(each.get("files") or ()) for each in last]
     seconds = last[-1]["at"] - last[0]["at"] if len(last) > 1 else 0
     left = [key for key in keys if key not in progress.done and (key not in progress.failed or key in progress.again)]

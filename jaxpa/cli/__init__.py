@@ -6,7 +6,9 @@ pictures     generate, personalize, inpaint, outpaint
 invert       a picture to noise and back
 mask         the command that makes masks
 lines        the lines of a batch as commands that have been checked
-batch        a file of them, worked through
+signals      SIGTERM, in one place
+session      a run of a batch, by the process that holds the journal
+batch        a file of lines, worked through; how far it is
 replay       a picture again, from what stands in it
 app          a page in the browser
 plan         what a run would cost

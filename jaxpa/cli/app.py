@@ -1,7 +1,6 @@
 """The command that opens a page in the browser, and what the page draws with: the commands themselves."""
 
 import os
-import signal
 import tempfile
 import warnings
 from collections.abc import Callable
@@ -11,7 +10,6 @@ from pathlib import Path
 from typing import Any
 
 from jaxpa.cli import console, files
-from jaxpa.cli.batch import TERMINATED
 from jaxpa.cli.command import Command, spec_of
 from jaxpa.cli.lines import JOBS, located
 from jaxpa.cli.parse import parse_command
@@ -20,10 +18,6 @@ from jaxpa.errors import JaxpaError, whole
 from jaxpa.request.request import Request
 
 LOOPBACK = ("127.0.0.1", "localhost", "::1")
-
-
-def terminated(*_: object) -> None:
-    raise SystemExit(TERMINATED)
 
 
 @dataclass(kw_only=True)
@@ -56,7 +50,6 @@ class AppCommand(Command):
             from jaxpa.app.page import Server, serve
 
             console.compilation_cache()
-            signal.signal(signal.SIGTERM, terminated)  # the files of the page go, whoever ends it
             server = Server(self.host, self.port, self.open, self.max_upload)
             serve(self.studio(Path(folder)), server, self.said)
         return 0

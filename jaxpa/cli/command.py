@@ -1,5 +1,6 @@
 """What the commands have in common: a checkpoint, the files that they write, a report."""
 
+import os
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
@@ -12,6 +13,7 @@ from tyro.conf import OmitArgPrefixes, UseAppendAction
 
 from jaxpa.cli import console, files
 from jaxpa.cli.files import Outputs
+from jaxpa.errors import JaxpaError
 from jaxpa.request.groups import Checkpoint
 from jaxpa.request.request import Request
 from jaxpa.request.spec import Spec
@@ -77,6 +79,17 @@ def headers_read_once() -> Iterator[None]:
         yield
     finally:
         _headers = before
+
+
+def check_platform() -> None:
+    """Raise JaxpaError where JAX has no device: here, and not in whatever needs one first."""
+    import jax
+
+    try:
+        jax.devices()
+    except (RuntimeError, AssertionError):  # JAX has both for a platform that is not there
+        named = os.environ.get("JAX_PLATFORMS") or "the platforms that JAX knows"
+        raise JaxpaError(f"JAX finds no device of {named}: unset JAX_PLATFORMS, or install JAX for it") from None
 
 
 def spec_of(source: "Source") -> Spec:

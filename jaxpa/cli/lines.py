@@ -1,5 +1,6 @@
 """From the lines of a batch to commands that have been checked: their files, and which lines wait for which."""
 
+import os
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field, fields, is_dataclass, replace
 from pathlib import Path
@@ -74,7 +75,7 @@ class Naming:
         return None if text is None else Template(text)
 
 
-def _folder_of(file: str) -> Path:
+def folder_of(file: str) -> Path:
     """Where the paths of a file count from: its own folder; of stdin and of a pipe, the working directory."""
     path = Path(file)
     return path.parent if file != STDIN and path.is_file() else Path()
@@ -85,7 +86,7 @@ def read_jobs(file: str, naming: Naming = Naming(), work: Path | None = None) ->
 
     work: the folder in which results are made that belong somewhere else.
     """
-    jobs, faults, claims, folder = [], [], Claims(), _folder_of(file)
+    jobs, faults, claims, folder = [], [], Claims(), folder_of(file)
     parsed = []
     for line in read_table(file):
         try:
@@ -125,8 +126,13 @@ def with_files(job: Job, folder: Path, work: Path | None) -> Job:
         for file in files:
             file.parent.mkdir(parents=True, exist_ok=True)
     base = folder if work is None else work
-    names = [str(file.relative_to(base)) if base in file.parents and base != Path() else str(file) for file in files]
-    return job._replace(files=files, names=names)
+    return job._replace(files=files, names=[_name_in(base, file) for file in files])
+
+
+def _name_in(folder: Path, file: Path) -> str:
+    """A file's name from a folder; whole where it is given as such and lies elsewhere."""
+    name = os.path.relpath(file, folder)
+    return str(file) if file.is_absolute() and name.startswith(os.pardir) else name
 
 
 def shared(job: Job) -> Job:

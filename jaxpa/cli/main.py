@@ -5,29 +5,26 @@ Bad input ends in one line on stderr and status 2.
 
 import io
 import os
-import signal
 import sys
-import threading
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
 
-import jax
 import tyro
 from tyro.conf import Positional
 
 from jaxpa.cli import console
 from jaxpa.cli.app import AppCommand
-from jaxpa.cli.batch import TERMINATED, BatchCommand
+from jaxpa.cli.batch import BatchCommand
 from jaxpa.cli.bench import BenchCommand
 from jaxpa.cli.checkpoints import ConvertCommand, InfoCommand
-from jaxpa.cli.command import Command, headers_read_once
+from jaxpa.cli.command import Command, check_platform, headers_read_once
 from jaxpa.cli.flags import REGISTRY
 from jaxpa.cli.lines import JOBS
 from jaxpa.cli.parse import join_lines, parse_command
 from jaxpa.cli.plan import PlanCommand
 from jaxpa.cli.replay import ReplayCommand
+from jaxpa.cli.signals import BROKEN_PIPE, INTERRUPTED, TERMINATED, Terminated, at_sigterm
 from jaxpa.errors import JaxpaError, did_you_mean, memory_is_full
 
 
@@ -60,11 +57,6 @@ COMMANDS = {
     "info": InfoCommand,
     "completion": CompletionCommand,
 }
-INTERRUPTED, BROKEN_PIPE = 130, 141  # as a shell counts signals: 128 + SIGINT, 128 + SIGPIPE
-
-
-class Terminated(BaseException):
-    """SIGTERM: what has been begun is cleared away, as after Ctrl-C."""
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -75,7 +67,7 @@ def main(argv: Sequence[str] | None = None) -> int:
             stream.reconfigure(errors="backslashreplace")  # a terminal without Unicode is no reason to fail
     with console.talking():
         try:
-            with _ended_by_sigterm():
+            with at_sigterm():
                 return answer(argv)
         except BrokenPipeError:  # whoever reads has seen enough, as `head` has; nothing more may be flushed into it
             os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
@@ -108,28 +100,11 @@ def answer(argv: Sequence[str]) -> int:
     if isinstance(command, Command):
         command.begin()
     if isinstance(command, Command | ReplayCommand):
-        _check_platform()
+        check_platform()
     with headers_read_once():
         status = command.run()
     sys.stdout.flush()
     return status
-
-
-@contextmanager
-def _ended_by_sigterm() -> Iterator[None]:
-    """Within this, SIGTERM raises `Terminated`, so that nothing half-written stays."""
-
-    def end(*_: object) -> None:
-        raise Terminated
-
-    if threading.current_thread() is not threading.main_thread():
-        yield
-        return
-    before = signal.signal(signal.SIGTERM, end)
-    try:
-        yield
-    finally:
-        signal.signal(signal.SIGTERM, before)
 
 
 def read(argv: Sequence[str]) -> Any:
@@ -153,15 +128,6 @@ def _check_folder() -> None:
         os.getcwd()
     except FileNotFoundError:
         raise JaxpaError("the working directory has been removed: change to another one") from None
-
-
-def _check_platform() -> None:
-    """Raise JaxpaError where JAX has no device: here, and not in whatever needs one first."""
-    try:
-        jax.devices()
-    except (RuntimeError, AssertionError):  # JAX has both for a platform that is not there
-        named = os.environ.get("JAX_PLATFORMS") or "the platforms that JAX knows"
-        raise JaxpaError(f"JAX finds no device of {named}: unset JAX_PLATFORMS, or install JAX for it") from None
 
 
 def version() -> str:

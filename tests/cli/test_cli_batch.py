@@ -49,7 +49,7 @@ def test_what_is_done_stays_done(run, jobs, tmp_path):
     made = [json.loads(line) for line in out.splitlines()]
     assert [one["files"] for one in made] == [[f"{name}.png"] for name in ("cat", "mask", "car")]  # beside the file
     journal = tmp_path / "jobs.txt.done.jsonl"
-    assert [json.loads(line) for line in journal.read_text().splitlines()] == made
+    assert [json.loads(line) for line in journal.read_text().splitlines()][1:] == made  # behind the run's flags
     assert all(one["seconds"]["sample"] > 0 for one in made if one["line"] != 4)
 
     cat = (tmp_path / "cat.png").read_bytes()
@@ -180,7 +180,86 @@ def test_results_at_a_url(run, tmp_path):
     assert Image.open(io.BytesIO(system.cat("/made/pictures/a/1.png"))).size == (64, 64)
     assert "1 done before" in run("batch", file, *flags)[2]
     assert "1 of 1 lines made" in run("batch", file, *flags, "--status")[1]
-    assert [path.name for path in tmp_path.iterdir()] == ["rows.jsonl"]
+    assert "1 of 1 lines made" in run("batch", file, "--status")[1]  # beside the file it says where the journal is
+    (told,) = map(json.loads, (tmp_path / "rows.jsonl.done.jsonl").read_text().splitlines())
+    assert told["run"]["journal"] == "memory://made/journal"
+    (tmp_path / "rows.jsonl.done.jsonl").unlink()
+    assert "1 of 1 lines made" in run("batch", file, "--status", "--journal", "memory://made/journal")[1]
+
+
+def made(folder):
+    return {str(path.relative_to(folder)): path.read_bytes() for path in folder.rglob("*.png")}
+
+
+@pytest.fixture
+def rows(tmp_path, monkeypatch):
+    """Two lines in a folder below the working directory."""
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "work").mkdir()
+    file = Path("work/rows.jsonl")
+    file.write_text("\n".join(json.dumps({"prompt": f"a {name}", **SMALL}) for name in ("star", "cat")))
+    return file
+
+
+def test_a_run_is_known_by_its_file(run, rows, tmp_path, monkeypatch):
+    """--status, --retry-failed and --again know the flags of the last run, from wherever they are asked."""
+    for name in ("work/a", "b", "elsewhere"):
+        (tmp_path / name).mkdir()
+    assert run("batch", rows, "--out-dir", "work/a", "--out", "{line}.png", "--batch-size", 2)[0] == 0
+    first = made(tmp_path)
+    assert first.keys() == {"work/a/1.png", "work/a/2.png"}
+    monkeypatch.chdir(tmp_path / "elsewhere")
+    file = tmp_path / rows
+    status, out, err = run("batch", "--status", file)
+    assert (status, out.count("\n"), err) == (0, 1, "")
+    assert "with --out {line}.png --out-dir a --batch-size 2: 2 of 2 lines made, 0 failed, 0 left" in out
+    assert json.loads(run("batch", "--status", file, "--json")[1])["run"]["out_dir"] == "a"
+    (tmp_path / "work" / "a" / "2.png").unlink()
+    assert "1 of 2 lines made" in run("batch", "--status", file)[1]
+    status, _, err = run("batch", "--retry-failed", file)
+    assert (status, "with --out {line}.png --out-dir a" in err, "1 made, 0 failed, 1 done" in err) == (0, True, True)
+    assert made(tmp_path) == first
+    for each in (tmp_path / "work" / "a").iterdir():
+        each.unlink()
+    assert "2 made" in run("batch", "--again", file)[2]
+    assert made(tmp_path) == first  # of batches of two, as before
+
+    monkeypatch.chdir(tmp_path)  # and another run, whose pictures lie outside of the file's folder
+    assert run("batch", rows, "--out-dir", "b")[0] == 0
+    latest, before = run("batch", "--status", rows)[1].splitlines()
+    assert "with --out-dir ../b: 2 of 2 lines made" in latest
+    assert "with --out {line}.png --out-dir a --batch-size 2: 2 of 2 lines made" in before
+    assert len(run("batch", "--status", rows, "--out-dir", "b")[1].splitlines()) == 1
+    (tmp_path / "work").rename(tmp_path / "moved")
+    assert "2 of 2 lines made" in run("batch", "--status", "moved/rows.jsonl", "--out-dir", "b")[1]
+    assert "2 done before" in run("batch", "moved/rows.jsonl", "--out-dir", "moved/a", "--out", "{line}.png")[2]
+
+
+def test_journals_of_before_runs_told_their_flags(run, rows, tmp_path):
+    """No word of a run; names outside of the file's folder count from the working directory."""
+    (tmp_path / "b").mkdir()
+    assert run("batch", rows, "--out-dir", "b")[0] == 0
+    journal = Path(f"{rows}.done.jsonl")
+    entries = [json.loads(line) for line in journal.read_text().splitlines()]
+    assert [entry["files"] for entry in entries[1:]] == [["../b/00001.png"], ["../b/00002.png"]]
+    old = [entry | {"files": [entry["files"][0].removeprefix("../")]} for entry in entries[1:]]
+    journal.write_text("".join(f"{json.dumps(entry)}\n" for entry in old))
+    assert "2 of 2 lines made" in run("batch", "--status", rows, "--out-dir", "b")[1]
+    said = run("batch", "--status", rows, "--out", "{line}.png")[1]
+    assert said.startswith(f"{rows}: 0 of 2 lines made, 0 failed, 2 left")
+    assert "2 done before" in run("batch", rows, "--out-dir", "b")[2]
+
+
+def test_a_run_that_cannot_be_read(run, rows, tmp_path):
+    """The others are told of."""
+    (tmp_path / "model").symlink_to(find_mini())
+    for flags in (("--model", "model"), ()):
+        assert run("batch", rows, "--out", "{line}.png", *flags)[0] == 0
+    (tmp_path / "model").unlink()
+    status, out, err = run("batch", "--status", rows)
+    assert (status, out.count("\n")) == (1, 1)
+    assert "with --out {line}.png: 2 of 2 lines made" in out
+    assert "with --model model --out {line}.png: " in err
 
 
 def test_the_schema(run):

@@ -1,0 +1,208 @@
+"""A run of a batch: what is still to do, level by level, and into the journal what became of it."""
+
+import os
+import threading
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Literal
+
+from jaxpa.batch.groups import sizes
+from jaxpa.batch.journal import Journal, Progress, key_of, read_progress
+from jaxpa.checkpoint.remote import open_url
+from jaxpa.cli import console
+from jaxpa.cli.command import Made
+from jaxpa.cli.lines import Job, in_order, shared
+from jaxpa.cli.signals import TERMINATED, finishing
+from jaxpa.errors import JaxpaError, OutputError
+
+
+@dataclass(frozen=True)
+class Batch:
+    """A file that has been read. name: what the user calls it; folder: from which its paths count; work: the folder in
+    which pictures are made that go to the URL `out_url`; size: of every batch of pictures, if one is asked for."""
+
+    name: str
+    jobs: list[Job]
+    folder: Path
+    work: Path | None = None
+    out_url: str | None = None
+    size: int | None = None
+
+    def progress(self, jobs: Sequence[Job], journal: Journal) -> Progress:
+        """What the journal says of the jobs, whose files must still be there."""
+        if self.out_url is not None:
+            there = existing(self.out_url)
+            expected = {key_of(job.said): job.names for job in jobs if there.issuperset(job.names)}
+            return read_progress(journal.entries(), expected)
+        made = [job for job in jobs if all(file.exists() for file in job.files)]
+        expected = {key_of(job.said): [os.path.abspath(file) for file in job.files] for job in made}
+        return read_progress(journal.entries(), expected, self.place_of)
+
+    def place_of(self, name: str) -> str:
+        """The file that an entry means: from the batch's folder; of an older journal, from the working directory."""
+        there = os.path.abspath(self.folder / name)
+        return there if os.path.exists(there) else os.path.abspath(name)
+
+
+def existing(url: str) -> set[str]:
+    """The names of the files below a URL."""
+    system, path = open_url(url)
+    root = path.rstrip("/") + "/"
+    return {each.removeprefix(root) for each in system.find(path)} if system.exists(path) else set()
+
+
+@dataclass(frozen=True)
+class Manner:
+    """How a batch is worked through; see the flags of the command. share: (the number of this process, of how many)."""
+
+    share: tuple[int, int] = (1, 1)
+    engine: Literal["local", "ray"] = "local"
+    actors: int | None = None
+    retry_failed: bool = False
+    again: bool = False
+    json: bool = False
+
+
+@dataclass
+class Session:
+    """One run of a batch, by a process that holds the journal."""
+
+    batch: Batch
+    journal: Journal
+    manner: Manner
+    made: int = 0
+    failed: int = 0
+    total: int = 0
+    stop: threading.Event = field(default_factory=threading.Event)
+
+    def run(self) -> int:
+        said, batch, (index, count) = self.manner, self.batch, self.manner.share
+        own = [job for k, job in enumerate(batch.jobs) if k % count == index - 1]
+        if said.again:
+            skip, failed = set[str](), dict[str, str]()
+        else:
+            progress = batch.progress(own, self.journal)
+            failed = {} if said.retry_failed else {k: v for k, v in progress.failed.items() if k not in progress.again}
+            skip = progress.done | failed.keys()
+        keys = {job.number: key_of(job.said) for job in own}
+        todo = {job.number for job in own if keys[job.number] not in skip}
+        self.total = len(todo)
+        before = sum(keys[job.number] in failed for job in own)
+        with finishing(self.stop):
+            for level in range(1 + max(job.level for job in batch.jobs)):
+                self.run_level([job for job in batch.jobs if job.level == level], todo)
+        line = f"{batch.name}: {self.made} made, {self.failed} failed, {len(own) - len(todo) - before} done before"
+        line += f", {before} failed before (--retry-failed tries them again)" if before else ""
+        if self.stop.is_set():
+            line += f"; stopped, {len(todo) - self.made - self.failed} left"
+        console.LOG.info("%s", line)
+        return TERMINATED if self.stop.is_set() else 1 if self.failed or before else 0
+
+    def run_level(self, jobs: list[Job], todo: set[int]) -> None:
+        """Lines whose inputs are all there."""
+        ready: list[Job] = []
+        for job in jobs:
+            try:
+                ready.append(shared(job) if job.level and (job.number in todo or job.share is None) else job)
+            except Exception as error:  # what should have made its input has failed
+                if job.number in todo:
+                    self.done(job, None, error)
+                    todo.discard(job.number)
+        # The size of a batch is that of the whole file's: what is done already counts.
+        size = sizes([job.share for job in ready if job.share is not None], self.batch.size)
+        groups = ([job for job in group if job.number in todo] for group in in_order(ready))
+        groups = [group for group in groups if group]
+        sized = [(group, size.get(None if group[0].share is None else group[0].share.kind)) for group in groups]
+        if self.manner.engine == "ray":
+            self.run_on_ray(sized)
+            return
+        run = LineRunner(self.batch.out_url, self.stop)
+        for group, each in sized:
+            if not self.stop.is_set():
+                run(group, each, lambda outcome: self.done(*outcome))
+
+    def run_on_ray(self, sized: list[tuple[list[Job], Any]]) -> None:
+        from jaxpa.batch.engine_ray import Task, chunks, run_tasks
+
+        cache, run = console.compilation_cache(), LineRunner(self.batch.out_url)
+        tasks = [Task(chunk, size, run, cache and str(cache)) for group, size in sized for chunk in chunks(group, size)]
+        by_number = {job.number: job for group, _ in sized for job in group}
+        for number, made, error in run_tasks(tasks, self.manner.actors) if tasks else ():
+            self.done(by_number[number], made, error)
+            if self.stop.is_set():
+                return
+
+    def done(self, job: Job, made: Made | None, error: Exception | None) -> None:
+        """A line is made, or failed: into the journal, and said. Raises OutputError if the journal is not writable."""
+        entry: dict[str, Any] = {"job": job.said, "line": job.number}
+        if made is None:
+            from jaxpa.batch.worker import said_of
+
+            assert error is not None
+            # What the line cannot help is tried again without being asked: a full disk, a full memory.
+            own = isinstance(error, JaxpaError) and not isinstance(error, OutputError)
+            entry |= {"failed": said_of(error), "again": not own, "at": time.time()}
+            console.LOG.error("%s: %s", job.place, said_of(error))
+            self.failed += 1
+            self.journal.append(entry)
+            return
+        entry |= {**made.content, "files": job.names, "at": time.time()}
+        self.journal.append(entry)
+        self.made += 1
+        console.report(self.manner.json, entry, [f"[{self.made + self.failed}/{self.total}] {made.line}"])
+
+
+@dataclass
+class LineRunner:
+    """Runs jobs that are sampled together, or that are not (size None); done: hears (job, made, error) of each.
+
+    url: where their files go from the folder in which they are made; stop: no further batch is begun once it is set.
+    """
+
+    url: str | None = None
+    stop: threading.Event | None = None
+
+    def __call__(self, jobs: list[Job], size: Any, done: Callable[[tuple[Job, Made | None, Any]], None]) -> None:
+        from jaxpa.batch.worker import Worker
+
+        console.compilation_cache()
+        for folder in {file.parent for job in jobs for file in job.files if self.url is not None}:
+            folder.mkdir(parents=True, exist_ok=True)
+
+        def sent(outcome: tuple[Job, Made | None, Any]) -> None:
+            job, made, error = outcome
+            if made is not None and self.url is not None:
+                try:
+                    upload(job, self.url)
+                except Exception as fault:  # each file system has errors of its own
+                    made, error = None, OutputError(f"{self.url} cannot be written: {fault}")
+            done((job, made, error))
+
+        if size is None:
+            for job in jobs:
+                try:
+                    outcome = job, job.command.make(job.command.prepare()), None
+                except Exception as error:  # whatever it is, the lines after it are made
+                    outcome = job, None, error
+                sent(outcome)
+            return
+        try:
+            pipe = jobs[0].command.load()
+        except Exception as error:
+            for job in jobs:
+                sent((job, None, error))
+            return
+        lines: Any = ((job, job.command) for job in jobs)
+        Worker(pipe, size, lambda each: sent((each.line, each.made, each.error)), self.stop).run(lines)
+
+
+def upload(job: Job, url: str) -> None:
+    """The files of a line to where they belong; their local ones go."""
+    system, path = open_url(url)
+    for name, file in zip(job.names, job.files, strict=True):
+        target = f"{path.rstrip('/')}/{name}"
+        system.makedirs(target.rpartition("/")[0], exist_ok=True)
+        system.pipe_file(target, file.read_bytes())
+        file.unlink()
