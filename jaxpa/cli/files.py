@@ -14,8 +14,6 @@ from typing import Any, NamedTuple
 
 from jaxpa.errors import JaxpaError
 from jaxpa.media.images import check_output, read_metadata
-from jaxpa.media.subjects import Subject
-from jaxpa.request.request import Request
 
 
 class Outputs(NamedTuple):
@@ -81,20 +79,6 @@ def _is_ours(file: Path) -> bool:
         return read_metadata(file) is not None
     except JaxpaError:
         return False
-
-
-def inputs_of(request: Request) -> list[Path]:
-    """The files that a request names."""
-    named: list[Any] = [request.embedding, request.image_prompt]
-    for subject in (*request.subjects, *([request.scene] if isinstance(request.scene, Subject) else [])):
-        named += [subject.image, subject.mask]
-    if request.editing is not None:
-        named += [request.editing.image, request.editing.mask]
-    if request.starting is not None:
-        named.append(request.starting.image)
-    if request.following is not None:
-        named += [request.following.picture, request.following.control]
-    return [Path(each) for each in named if isinstance(each, str | os.PathLike)]
 
 
 def labels(made: Sequence[dict[str, Any]]) -> list[str]:

@@ -2,7 +2,7 @@
 
 import os
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, field, fields, is_dataclass, replace
+from dataclasses import dataclass, field, fields, replace
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -18,9 +18,8 @@ from jaxpa.cli.parse import parse_command
 from jaxpa.cli.pictures import EditCommand, GenerateCommand, InpaintCommand, OutpaintCommand, PersonalizeCommand
 from jaxpa.cli.picturing import Picturing, Prepared, canvas_of
 from jaxpa.errors import JaxpaError, did_you_mean
-from jaxpa.media.subjects import Subject
-from jaxpa.request.groups import Checkpoint, Editing, Following, Starting
-from jaxpa.request.request import Request
+from jaxpa.request.groups import Checkpoint
+from jaxpa.request.request import Request, rename_files
 
 JOBS = {
     "generate": GenerateCommand,
@@ -189,7 +188,10 @@ def parse(line: Line, model: str | None, folder: Path = Path()) -> tuple[Making,
     if getattr(command, "distributed", False):
         raise JaxpaError("--distributed is for a command of its own: machines share a batch by --engine ray or --share")
     if getattr(command, "preview", None) is not None:
-        raise JaxpaError("--preview is for a command of its own: the pictures of a batch are sampled together")
+        raise JaxpaError(
+            "--preview shows one picture while it comes, and a batch samples many together, in one program: leave it "
+            "out, or run this line by itself"
+        )
     return command, words
 
 
@@ -203,35 +205,14 @@ def located(command: Any, folder: Path) -> None:
             setattr(command, each.name, _from(getattr(command, each.name), folder))
 
 
-PICTURES = {
-    Subject: ("image", "mask"),
-    Editing: ("image", "mask"),
-    Starting: ("image",),
-    Following: ("picture", "control"),
-    Request: ("embedding", "image_prompt"),
-}
-
-
 def _from(value: Any, folder: Path) -> Any:
     if isinstance(value, Path):
         return folder / value
-    if isinstance(value, tuple):
-        return tuple(_from(each, folder) if isinstance(each, Subject) else each for each in value)
-    names = next((names for kind, names in PICTURES.items() if isinstance(value, kind)), ())
-    changed = {name: str(folder / getattr(value, name)) for name in names if isinstance(getattr(value, name), str)}
-    if isinstance(value, Request):
-        changed |= {
-            each.name: _from(getattr(value, each.name), folder)
-            for each in fields(value)
-            if is_dataclass(getattr(value, each.name)) or each.name == "subjects"
-        }
-    elif isinstance(value, Checkpoint):  # folders, and not names
-        named = {name: getattr(value, name) for name in ("model", "components", "redux")}
-        changed: dict[str, Any] = {
-            name: str(folder / text) for name, text in named.items() if text and (folder / text).exists()
-        }
-        changed["lora"] = tuple(replace(each, file=str(folder / each.file)) for each in value.lora)
-    return replace(value, **changed) if changed else value
+    if not isinstance(value, Checkpoint):
+        return rename_files(value, lambda name: str(folder / name))
+    named = {name: getattr(value, name) for name in ("model", "components", "redux")}  # folders, and not names
+    here = {name: str(folder / text) for name, text in named.items() if text and (folder / text).exists()}
+    return replace(value, **here, lora=tuple(replace(each, file=str(folder / each.file)) for each in value.lora))
 
 
 def _name_outputs(command: Making, line: Line, naming: Naming, places: tuple[Path, Path | None]) -> None:

@@ -14,7 +14,7 @@ from jaxpa.cli.flags import Every
 from jaxpa.errors import JaxpaError
 from jaxpa.media.edits import Followed, MaskedPicture, StartPicture
 from jaxpa.request.groups import Sampling, parse_tau, show_tau
-from jaxpa.request.request import Request
+from jaxpa.request.request import Request, files_of
 from jaxpa.request.spec import Spec
 
 if TYPE_CHECKING:  # the networks are imported when a command runs
@@ -148,8 +148,7 @@ class Picturing(Making):
         outputs = self.settle(made)
         if self.preview is not None:
             files.settle(Outputs([self.preview_file]), self.inputs(), self.force)
-        longest = max(request.prompts, key=len)  # of several, each picture holds its own
-        check_room(request if longest == request.prompt else replace(request, prompt=longest), outputs.files)
+        check_room(_largest(request), outputs.files)
         return Prepared(request, pictures, made, outputs, record)
 
     def record(self, request: Request) -> "Provenance":
@@ -160,7 +159,7 @@ class Picturing(Making):
         return with_inputs(Provenance(**self.made_by(), request=request, seed=seed), self.keep_paths)
 
     def inputs(self) -> list[Path]:
-        return files.inputs_of(self.request())
+        return [Path(each) for each in files_of(self.request())]
 
     def made_with(self) -> list[dict[str, Any]]:
         return self.combinations(self.request(), spec_of(self.source()))
@@ -260,11 +259,21 @@ class Picturing(Making):
         """How picture k of a request came to be."""
         record, own = prepared.record, prepared.made[k]
         request, prompts = record.request, record.request.prompts
-        if len(prompts) > 1:  # they take turns: each picture has its own
-            alone = replace(request.sampling, seed=own["seed"], num_images=1)
-            request = replace(request, prompt=prompts[k % len(prompts)], sampling=alone)
+        if len(prompts) > 1:
+            request = _alone(request, prompts[k % len(prompts)], own["seed"])
         tau = parse_tau(own["tau"]) if "tau" in own else None
         return replace(record, request=request, seed=own["seed"], tau=tau, place=own.get("place"), program=program)
+
+
+def _alone(request: Request, prompt: str, seed: int) -> Request:
+    """What a picture holds of a request of several prompts, which take turns."""
+    return replace(request, prompt=prompt, sampling=replace(request.sampling, seed=seed, num_images=1))
+
+
+def _largest(request: Request) -> Request:
+    """The longest that one of a request's pictures holds."""
+    prompts, said = request.prompts, request.sampling
+    return _alone(request, max(prompts, key=len), max(said.seeds(len(prompts)))) if len(prompts) > 1 else request
 
 
 def _program_of(request: Request, together: int, mesh: str | None) -> "Program":

@@ -22,13 +22,13 @@ from jaxpa.errors import JaxpaError, whole
 from jaxpa.media.images import name_of
 from jaxpa.request.groups import MAX_SEED, Checkpoint, Tau
 from jaxpa.request.record import CONFIG, from_json, to_json
-from jaxpa.request.request import Request
+from jaxpa.request.request import FILES, Request
 
 FORMAT = 1
 ROOM = 1_000_000  # characters of a request that a picture may hold
 ROOM_IN_JPEG = 48_000  # there, EXIF takes 64 KB in all
 MAX_ROWS = 4096  # images or references of a program
-FILES = {"image", "mask", "picture", "control", "embedding", "image_prompt", "file"}  # keys whose values are files
+KEYS = {"file", *(name for names in FILES.values() for name in names)}  # whose values are files; file: a LoRA's
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -231,9 +231,7 @@ def _renamed(value: Any, place: str, name: Callable[[str, str], str]) -> Any:
     if isinstance(value, dict):
         inside = {key: f"{place}.{key}".lstrip(".") for key in value}
         return {
-            key: name(inside[key], each)
-            if key in FILES and isinstance(each, str)
-            else _renamed(each, inside[key], name)
+            key: name(inside[key], each) if key in KEYS and isinstance(each, str) else _renamed(each, inside[key], name)
             for key, each in value.items()
         }
     if isinstance(value, list):

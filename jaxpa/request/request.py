@@ -21,9 +21,9 @@ setting steps in; and `UNSET` in `Method`, where None is a choice that switches 
 
 import os
 import warnings
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from dataclasses import MISSING, dataclass, field, fields, replace
-from typing import Any, Literal, Self
+from typing import Any, Literal, Self, TypeVar
 
 import numpy as np
 
@@ -251,3 +251,43 @@ class Request:
                     "references have no control picture of their own, so the network cannot be asked about them: say "
                     "--level token --path line --concat none"
                 )
+
+
+# Which values name files; pictures, masks and encoded prompts in memory are none.
+FILES: dict[type, tuple[str, ...]] = {
+    Request: ("embedding", "image_prompt"),
+    Subject: ("image", "mask"),
+    Editing: ("image", "mask"),
+    Starting: ("image",),
+    Following: ("picture", "control"),
+}
+Named = TypeVar("Named")
+
+
+def rename_files(value: Named, name: Callable[[str], str]) -> Named:
+    """A request, or a part of one, with another name for each of its files."""
+    if isinstance(value, tuple):
+        return tuple(rename_files(each, name) for each in value)  # type: ignore[return-value]
+    kind = next((kind for kind in FILES if isinstance(value, kind)), None)
+    if kind is None:
+        return value
+    inside: dict[str, Any] = {each.name: getattr(value, each.name) for each in fields(kind)}
+    named = {
+        key: name(os.fspath(each))
+        for key, each in inside.items()
+        if key in FILES[kind] and isinstance(each, str | os.PathLike)
+    }
+    changed = {key: new for key, each in inside.items() if (new := rename_files(each, name)) is not each} | named
+    return replace(value, **changed)  # type: ignore[type-var]
+
+
+def files_of(request: Request) -> list[str]:
+    """The files that a request names."""
+    found: list[str] = []
+
+    def hear(file: str) -> str:
+        found.append(file)
+        return file
+
+    rename_files(request, hear)
+    return found

@@ -8,7 +8,10 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from jaxpa.cli.parse import parse_command
+from jaxpa.cli.pictures import GenerateCommand
 from jaxpa.encoders import text
+from jaxpa.errors import JaxpaError
 from jaxpa.media.images import read_metadata
 
 STEPS = ("--steps", 2)
@@ -48,6 +51,19 @@ def test_a_file_of_prompts(run, tmp_path, encoded):
         np.testing.assert_allclose(
             pixels(tmp_path / f"one-{seed}.png"), pixels(tmp_path / f"out-line4-seed{seed}.png"), atol=2
         )
+
+
+def test_a_picture_holds_its_own_prompt_and_seed_alone(tmp_path):
+    """Seeds of all prompts would not fit into a JPEG, and need not: every one holds its own."""
+    file = tmp_path / "prompts.txt"
+    file.write_text("a red cat\n" * 6000)
+    words = ("--prompts", str(file), *STEPS, "--seed", "1000000000", "--out", str(tmp_path / "a.jpg"))
+    prepared = parse_command(GenerateCommand, "generate", list(map(str, words)), "generate").prepare()
+    assert len(str(prepared.request.sampling.seeds(6000))) > 48_000
+    assert len(prepared.outputs.files) == 6000
+    file.write_text(f"a red cat\n{'a red cat ' * 6000}")
+    with pytest.raises(JaxpaError, match="there is room for 48,000"):
+        parse_command(GenerateCommand, "generate", list(map(str, words)), "generate").prepare()
 
 
 def test_prompts_from_stdin(run, tmp_path, monkeypatch):
