@@ -46,7 +46,7 @@ ROOMS = {  # modules in the order in which they build on each other
     "attention": "maps observe",
     "devices": "processes cost memory sharding timing plan targets hlo programs compiled elsewhere bench",
     "evaluation": "metrics scores evaluate",
-    "batch": "table names journal recall groups worker engine_ray",
+    "batch": "table names lock journal recall groups worker engine_ray",
     "app": "picks desk jobs looks parts laying personal editing looking page",
     "cli": "console flags words spell files command plan bench checkpoints picturing pictures invert mask start parse "
     "lines signals session batch app replay main",

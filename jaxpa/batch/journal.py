@@ -10,14 +10,13 @@ import re
 import time
 import uuid
 from collections.abc import Callable, Iterable, Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from glob import escape
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from filelock import FileLock, Timeout
-
+from jaxpa.batch.lock import locked_file, locked_url
 from jaxpa.checkpoint.remote import is_url, open_url
 from jaxpa.errors import JaxpaError, OutputError
 
@@ -60,10 +59,7 @@ class Journal:
 
     def _texts(self) -> Iterator[bytes]:
         if is_url(self.place):
-            system, path = open_url(self.place)
-            if system.exists(path):
-                found = sorted(each for each in system.find(path) if each.endswith(".json"))
-                yield from system.cat(found).values() if found else ()
+            yield from self._objects()
             return
         for file in dict.fromkeys([*self.siblings, Path(self.place)]):
             try:
@@ -72,6 +68,16 @@ class Journal:
                 continue
             except OSError as error:
                 raise JaxpaError(f"the journal {file} cannot be read: {error.strerror or error}") from None
+
+    def _objects(self) -> Iterable[bytes]:
+        system, path = open_url(self.place)
+        try:
+            system.invalidate_cache()
+            found = system.find(path) if system.exists(path) else []
+            names = sorted(each for each in found if each.endswith(".json"))
+            return system.cat(names).values() if names else ()
+        except Exception as error:  # each file system has errors of its own
+            raise JaxpaError(f"the journal {self.place} cannot be read: {error}") from None
 
     def append(self, entry: dict[str, Any]) -> None:
         """Add an entry, on the disk when this returns. Raises OutputError."""
@@ -92,31 +98,9 @@ class Journal:
             said = getattr(error, "strerror", None) or error
             raise OutputError(f"the journal {self.place} cannot be written: {said}") from error
 
-    @contextmanager
-    def locked(self) -> Iterator[None]:
-        """While this process writes the journal. Raises JaxpaError if another one does; a URL knows no locks."""
-        if is_url(self.place):
-            yield
-            return
-        folder = Path(self.place).absolute().parent
-        if not folder.is_dir():  # the lock's library would create it
-            raise JaxpaError(f"{self.place}: there is no folder {folder} for the journal: name another with --journal")
-        lock = FileLock(f"{self.place}.lock", timeout=0)
-        try:
-            lock.acquire()
-        except Timeout:
-            raise JaxpaError(
-                f"another process works on this file and writes {self.place}: wait for it, or share with --share I/N"
-            ) from None
-        except OSError as error:
-            raise JaxpaError(
-                f"{lock.lock_file} cannot be written ({error.strerror}): name a journal elsewhere with --journal"
-            ) from None
-        try:
-            yield
-        finally:
-            Path(lock.lock_file).unlink(missing_ok=True)  # while it is held
-            lock.release()
+    def locked(self) -> AbstractContextManager[None]:
+        """While this process writes the journal. Raises JaxpaError if another one does."""
+        return locked_url(self.place) if is_url(self.place) else locked_file(self.place)
 
 
 class Progress(NamedTuple):

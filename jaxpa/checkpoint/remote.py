@@ -26,6 +26,17 @@ def open_url(url: str) -> tuple[Any, str]:
         raise JaxpaError(f"{url} cannot be used: {error}") from None
 
 
+STORES = {"s3", "s3a", "gs", "gcs", "abfs", "abfss", "az", "adl", "oss", "oci"}  # of objects: they have no folders
+
+
+def make_folder(system: Any, path: str) -> None:
+    """A folder and its parents, where the file system has folders: a store of objects would make a bucket of a name
+    that was mistyped."""
+    protocols = {system.protocol} if isinstance(system.protocol, str) else set(system.protocol)
+    if not STORES & protocols:
+        system.makedirs(path, exist_ok=True)
+
+
 def _cache_folder() -> Path:
     """Where fetched checkpoints are kept."""
     return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache").absolute() / "jaxpa" / "models"

@@ -10,7 +10,7 @@ from typing import Any, Literal
 
 from jaxpa.batch.groups import sizes
 from jaxpa.batch.journal import Journal, Progress, key_of, read_progress
-from jaxpa.checkpoint.remote import open_url
+from jaxpa.checkpoint.remote import make_folder, open_url
 from jaxpa.cli import console
 from jaxpa.cli.command import Made
 from jaxpa.cli.lines import Job, in_order, shared
@@ -47,10 +47,14 @@ class Batch:
 
 
 def existing(url: str) -> set[str]:
-    """The names of the files below a URL."""
+    """The names of the files below a URL. Raises JaxpaError."""
     system, path = open_url(url)
     root = path.rstrip("/") + "/"
-    return {each.removeprefix(root) for each in system.find(path)} if system.exists(path) else set()
+    try:
+        system.invalidate_cache()
+        return {each.removeprefix(root) for each in system.find(path)} if system.exists(path) else set()
+    except Exception as error:  # each file system has errors of its own
+        raise JaxpaError(f"{url} cannot be read: {error}") from None
 
 
 @dataclass(frozen=True)
@@ -151,7 +155,10 @@ class Session:
         entry |= {**made.content, "files": job.names, "at": time.time()}
         self.journal.append(entry)
         self.made += 1
-        console.report(self.manner.json, entry, [f"[{self.made + self.failed}/{self.total}] {made.line}"])
+        line = made.line
+        if self.batch.out_url is not None:  # where they were made is gone by now
+            line = line.replace(f"{self.batch.work}/", f"{self.batch.out_url.rstrip('/')}/")
+        console.report(self.manner.json, entry, [f"[{self.made + self.failed}/{self.total}] {line}"])
 
 
 @dataclass
@@ -203,6 +210,6 @@ def upload(job: Job, url: str) -> None:
     system, path = open_url(url)
     for name, file in zip(job.names, job.files, strict=True):
         target = f"{path.rstrip('/')}/{name}"
-        system.makedirs(target.rpartition("/")[0], exist_ok=True)
+        make_folder(system, target.rpartition("/")[0])
         system.pipe_file(target, file.read_bytes())
         file.unlink()
