@@ -72,8 +72,12 @@ def main(argv: Sequence[str] | None = None) -> int:
         except BrokenPipeError:  # whoever reads has seen enough, as `head` has; nothing more may be flushed into it
             os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
             return BROKEN_PIPE
-        except (JaxpaError, OSError) as error:
+        except JaxpaError as error:
             console.LOG.error("%s", error)
+            return 2
+        except OSError as error:
+            said = error.strerror or error
+            console.LOG.error("%s", said if error.filename is None else f"{error.filename}: {said}")
             return 2
         except KeyboardInterrupt:
             console.LOG.error("stopped")

@@ -130,6 +130,26 @@ def test_a_reader_that_has_seen_enough(tmp_path):
     assert done.stderr == ""
 
 
+def test_streams_that_are_closed(tmp_path):
+    """What is printed goes nowhere, not into the next file that is opened."""
+    Image.new("RGB", (8, 8)).save(tmp_path / "a.png")
+    shell = f"{sys.executable} -m jaxpa mask --image a.png --box 0,0,1,1 --out b.png --json <&- >&- 2>&-"
+    done = subprocess.run(["bash", "-c", shell], cwd=tmp_path, env=os.environ | {"PYTHONPATH": str(ROOT)})
+    assert done.returncode == 0
+    assert read_metadata(tmp_path / "b.png")
+    shell = f"{sys.executable} -m jaxpa info none --json 2>&-"
+    done = subprocess.run(["bash", "-c", shell], cwd=ROOT, capture_output=True, text=True)
+    assert (done.returncode, done.stdout) == (2, "")
+
+
+def test_an_error_of_the_system_is_a_line(run, folder):
+    status, _, err = run("mask", "--image", "a.png", "--box", "0,0,1,1", "--out", f"{'x' * 300}.png")
+    assert (status, err) == (2, "jaxpa: a.png: no such file: check the path of the picture\n")
+    picture("a.png")
+    status, _, err = run("mask", "--image", "a.png", "--box", "0,0,1,1", "--out", f"{'x' * 300}.png")
+    assert (status, err) == (2, f"jaxpa: {'x' * 300}.png: File name too long\n")
+
+
 def test_sigterm_leaves_nothing(folder, run, monkeypatch):
     from jaxpa.checkpoint import convert
 
