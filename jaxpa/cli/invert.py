@@ -2,7 +2,7 @@
 
 from dataclasses import dataclass, field, fields
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import TYPE_CHECKING, Any, ClassVar, NamedTuple
 
 from tyro.conf import OmitArgPrefixes
 
@@ -34,10 +34,10 @@ class InvertCommand(Making):
     prompt: str
     """What the picture shows."""
     figure: bool = True  # type: ignore[misc]
-    """Also write OUT-figure.png: the inputs, their token masks, the results."""
+    """Also write OUT-figure.png: the picture, what the autoencoder makes of it, and the result."""
     sampling: OmitArgPrefixes[Sampling] = field(default_factory=Sampling)
 
-    READ = ("steps", "sigmas", "shift", "height", "width")
+    READ: ClassVar = ("steps", "sigmas", "shift", "height", "width")
 
     def prepare(self) -> Walk:
         from jaxpa.media.images import read_image

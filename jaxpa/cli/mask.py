@@ -113,13 +113,20 @@ class MaskCommand(Masking, Making):
         return THRESHOLD if self.threshold is None else self.threshold
 
     def changed(self, mask: np.ndarray) -> np.ndarray:
-        """A mask grown, shrunk and feathered. Raises JaxpaError if nothing is left."""
+        """A mask grown, shrunk and feathered. Raises JaxpaError if there is nothing of it, or nothing is left."""
         from jaxpa.media.masks import feather, grow, shrink
 
-        for change, pixels in ((grow, self.grow), (shrink, self.shrink), (feather, self.feather)):
+        if not mask.max() > 0.5:
+            way = next((name for name in ("box", "polygon") if getattr(self, name) is not None), "")
+            drawn = f"the {way} covers no pixel by more than half: make it larger"
+            raise JaxpaError(drawn if way else "the mask is empty: lower the threshold, or look for another word")
+        side = max(mask.shape)
+        for name, change in (("grow", grow), ("shrink", shrink), ("feather", feather)):
+            if (pixels := getattr(self, name)) > side:
+                raise JaxpaError(f"--{name} {pixels:g} is beyond the picture, whose longer side has {side} pixels")
             mask = change(mask, pixels) if pixels else mask
         if not mask.max() > 0.5:
-            raise JaxpaError("the mask is empty: shrink it less, or lower the threshold")
+            raise JaxpaError("the mask is empty: shrink it less")
         return mask
 
     def found(self, picture: "Image.Image", word: str) -> "tuple[np.ndarray, Image.Image]":

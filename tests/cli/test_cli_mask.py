@@ -63,7 +63,7 @@ def test_personalize_by_word(run, tmp_path, pictures):
 
 
 BAD = {
-    "a word that is not in the caption": (["--word", "mug", "--caption", "a yellow car"], "'mug' is not in the prompt"),
+    "a word that is not in the caption": (["--word", "mug", "--caption", "a yellow car"], "'mug' is not in '"),
     "an empty word": (["--word", ""], "word is empty"),
     "a threshold without effect": (["--box", "0,0,1,1", "--threshold", "0.3"], "--threshold would have no effect"),
     "two ways": (["--word", "car", "--box", "0,0,1,1"], "--word and --box"),
@@ -77,6 +77,9 @@ BAD = {
     "a threshold": (["--word", "car", "--threshold", "1.5"], "threshold"),
     "a coverage": (["--box", "0,0,1,1", "--coverage", "0"], "--coverage"),
     "growth": (["--box", "0,0,1,1", "--grow", "-3"], "cannot grow"),
+    "a polygon that is a line": (["--polygon", "0,0,1,1,0.5,0.5"], "the polygon covers no pixel"),
+    "a box within a pixel": (["--box", "0.5,0.5,0.5001,0.5001"], "the box covers no pixel"),
+    "a blur beyond the picture": (["--box", "0,0,1,0.5", "--feather", "1e9"], "--feather 1e+09 is beyond the picture"),
     "nothing left": (["--box", "0.4,0.4,0.5,0.5", "--shrink", "100"], "mask is empty"),
     "steps": (["--word", "car", "--steps", "0"], "steps must be"),
     "an output folder": (["--box", "0,0,1,1", "--out", "{t}/none/x.png"], "does not exist"),
