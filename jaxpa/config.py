@@ -129,8 +129,10 @@ def allowed(annotation: Any) -> str:
         return said
     if origin is Literal:
         return " or ".join(map(shown, parts))
-    if origin is tuple:
-        count = "" if parts[-1] is ... else f" {len(parts)}:"
+    if origin is dict:
+        return f"an object with, under each name, {allowed(parts[1])}"
+    if origin in (tuple, list):
+        count = "" if origin is list or parts[-1] is ... else f" {len(parts)}:"
         return f"a list of{count} {allowed(parts[0])}"
     if parts:
         return " or ".join(map(allowed, parts))

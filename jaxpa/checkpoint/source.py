@@ -316,8 +316,11 @@ def _open_pipeline(name: str, path: Path, skip: tuple[str, ...]) -> Source:
             problems.append(f"{file}: {error}")
             return None
 
-    pipeline = read(_class_of_index, path / "model_index.json")
-    scheduler = read(ScheduleConfig.from_json, path / "scheduler" / "scheduler_config.json")
+    pipeline, scheduled = read(_index, path / "model_index.json") or (None, False)
+    schedule = path / "scheduler" / "scheduler_config.json"
+    scheduler = read(ScheduleConfig.from_json, schedule)
+    if scheduled and not os.path.lexists(schedule):
+        problems.append(f"{schedule} is missing, which model_index.json lists")
     settings = read(_settings, path / MARKER) or {}
     return Source(
         name,
@@ -338,12 +341,13 @@ def _tokenizers(path: Path) -> dict[str, Path]:
     return {name: folder for name, folder in folders.items() if folder.is_dir() and any(folder.iterdir())}
 
 
-def _class_of_index(content: dict[str, Any]) -> str:
+def _index(content: dict[str, Any]) -> tuple[str, bool]:
+    """The pipeline's class, and whether a scheduler belongs to it. Raises ValueError for a class that is not known."""
     kind = content.get("_class_name", "FluxPipeline")
     if not isinstance(kind, str) or not kind.startswith(tuple(each.pipelines for each in BACKBONES.values())):
         known = " or ".join(f'of {each.name}, such as "{each.pipelines}Pipeline"' for each in BACKBONES.values())
         raise ValueError(f"_class_name is {shown(kind)}; allowed: a pipeline {known}")
-    return kind
+    return kind, bool(content.get("scheduler"))
 
 
 def _settings(content: dict[str, Any]) -> dict[str, Any]:

@@ -15,6 +15,7 @@ from jaxpa.checkpoint import hub
 from jaxpa.checkpoint.files import finite
 from jaxpa.checkpoint.load import load_component, load_parts
 from jaxpa.checkpoint.report import format_info, info
+from jaxpa.config import ScheduleConfig
 
 
 @pytest.fixture
@@ -124,6 +125,19 @@ def test_wrong_configurations(folder):
     path.unlink()
     (folder / "scheduler" / "scheduler_config.json").write_text(json.dumps({"use_karras_sigmas": True}))
     fails(folder, "config.json: No such file", "use_karras_sigmas", load=load_parts)
+
+
+def test_a_schedule_that_is_missing_is_no_other_one(folder):
+    """A pipeline that lists a scheduler does not take FLUX.1's in its place; one that lists none does."""
+    (folder / "scheduler" / "scheduler_config.json").unlink()
+    assert load_parts(folder, parts=()).config.scheduler == ScheduleConfig(
+        use_dynamic_shifting=CONFIG.transformer.guidance_embeds
+    )
+    listed = {"_class_name": "FluxPipeline", "scheduler": ["diffusers", "FlowMatchEulerDiscreteScheduler"]}
+    (folder / "model_index.json").write_text(json.dumps(listed))
+    fails(folder, "scheduler_config.json is missing, which model_index.json lists", load=load_parts)
+    (folder / "jaxpa.json").write_text('{"words": ["a"]}')
+    fails(folder, "allowed: an object with, under each name, a list of a string", load=load_parts)
 
 
 def test_pickles_are_refused(folder, tmp_path):
