@@ -6,7 +6,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import MISSING, fields, is_dataclass
 from typing import Any
 
-from tyro.conf import Positional
+from tyro.conf import Positional, UseAppendAction
 
 from jaxpa.cli.flags import primitive
 from jaxpa.errors import JaxpaError, did_you_mean
@@ -23,6 +23,7 @@ def check_words(kind: type[Any], words: Sequence[str]) -> None:
         if own in known:
             _check_values(flag, known[own], values)
     _check_stray(kind, words, given)
+    _check_once(kind, [flag.replace("_", "-") for flag, _ in given])
     missing = required(kind) - {flag.replace("_", "-") for flag, _ in given}
     if missing:
         raise JaxpaError(f"{' and '.join(f'--{flag}' for flag in sorted(missing))} must be given: --help explains it")
@@ -51,6 +52,27 @@ def _check_stray(kind: type[Any], words: Sequence[str], given: Sequence[tuple[st
                 spec.instance_from_str([word])
             except JaxpaError as error:
                 raise JaxpaError(f"{each.name.upper()} {error}") from None
+
+
+def _check_once(kind: type[Any], given: Sequence[str]) -> None:
+    """Raise JaxpaError for a flag that takes several values at once and is given twice: the last would count alone."""
+    known, again = flags_of(kind), _repeatable(kind)
+    for k, flag in enumerate(given):
+        if flag in given[:k] and flag not in again and _most(known.get(flag, bool)) is None:
+            raise JaxpaError(f"--{flag} is given twice: give all its values after one --{flag}")
+
+
+def _repeatable(kind: type[Any]) -> set[str]:
+    """The flags that may be given several times, each time for one more."""
+    hints, named = typing.get_type_hints(kind), typing.get_type_hints(kind, include_extras=True)
+    found = set[str]()
+    for each in fields(kind):
+        hint, several = hints[each.name], UseAppendAction in getattr(named[each.name], "__metadata__", ())
+        if isinstance(hint, type) and is_dataclass(hint):
+            found |= flags_of(hint).keys() if several else _repeatable(hint)
+        elif several:
+            found.add(each.name.replace("_", "-"))
+    return found
 
 
 def _most(kind: Any) -> int | None:

@@ -104,6 +104,9 @@ def encode(t5: T5Encoder, clip: CLIPTextEncoder, t5_ids: jax.Array, clip_ids: ja
     return TextEmbedding(t5(t5_ids), clip(clip_ids).pooled)  # (B, M, Dt), (B, Dv)
 
 
+SHOWN = 200  # characters of what is cut
+
+
 @dataclass(frozen=True)
 class CutPrompt:
     """The end of a prompt that an encoder does not read."""
@@ -115,7 +118,8 @@ class CutPrompt:
 
     def __str__(self) -> str:
         rest = " (CLIP makes only the pooled vector; the text tokens are T5's)" if self.encoder == "CLIP" else ""
-        return f"prompt {self.index} is longer than {self.encoder}'s {self.limit} tokens, cut: {self.text!r}{rest}"
+        text = self.text if len(self.text) <= SHOWN else f"{self.text[:SHOWN]} ..."
+        return f"prompt {self.index} is longer than {self.encoder}'s {self.limit} tokens, cut: {text!r}{rest}"
 
 
 class Tokenizers:
@@ -185,7 +189,7 @@ def word_spans(text: str, word: str) -> list[tuple[int, int]]:
     pattern = r"\s+".join(re.escape(part) for part in word.split())
     spans = [m.span() for m in re.finditer(rf"(?<!\w){pattern}(?!\w)", text, re.IGNORECASE)]
     if not pattern or not spans:
-        raise JaxpaError(f"the word {word!r} is not in the prompt {text!r}")
+        raise JaxpaError(f"the word {word!r} is not in {text!r}")
     return spans
 
 

@@ -17,7 +17,7 @@ import numpy as np
 from PIL import ExifTags, Image, ImageFile, ImageOps, PngImagePlugin, UnidentifiedImageError
 
 from jaxpa.box import Box
-from jaxpa.errors import JaxpaError, OutputError
+from jaxpa.errors import JaxpaError, OutputError, printable
 from jaxpa.media.figures import over_white
 from jaxpa.media.masks import unit
 from jaxpa.media.replacing import replacing
@@ -44,8 +44,7 @@ ASPECT_TOLERANCE = 0.02
 def name_of(picture: Picture, what: str = "picture") -> str:
     """What messages call a picture: its file, in characters that a terminal may be sent, or "the picture"."""
     file = os.fsdecode(picture) if isinstance(picture, str | os.PathLike) else getattr(picture, "filename", "")
-    text = "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in str(file))
-    return text or f"the {what}"
+    return printable(str(file)) or f"the {what}"
 
 
 def _line(error: Exception) -> str:

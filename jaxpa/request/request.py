@@ -109,6 +109,12 @@ class Request:
             raise JaxpaError(f"{self.verb} takes one prompt, not a list")
         if any(isinstance(place, Box) for place in self.places) and len(self.places) > 1:
             raise JaxpaError("several places share one reference: give centres X,Y; a box goes to the subject's --at")
+        for k, subject in enumerate(self.subjects):
+            places = self.places if self.places and k == len(self.subjects) - 1 else (subject.at,)
+            if subject.stretch and not any(isinstance(place, Box) for place in places):
+                raise JaxpaError(
+                    f"stretch would have no effect: {subject.name} has no box to fill, left, top, right, bottom"
+                )
         if self.places and not self.subjects:
             raise JaxpaError("places would have no effect: there is no subject to put there")
 

@@ -119,6 +119,9 @@ BAD = {
     "eta": ([*CAR, "--eta", "-1"], "eta"),
     "a tau twice": ([*CAR, "--tau", "0.5", "50%", "0.5"], "asked for twice (tau0.5)"),
     "a tau twice alone": ([*CAR, "--tau", "0.5", "0.5"], "asked for twice"),
+    "a flag of several values twice": ([*CAR, "--tau", "0.5", "--tau", "0.6"], "--tau is given twice"),
+    "a flag twice": ([*CAR, "--steps", "2", "--steps", "0"], "steps must be"),  # the last one counts
+    "a stretch into no box": ([*CAR, "--at", "0.5,0.5", "--stretch"], "stretch would have no effect"),
     "no effect": ([*CAR, "--gamma", "0.5"], "gamma would have no effect"),
     "no negative prompt here": ([*CAR, "--negative-prompt", "snow"], "embeds its guidance"),
     "a misspelt solver": ([*CAR, "--solver", "Heun"], "did you mean 'heun'"),
@@ -151,7 +154,7 @@ BAD = {
     "a misspelt flag": ([*CAR, "--num-image", "2"], "no flag --num-image here: did you mean 'num-images'"),
     "a word that the caption lacks": (
         ["--subject", "{p}/car.png", "--word", "mug", "--caption", "a car in the snow"],
-        "the word 'mug' is not in the prompt 'a car in the snow'",
+        "the word 'mug' is not in 'a car in the snow'",
     ),
 }
 
@@ -197,7 +200,7 @@ def test_every_command_says_it_in_one_line(words, said, run):
 def test_a_word_is_looked_for_in_the_caption_before_anything_loads(run, monkeypatch, pictures):
     monkeypatch.setattr("jaxpa.pipeline.load", lambda *_, **__: pytest.fail("it loads"))
     status, _, err = run("mask", "--image", pictures / "car.png", "--word", "mug", "--caption", "a car")
-    assert (status, err) == (2, "jaxpa: the word 'mug' is not in the prompt 'a car'\n")
+    assert (status, err) == (2, "jaxpa: the word 'mug' is not in 'a car'\n")
 
 
 @pytest.mark.parametrize("words", [["invert", "--prompt", "a car"], ["mask", "--word", "car"]])

@@ -19,7 +19,7 @@ from flax import nnx
 from jaxpa.config import CLIPConfig, T5Config
 from jaxpa.encoders.clip import CLIPTextEncoder
 from jaxpa.encoders.t5 import T5Encoder
-from jaxpa.encoders.text import TextEmbedding, Tokenizers, encode
+from jaxpa.encoders.text import CutPrompt, TextEmbedding, Tokenizers, encode
 from jaxpa.errors import CheckpointError, JaxpaError
 
 LONG = "a red ball and a blue box " * 20
@@ -228,7 +228,7 @@ def pieces(tokenizers: Tokenizers, prompt: str, word: str, max_length: int = 512
 )
 def test_words(tokenizers: Tokenizers, prompt: str, word: str, expected: str | None) -> None:
     if expected is None:
-        with pytest.raises(JaxpaError, match="is not in the prompt"):
+        with pytest.raises(JaxpaError, match="is not in '"):
             tokenizers.word_tokens(prompt, word)
         return
     if "(" in word:  # not in this small vocabulary, so only the place is checked
@@ -243,6 +243,12 @@ def test_words_index_the_encoder_input(tokenizers: Tokenizers) -> None:
     _, t5_ids, _ = tokenizers.tokenize([prompt], 64)
     found = tokenizers.word_tokens(prompt, "bear", 64)
     assert tokenizers.t5.decode(t5_ids[0, found]).strip() == "bear"
+
+
+def test_a_warning_of_a_long_prompt_is_short() -> None:
+    said = str(CutPrompt(0, "T5", 32, "a red ball " * 10_000))
+    assert len(said) < 300
+    assert "a red ball" in said
 
 
 def test_words_in_the_part_that_is_cut(tokenizers: Tokenizers) -> None:
