@@ -53,7 +53,7 @@ def from_json(data: Mapping[str, Any] | str, kind: type[Kind] = Request, lax: bo
         raise JaxpaError("; ".join(f"{place or 'request'}: {said}" for place, said in faults.items())) from None
 
 
-MEMBERS = ("int", "float", "str", "Steps", "Unset")  # of unions, as pydantic names them in the place of a fault
+MEMBERS = ("int", "float", "str", "Steps", "Unset", "Box")  # of unions, as pydantic names them in the place of a fault
 
 
 def _plain(value: Any, name: str) -> Any:

@@ -90,6 +90,7 @@ def test_the_schema_names_every_field():
     ({"sampling": {"steps": 0}}, "steps must be"), ({"method": {"level": "Layer"}}, "method.level"),
     ({"method": {"tau": ["x"]}}, "tau 'x'"), ({"method": {"tau_blocks": ["3=x"]}}, "tau 'x'"),
     ({"subjects": [{"image": 3}]}, "subjects.0.image"),
+    ({"subjects": [{"image": "a.png", "at": "left"}]}, r"^subjects.0.at: [^;]*$"),
     ({"sampling": {"guidance": float("nan")}}, "guidance"), ([], "request: "),
 ])  # fmt: skip
 def test_bad_json(data, said):
