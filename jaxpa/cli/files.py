@@ -63,6 +63,8 @@ def settle(chosen: Outputs, inputs: Iterable[Path], force: bool) -> Outputs:
     read = [file for file in inputs if file.exists()]
     for file in chosen.all:
         check_output(file)
+        if not force and file.is_symlink() and not file.exists():
+            raise JaxpaError(f"{file} is a link to nowhere: name another --out, or replace the link with --force")
         if file.exists():
             if any(os.path.samefile(file, each) for each in read):
                 raise JaxpaError(f"{file} is an input of this command: name another --out")

@@ -5,6 +5,7 @@ Bad input ends in one line on stderr and status 2.
 
 import io
 import os
+import shutil
 import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -57,6 +58,7 @@ COMMANDS = {
     "info": InfoCommand,
     "completion": CompletionCommand,
 }
+NARROWEST = 20  # columns of help
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -96,6 +98,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 def answer(argv: Sequence[str]) -> int:
     """Run the command that the words are; its exit status."""
     _check_folder()
+    _widen()
     if argv[:1] == ["--version"]:
         print(version())
         return 0
@@ -124,6 +127,12 @@ def every(argv: Sequence[str]) -> Any:
     """What the words are, among all commands: help, and whatever else belongs to no single one of them."""
     about = (__doc__ or "").partition("\n")[0]
     return tyro.extras.subcommand_cli_from_dict(COMMANDS, prog="jaxpa", description=about, args=argv, registry=REGISTRY)
+
+
+def _widen() -> None:
+    """Lay help out for `NARROWEST` columns where the terminal has fewer: in one column, its library would not end."""
+    if 0 < shutil.get_terminal_size().columns < NARROWEST:
+        os.environ["COLUMNS"] = str(NARROWEST)
 
 
 def _check_folder() -> None:

@@ -307,7 +307,7 @@ def save_image(image: Image.Image, path: str | os.PathLike[str], metadata: dict[
         with replacing(path) as file:
             image.save(file, form, **_options(metadata, form))
     except (OSError, ValueError) as error:
-        raise OutputError(f"{path} could not be written: {_line(error)}") from error
+        raise OutputError(f"{path} could not be written: {getattr(error, 'strerror', None) or _line(error)}") from error
 
 
 def read_metadata(path: str | os.PathLike[str]) -> dict[str, Any] | None:

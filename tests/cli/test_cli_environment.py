@@ -51,6 +51,14 @@ def test_only_pictures_of_this_package_are_replaced(folder):
     assert settle(outputs(out, [""], True), [], True).replaced == (out, Path("a-figure.png"))
 
 
+def test_a_link_to_nowhere_is_kept(folder):
+    """It may lead to a disk that is not mounted now."""
+    Path("a.png").symlink_to("/nowhere/a.png")
+    with pytest.raises(JaxpaError, match="is a link to nowhere"):
+        settle(outputs(Path("a.png")), [], False)
+    settle(outputs(Path("a.png")), [], True)
+
+
 def test_an_input_is_never_replaced(folder):
     picture("a.png", seed=1)
     os.link("a.png", "b.png")
@@ -239,6 +247,15 @@ def test_help_breaks_lines_where_the_terminal_ends(run, capsys, monkeypatch):
     with pytest.raises(SystemExit):
         run("personalize", "--help")
     assert "replaced, and the command says so; any other file needs --force. The names" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize("columns", [1, 4])
+def test_help_ends_however_narrow_the_terminal_is(run, capsys, monkeypatch, columns):
+    monkeypatch.setenv("COLUMNS", str(columns))
+    with pytest.raises(SystemExit) as ended:
+        run("--help")
+    assert ended.value.code == 0
+    assert "personalize" in capsys.readouterr().out
 
 
 def test_a_word_that_the_model_never_saw(run, folder):
