@@ -51,6 +51,12 @@ class Drawn(NamedTuple):
     seconds: float
 
 
+class Stop(Protocol):
+    """Whether an end is asked for: a `threading.Event`, or what asks for it elsewhere."""
+
+    def is_set(self) -> bool: ...
+
+
 class Outcome(NamedTuple):
     """What became of a line: what was made of it, or the error."""
 
@@ -113,9 +119,9 @@ class Worker:
     """pipe: the networks; size: of every batch; done: is told every line's outcome, by the thread that writes; stop: no
     further batch is begun once it is set."""
 
-    def __init__(self, pipe: Pipeline, size: Size, done: Callable[[Outcome], None], stop: Event | None = None):
+    def __init__(self, pipe: Pipeline, size: Size, done: Callable[[Outcome], None], stop: Stop | None = None):
         self.pipe, self.size, self.done = Remembering.of(pipe), size, done
-        self.stop = Event() if stop is None else stop
+        self.stop: Stop = Event() if stop is None else stop
         self.buckets: dict[Hashable, list[_Unit]] = {}
         self.trajectories: OrderedDict[Hashable, jax.Array] = OrderedDict()
         self.writing: Future[None] | None = None

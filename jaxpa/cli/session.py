@@ -1,5 +1,6 @@
 """A run of a batch: what is still to do, level by level, and into the journal what became of it."""
 
+import math
 import os
 import threading
 import time
@@ -80,6 +81,7 @@ class Session:
     failed: int = 0
     total: int = 0
     stop: threading.Event = field(default_factory=threading.Event)
+    cluster: Any = None
 
     def run(self) -> int:
         said, batch, (index, count) = self.manner, self.batch, self.manner.share
@@ -94,6 +96,10 @@ class Session:
         todo = {job.number for job in own if keys[job.number] not in skip}
         self.total = len(todo)
         before = sum(keys[job.number] in failed for job in own)
+        if said.engine == "ray" and todo:
+            from jaxpa.batch.engine_ray import connect
+
+            self.cluster = connect(self.stop)  # before SIGTERM is taken, which Ray would take itself
         with finishing(self.stop):
             for level in range(1 + max(job.level for job in batch.jobs)):
                 self.run_level([job for job in batch.jobs if job.level == level], todo)
@@ -122,21 +128,23 @@ class Session:
         if self.manner.engine == "ray":
             self.run_on_ray(sized)
             return
-        run = LineRunner(self.batch.out_url, self.stop)
+        run = LineRunner(self.batch.out_url)
         for group, each in sized:
-            if not self.stop.is_set():
-                run(group, each, lambda outcome: self.done(*outcome))
+            run(group, each, lambda outcome: self.done(*outcome), self.stop)
 
     def run_on_ray(self, sized: list[tuple[list[Job], Any]]) -> None:
         from jaxpa.batch.engine_ray import Task, chunks, run_tasks
 
         cache, run = console.compilation_cache(), LineRunner(self.batch.out_url)
-        tasks = [Task(chunk, size, run, cache and str(cache)) for group, size in sized for chunk in chunks(group, size)]
+        tasks = [
+            Task(chunk, size, run, self.cluster, cache and str(cache))
+            for group, size in sized
+            for chunk in chunks(group, size)
+        ]
         by_number = {job.number: job for group, _ in sized for job in group}
-        for number, made, error in run_tasks(tasks, self.manner.actors) if tasks else ():
+        devices = max((_devices_of(job.command.mesh) for job in by_number.values()), default=1)
+        for number, made, error in run_tasks(tasks, self.manner.actors, devices) if tasks else ():
             self.done(by_number[number], made, error)
-            if self.stop.is_set():
-                return
 
     def done(self, job: Job, made: Made | None, error: Exception | None) -> None:
         """A line is made, or failed: into the journal, and said. Raises OutputError if the journal is not writable."""
@@ -163,15 +171,17 @@ class Session:
 
 @dataclass
 class LineRunner:
-    """Runs jobs that are sampled together, or that are not (size None); done: hears (job, made, error) of each.
-
-    url: where their files go from the folder in which they are made; stop: no further batch is begun once it is set.
+    """Runs jobs that are sampled together, or that are not (size None); done: hears (job, made, error) of each; stop:
+    no further batch is begun once it is set. url: where their files go from the folder in which they are made.
     """
 
     url: str | None = None
-    stop: threading.Event | None = None
 
-    def __call__(self, jobs: list[Job], size: Any, done: Callable[[tuple[Job, Made | None, Any]], None]) -> None:
+    def __call__(
+        self, jobs: list[Job], size: Any, done: Callable[[tuple[Job, Made | None, Any]], None], stop: Any
+    ) -> None:
+        if stop.is_set():
+            return
         from jaxpa.batch.worker import Worker
 
         console.compilation_cache()
@@ -189,6 +199,8 @@ class LineRunner:
 
         if size is None:
             for job in jobs:
+                if stop.is_set():
+                    return
                 try:
                     outcome = job, job.command.make(job.command.prepare()), None
                 except Exception as error:  # whatever it is, the lines after it are made
@@ -202,7 +214,14 @@ class LineRunner:
                 sent((job, None, error))
             return
         lines: Any = ((job, job.command) for job in jobs)
-        Worker(pipe, size, lambda each: sent((each.line, each.made, each.error)), self.stop).run(lines)
+        Worker(pipe, size, lambda each: sent((each.line, each.made, each.error)), stop).run(lines)
+
+
+def _devices_of(mesh: str | None) -> int:
+    """How many devices a line is spread over, at least."""
+    from jaxpa.devices.sharding import read_sides
+
+    return 1 if mesh is None else max(1, math.prod(read_sides(mesh).values()))
 
 
 def upload(job: Job, url: str) -> None:
