@@ -1,11 +1,28 @@
 """The command that times this machine."""
 
 from dataclasses import dataclass, replace
-from typing import Literal
+from typing import TYPE_CHECKING, Any, Literal, NamedTuple
+
+import jax
+import numpy as np
 
 from jaxpa.cli import console
-from jaxpa.cli.command import Command
+from jaxpa.cli.command import Command, spec_of
+from jaxpa.config import WIDE, Rounding, Settings, flux_dev, flux_schnell
 from jaxpa.errors import JaxpaError, whole
+from jaxpa.request.spec import Spec
+
+if TYPE_CHECKING:
+    from jaxpa.checkpoint.source import Source
+
+
+class Timed(NamedTuple):
+    """What is timed: a checkpoint (None: random numbers), and how it is in memory; kept: see `Parts`."""
+
+    source: "Source | None"
+    spec: Spec
+    weights: Rounding = WIDE
+    kept: int = 0
 
 
 @dataclass(kw_only=True)
@@ -34,61 +51,67 @@ class BenchCommand(Command):
     """Run what does not seem to fit in memory."""
 
     def run(self) -> int:
-        import jax
-        import numpy as np
-
-        from jaxpa.checkpoint.load import default_dtype, load_parts, settings_of
-        from jaxpa.config import WIDE, Settings, flux_dev, flux_schnell
-        from jaxpa.devices.bench import Workload, bench, format_bench, random_model
-        from jaxpa.devices.memory import Load, peak_bytes, require
-        from jaxpa.devices.plan import kept_of
-        from jaxpa.request.spec import Spec
+        from jaxpa.checkpoint.load import default_dtype
+        from jaxpa.devices.bench import Workload, bench, format_bench
 
         dtype = np.dtype(self.dtype or default_dtype())
-        source = None if self.config is not None else self.source()
-        kept = 0 if source is None else kept_of(source)
-        if self.checkpoint.lora and not kept:
-            raise JaxpaError(
-                "--lora would have no effect: a merged one costs no time. Leave it out, or --keep-lora yes"
-            )
-        if self.config is not None and self.checkpoint.weights is not None:
-            raise JaxpaError("--weights would have no effect: the numbers of --config are drawn, not read")
-        if source is not None:
-            if self.double is not None or self.single is not None:
-                raise JaxpaError("--double and --single would have no effect: they cut the network of --config")
-            config, settings = source.config, settings_of(source)
-            weights = source.rounded(self.checkpoint.weights)
-        else:
-            weights = WIDE
-            config, settings = flux_dev() if self.config == "dev" else flux_schnell(), Settings()
-            blocks = {"num_layers": self.double, "num_single_layers": self.single}
-            said = {name: whole(name, count) for name, count in blocks.items() if count is not None}
-            config = replace(config, transformer=replace(config.transformer, **said))
+        timed = self.of_checkpoint() if self.config is None else self.of_full_size(self.config)
+        settings = timed.spec.settings
         height, width = (settings.size if side is None else side for side in (self.height, self.width))
         text = settings.max_length if self.text_tokens is None else self.text_tokens
         if not self.force:
-            grid = Spec(config, settings).grid(height, width)
-            load = Load(
-                config,
-                grid,
-                text,
-                whole("batch", self.batch, 1),
-                pictures=0,
-                itemsize=dtype.itemsize,
-                weights=weights,
-                kept=kept,
-            )
-            need = peak_bytes(load, jax.default_backend(), ("transformer",))
-            require(need, f"a batch of {self.batch:,}", "give a smaller --batch or size, or fewer blocks")
-        if source is not None:
-            parts = load_parts(source, None, dtype, parts=("transformer",), weights=self.checkpoint.weights)
-            model = parts.transformer
-        else:
-            model = random_model(config.transformer, dtype)
+            self.require_memory(timed, timed.spec.grid(height, width), text, dtype)
         work = Workload(height, width, text, self.batch, self.steps, self.repeats)
-        result = bench(model, work, config.vae.downscale)
+        result = bench(self.model(timed, dtype), work, timed.spec.config.vae.downscale)
         if self.json:
             console.report(True, result, ())
         else:
             print(format_bench(result))
         return 0
+
+    def of_checkpoint(self) -> Timed:
+        """The network of --model. Raises JaxpaError for flags that it does not read."""
+        from jaxpa.devices.plan import kept_of
+
+        source = self.source()
+        kept = kept_of(source)
+        self._check_loras(kept)
+        if self.double is not None or self.single is not None:
+            raise JaxpaError("--double and --single would have no effect: they cut the network of --config")
+        return Timed(source, spec_of(source), source.rounded(self.checkpoint.weights), kept)
+
+    def of_full_size(self, name: Literal["dev", "schnell"]) -> Timed:
+        """FLUX.1's network, or fewer blocks of it. Raises JaxpaError for flags that it does not read."""
+        self._check_loras(0)
+        if self.checkpoint.weights is not None:
+            raise JaxpaError("--weights would have no effect: the numbers of --config are drawn, not read")
+        config = flux_dev() if name == "dev" else flux_schnell()
+        blocks = {"num_layers": self.double, "num_single_layers": self.single}
+        said = {name: whole(name, count) for name, count in blocks.items() if count is not None}
+        return Timed(None, Spec(replace(config, transformer=replace(config.transformer, **said)), Settings()))
+
+    def _check_loras(self, kept: int) -> None:
+        if self.checkpoint.lora and not kept:
+            raise JaxpaError(
+                "--lora would have no effect: a merged one costs no time. Leave it out, or --keep-lora yes"
+            )
+
+    def require_memory(self, timed: Timed, grid: tuple[int, int], text: int, dtype: np.dtype) -> None:
+        """Raise JaxpaError where a batch of this grid and so many text tokens does not fit."""
+        from jaxpa.devices.memory import Load, peak_bytes, require
+
+        batch = whole("batch", self.batch, 1)
+        held = {"itemsize": dtype.itemsize, "weights": timed.weights, "kept": timed.kept}
+        load = Load(timed.spec.config, grid, text, batch, pictures=0, **held)
+        need = peak_bytes(load, jax.default_backend(), ("transformer",))
+        require(need, f"a batch of {batch:,}", "give a smaller --batch or size, or fewer blocks")
+
+    def model(self, timed: Timed, dtype: np.dtype) -> Any:
+        """The transformer, loaded or drawn."""
+        from jaxpa.checkpoint.load import load_parts
+        from jaxpa.devices.bench import random_model
+
+        if timed.source is None:
+            return random_model(timed.spec.config.transformer, dtype)
+        said = self.checkpoint.weights
+        return load_parts(timed.source, None, dtype, parts=("transformer",), weights=said).transformer
