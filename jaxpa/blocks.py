@@ -7,8 +7,6 @@ and pooled text (adaLN), computed outside. Double blocks keep text and image in 
 single blocks hold both in one sequence. Names follow the reference implementation.
 """
 
-import re
-from dataclasses import replace
 from typing import Any, NamedTuple
 
 import jax
@@ -21,7 +19,6 @@ from jaxpa.config import TransformerConfig
 from jaxpa.kernels import attention
 from jaxpa.layers import Linear, RMSNorm, contract, contract_heads, layer_norm
 from jaxpa.partition import summed, together
-from jaxpa.quantised import Quantised
 from jaxpa.rope import Rotary, rotate
 from jaxpa.tokens import gather
 
@@ -144,28 +141,6 @@ class SingleBlock(nnx.Module):
             return contract_heads(attended, kernels[0]) + (contract("...i,io->...o", hidden, kernels[1]) + bias)
 
         return summed(sums, kernels, bias, attended, hidden, axes=(1, 2))
-
-
-AROUND_ATTENTION = re.compile(r"(?:.*\.)?(?:(qkv\.[qkv])|proj)\.kernel(?:\.value)?")
-
-
-def by_heads(blocks: Any, width: int) -> Any:
-    """Stacked blocks whose kernels around attention have an axis of heads: (L, In, H, Dh) and (L, H, Dh, Out).
-
-    width: Dh. The bytes are the same, but a TPU's compiler copies a block's slice of a stack that is still to be
-    reshaped, where it would read it inside the product. Adapters (`layers.Kernel`) stay as they are.
-    """
-
-    def split(path: Any, x: Any) -> Any:
-        found = AROUND_ATTENTION.fullmatch(jax.tree_util.keystr(path, simple=True, separator="."))
-        if found is None:
-            return x
-        if isinstance(x, Quantised):
-            return replace(x, values=split(path, x.values))
-        depth, inputs, outputs = x.shape
-        return x.reshape((depth, inputs, -1, width) if found[1] else (depth, -1, width, outputs))
-
-    return jax.tree_util.tree_map_with_path(split, blocks, is_leaf=lambda x: isinstance(x, Quantised))
 
 
 def modulate(

@@ -59,7 +59,8 @@ class Kernel(Protocol):
 class Linear(nnx.Module):
     """y = x W + b. Every projection of every network goes through this layer.
 
-    kernel (In, Out), an array or a `Kernel`; bias (Out,) or None. Products of float32 are float32 on every device: a
+    kernel (In, Out), an array or a `Kernel`; bias (Out,) or None. A kernel that `to_heads` or `from_heads` reads may as
+    well have an axis of heads: (In, H, Out / H), (H, In / H, Out). Products of float32 are float32 on every device: a
     TPU, and a GPU with TF32, would round their inputs otherwise.
     """
 

@@ -22,7 +22,7 @@ from jaxpa.layers import contract, precision
 class LowRank:
     """A `layers.Kernel`: base (..., In, Out) or another kernel, down (..., In, R), up (..., R, Out), strength (..., R).
 
-    strength is float32.
+    base may have an axis of heads, as a `Linear`'s kernel may; strength is float32.
     """
 
     base: Any
@@ -56,11 +56,17 @@ class LowRank:
         return LowRank(base, split, whole, whole)
 
 
-def of_factors(sharding: Any, axes: int) -> tuple[Any, Any, Any]:
-    """The shardings of down, up and strength beside a base (..., In, Out), of so many axes, of this sharding."""
+def of_factors(base: Any, inputs: int) -> tuple[Any, Any, Any]:
+    """The shardings of down, up and strength beside a base of so many inputs.
+
+    base: an array or a `jax.ShapeDtypeStruct` (In, Out) or (L, In, Out), or a stack with an axis of heads.
+    """
+    sharding, blocks = base.sharding, base.ndim > 2
     if not isinstance(sharding, NamedSharding):
         return sharding, sharding, sharding
-    *rest, inputs, outputs = (*sharding.spec, *(None,) * (axes - len(sharding.spec)))
-    specs = P(*rest, inputs, None), P(*rest, None, outputs), P(*rest, None)
+    spec = (*sharding.spec, *(None,) * (base.ndim - len(sharding.spec)))
+    rest, (first, second, *third) = spec[:blocks], spec[blocks:]
+    outputs = third[0] if third and base.shape[1] != inputs else second  # (H, In / H, Out), or (In, H, Out / H)
+    specs = P(*rest, first, None), P(*rest, None, outputs), P(*rest, None)
     down, up, strength = (NamedSharding(sharding.mesh, spec) for spec in specs)
     return down, up, strength

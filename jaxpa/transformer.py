@@ -20,7 +20,7 @@ from jax.typing import DTypeLike
 
 from jaxpa import checks
 from jaxpa.arrays import Array, Float, Index, Int
-from jaxpa.blocks import DoubleBlock, Shared, SingleBlock, by_heads, chunks, modulate
+from jaxpa.blocks import DoubleBlock, Shared, SingleBlock, chunks, modulate
 from jaxpa.config import TransformerConfig
 from jaxpa.layers import Linear, MLPEmbedder, Numbered, stack, timestep_embedding
 from jaxpa.partition import by_groups, over_data, row_groups
@@ -214,8 +214,8 @@ def _scan_blocks(blocks: Any, carry: Any, mod: Any, shared: Shared, hooks: Hooks
     body = jax.checkpoint(body) if hooks.remat else body
     of_all = (mod, shared.weight, parameters)
     if not isinstance(blocks, Numbered):
-        depth, blocks = len(jax.tree.leaves(blocks)[0]), by_heads(blocks, 2 * shared.rotary.cos.shape[-1])
-        return jax.lax.scan(body, carry, (first + jnp.arange(depth), blocks, *of_all))
+        index = first + jnp.arange(len(jax.tree.leaves(blocks)[0]))
+        return jax.lax.scan(body, carry, (index, blocks, *of_all))
     body, seen = jax.jit(body), []  # traced once for all blocks
     for i, block in enumerate(blocks):
         carry, one = body(carry, (jnp.int32(first + i), block, *jax.tree.map(lambda x, i=i: x[i], of_all)))

@@ -117,9 +117,9 @@ def test_every_platforms_layout(folder, platform):
     np.testing.assert_allclose(velocity(there), want, atol=1e-6 * np.abs(want).max())  # scales are fused otherwise
     one = there.double_blocks[0] if platform == "gpu" else there.double_blocks
     kernel = one.img.qkv.q.kernel.get_value()
-    assert kernel.scale.ndim == kernel.values.ndim - 1 == (1 if platform == "gpu" else 2)
+    assert (kernel.scale.ndim, kernel.values.ndim) == ((1, 2) if platform == "gpu" else (2, 4))  # with an axis of heads
     if platform == "tpu":
-        assert kernel.values.format.layout.major_to_minor == (0, 2, 1)
+        assert kernel.values.format.layout.major_to_minor == (0, 2, 3, 1)
 
 
 def test_a_layer_takes_them():

@@ -9,11 +9,13 @@ import numpy as np
 import pytest
 from flax import nnx
 from jax.sharding import AbstractMesh
+from jax.sharding import PartitionSpec as P
 
 from jaxpa import blocks, partition
 from jaxpa.checkpoint.keys import abstract
-from jaxpa.checkpoint.residence import arrange
+from jaxpa.checkpoint.residence import arrange, path_of
 from jaxpa.config import TransformerConfig
+from jaxpa.devices.sharding import rules
 from jaxpa.layers import Linear, Numbered
 from jaxpa.partition import row_groups
 from jaxpa.sampling import Accompanied, Guided, at, prepare
@@ -294,9 +296,32 @@ def test_every_platforms_layout_is_the_same_network(flux, platform):
     there = arrange(flux, platform)
     np.testing.assert_array_equal(ask(velocity(there), X, T), ask(velocity(flux), X, T))
     assert isinstance(there.double_blocks, Numbered) == (platform == "gpu")
-    order = there.double_blocks[0].img.qkv.q if platform == "gpu" else there.double_blocks.img.qkv.q
-    turned = order.kernel[...].format.layout.major_to_minor
-    assert turned == ((0, 1) if platform == "gpu" else (0, 2, 1))
+    img = there.double_blocks[0].img if platform == "gpu" else there.double_blocks.img
+    held = [(x.shape, x.format.layout.major_to_minor) for x in (img.qkv.q.kernel[...], img.proj.kernel[...])]
+    if platform == "gpu":
+        assert held == [((16, 16), (0, 1))] * 2
+    else:  # with an axis of heads, those before attention transposed
+        assert held == [((2, 16, 2, 8), (0, 2, 3, 1)), ((2, 2, 8, 16), (0, 1, 2, 3))]
+
+
+@pytest.mark.parametrize("heads", [4, 3])
+def test_heads_that_do_not_divide_over_a_mesh_keep_their_kernels(heads):
+    config = replace(CONFIG, num_attention_heads=heads)
+    mesh = AbstractMesh((1, 2), ("data", "model"))
+
+    def spread(path: Any, x: jax.ShapeDtypeStruct) -> jax.ShapeDtypeStruct:
+        return jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=rules(mesh)("transformer", path_of(path), x.shape))
+
+    shapes = abstract("transformer", config, np.dtype(np.float32))
+    single = arrange(jax.tree_util.tree_map_with_path(spread, shapes), "tpu").single_blocks
+    q, proj, width = single.qkv.q.kernel.get_value(), single.proj.kernel.get_value(), 8 * heads
+    specs = [x.sharding.spec for x in (q, proj)]
+    if heads == 4:
+        assert (q.shape, proj.shape) == ((3, width, 4, 8), (3, 4, 8, width))
+        assert specs == [P(None, None, "model"), P(None, "model", None, None)]
+    else:
+        assert (q.shape, proj.shape) == ((3, width, width), (3, width, width))
+        assert specs == [P(None, None, "model"), P(None, "model", None)]
 
 
 @pytest.mark.parametrize("platform", ["cpu", "gpu", "tpu"])

@@ -147,11 +147,12 @@ class Adapters:
             for module in modules_at(out, path):
                 base = module.kernel.get_value()
                 lead = jax.tree.leaves(base)[0]
+                stacked = lead.shape[:1] if lead.ndim > 2 else ()
                 sizes = ((inputs, rank), (rank, outputs), (rank,))
                 kinds = (network.dtype, network.dtype, np.dtype(np.float32))
                 placed = (
-                    jax.ShapeDtypeStruct((*lead.shape[:-2], *size), kind, sharding=where)
-                    for size, kind, where in zip(sizes, kinds, of_factors(lead.sharding, lead.ndim), strict=True)
+                    jax.ShapeDtypeStruct((*stacked, *size), kind, sharding=where)
+                    for size, kind, where in zip(sizes, kinds, of_factors(lead, inputs), strict=True)
                 )
                 module.kernel = nnx.Param(LowRank(base, *placed))
         return out
@@ -169,7 +170,7 @@ class Adapters:
             base = _widened(module.kernel.get_value(), inputs)
             lead = jax.tree.leaves(base)[0]  # the matrices themselves
             which = index if lead.ndim == 2 else slice(None)
-            where = of_factors(lead.sharding, lead.ndim)
+            where = of_factors(lead, inputs)
             placed = (jax.device_put(host[which], each) for host, each in zip((down, up, strength), where, strict=True))
             module.kernel = nnx.Param(LowRank(base, *placed))
 
@@ -262,8 +263,8 @@ def _attach_vector(modules: list[Any], path: str, parts: list[Part]) -> None:
 
 
 def _widened(kernel: Any, inputs: int) -> Any:
-    """A kernel (In, Out) with inputs that count for nothing yet."""
-    if not isinstance(kernel, jax.Array) or (missing := inputs - kernel.shape[-2]) == 0:
+    """A kernel (In, Out) with inputs that count for nothing yet; a block's has all."""
+    if not isinstance(kernel, jax.Array) or kernel.ndim > 2 or (missing := inputs - len(kernel)) == 0:
         return kernel
     return jax.device_put(jnp.pad(kernel, ((0, missing), (0, 0))), kernel.sharding)
 

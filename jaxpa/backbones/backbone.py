@@ -77,9 +77,10 @@ class Backbone(Component):
     work: Callable[[Any, int, int, int], Work]
     # Parameter path -> the mesh axes ("data", "model", None) of its *last* axes. The first match counts.
     rules: tuple[tuple[str, tuple[str | None, ...]], ...]
-    # Attributes of the module that hold stacked blocks, and the stacked kernels that TPUs want transposed.
+    # Attributes of the module that hold stacked blocks; their kernels that `Linear.to_heads` reads, and `from_heads`.
     stacks: tuple[str, ...]
-    turned: re.Pattern[str]
+    to_heads: re.Pattern[str]
+    from_heads: re.Pattern[str]
     # (configuration, those of the other components by name) -> what does not fit, in a line each.
     misfits: Callable[[Any, Mapping[str, Any]], list[str]]
     # (TextEmbedding, guidance (B,) or None, positions (N, 3)) -> `sampling.Conditions`, to be bound to a module.

@@ -204,7 +204,8 @@ FLUX = Backbone(
     # Modulation moves whole channels of every token at once, and is computed once before the loop; embedders and the
     # layers at both ends are few. They stay as they are.
     rounded=re.compile(r"\w+_blocks\.(\w+\.)?(qkv\.[qkv]|proj|mlp_in|mlp_out)\.kernel"),
-    turned=re.compile(r"\w+_blocks\..*qkv\.[qkv]\.kernel"),  # before attention, so that heads come out first
+    to_heads=re.compile(r"\w+_blocks\.(\w+\.)?qkv\.[qkv]\.kernel"),
+    from_heads=re.compile(r"\w+_blocks\.(\w+\.)?proj\.kernel"),
     misfits=misfits,
     conditions=_conditions,
     channels_in="img_in",

@@ -18,7 +18,6 @@ import numpy as np
 from jax.sharding import Sharding
 from jax.typing import DTypeLike
 
-from jaxpa.backbones.registry import backbone_of
 from jaxpa.checkpoint import hub
 from jaxpa.checkpoint.keys import Leaf, abstract, component
 from jaxpa.checkpoint.parts import PARTS, Part
@@ -201,7 +200,7 @@ def _load(
     problems: list[str] = []
     arrays, platform = [], jax.default_backend()
     described = component(part.name, part.config)
-    backbone = backbone_of(part.config) if part.name == "transformer" else None
+    is_backbone = part.name == "transformer"
     for leaf in part.leaves:
         rounded = weights if described.rounds(leaf.path) else None
         if (edit := edits.get(leaf.path)) is not None:
@@ -217,12 +216,12 @@ def _load(
                 array = _place_quantised(host, where)
             else:
                 array = jax.block_until_ready(_place(host, where).astype(dtype))
-            arrays.append(settle(leaf.path, array, platform, backbone) if backbone else array)
+            arrays.append(settle(leaf.path, array, platform, part.config) if is_backbone else array)
     if problems:
         raise CheckpointError(f"{part.path} does not load: numbers that are not finite", unique(problems))
     structure = jax.tree_util.tree_structure(abstract(part.name, config or part.config, dtype))
     network = jax.tree_util.tree_unflatten(structure, arrays)
-    return assemble(network) if backbone else network
+    return assemble(network) if is_backbone else network
 
 
 def _place(host: np.ndarray, sharding: Sharding | None) -> jax.Array:

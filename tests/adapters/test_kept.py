@@ -14,7 +14,7 @@ import jaxpa
 from jaxpa.adapters.lay import adapt, over
 from jaxpa.adapters.spec import Lora
 from jaxpa.checkpoint.load import load_parts, load_stages
-from jaxpa.checkpoint.residence import arrange
+from jaxpa.checkpoint.residence import arrange, settle
 from jaxpa.checkpoint.source import resolve
 from jaxpa.devices.memory import Held
 from jaxpa.devices.plan import kept_of
@@ -142,7 +142,7 @@ def test_where_blocks_and_layouts_differ(folder, files, forward, platform):
     kernel = block.img.qkv.q.kernel.get_value()
     assert kernel.down.ndim == (2 if platform == "gpu" else 3)
     if platform == "tpu":
-        assert kernel.base.format.layout.major_to_minor == (0, 2, 1)
+        assert kernel.base.format.layout.major_to_minor == (0, 2, 3, 1)
     plain = Job(C, grid=(2, 3), text_tokens=5, steps=1, dtype="float32")
     mesh = Mesh(np.array(jax.devices()[:1]).reshape(1, 1), ("data", "model"), axis_types=(AxisType.Auto,) * 2)
     function, arguments = program(replace(plain, adaptation=laid), mesh, platform)  # as a plan compiles it
@@ -177,12 +177,16 @@ def test_what_they_weigh(folder, files):
     assert Held(kept=numbers).kept == numbers
 
 
-def test_shardings_of_factors():
-    mesh = make_mesh(1, 1)
-    for path, down, up in (("double_blocks.img.mlp_in.kernel", (None, None, None), (None, None, "model")),
-                           ("single_blocks.mlp_out.kernel", (None, "model", None), (None, None, None))):  # fmt: skip
-        base = rules(mesh)("transformer", path, (2, 16, 16))
-        specs = [tuple(each.spec) for each in of_factors(base, 3)]
+@pytest.mark.parametrize(("platform", "axes"), [("cpu", 3), ("tpu", 4)])
+def test_shardings_of_factors(platform, axes):
+    """Apart where the base is, with an axis of heads or without one."""
+    rule = rules(make_mesh(1, 1))
+    for path, down, up in (("double_blocks.img.qkv.k.kernel", (None, None, None), (None, None, "model")),
+                           ("single_blocks.proj.kernel", (None, "model", None), (None, None, None))):  # fmt: skip
+        base = jax.ShapeDtypeStruct((2, C.width, C.width), np.float32, sharding=rule("transformer", path, (2, 16, 16)))
+        base = settle(path, base, platform, C)
+        assert base.ndim == axes
+        specs = [tuple(each.spec) for each in of_factors(base, C.width)]
         assert specs == [down, up, (None, None)]
 
 

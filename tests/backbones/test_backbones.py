@@ -73,7 +73,8 @@ class ToyBlock(nnx.Module):
         self.down = Linear(2 * d, d, **keywords)
 
     def __call__(self, x: jax.Array) -> jax.Array:
-        return x + self.down(jnp.tanh(self.gate(x)) * self.up(x))
+        hidden = jnp.tanh(self.gate(x))[:, None] * self.up.to_heads(x, 1)  # (B, 1, S, 2 D)
+        return x + self.down.from_heads(hidden)
 
 
 class Toy(nnx.Module):
@@ -162,7 +163,8 @@ TOY = Backbone(
     ),
     stacks=("layers",),
     rounded=re.compile(r"layers\.(up|down)\.kernel"),
-    turned=re.compile(r"layers\.down\.kernel"),
+    to_heads=re.compile(r"layers\.up\.kernel"),
+    from_heads=re.compile(r"layers\.down\.kernel"),
     misfits=lambda config, others: (
         [f"its captions have {config.joint_attention_dim} channels"]
         if others["text_encoder_2"].d_model != config.joint_attention_dim
@@ -354,8 +356,10 @@ def test_lies_as_a_platform_wants_it(toy, platform):
     there = arrange(toy, platform)
     assert isinstance(there.layers, Numbered) == (platform == "gpu")
     if platform == "tpu":
-        assert there.layers.down.kernel[...].format.layout.major_to_minor == (0, 2, 1)
-        assert there.layers.up.kernel[...].format.layout.major_to_minor == (0, 1, 2)
+        up, down, gate = (getattr(there.layers, name).kernel[...] for name in ("up", "down", "gate"))
+        assert (up.shape, down.shape, gate.shape) == ((2, 8, 1, 16), (2, 1, 16, 8), (2, 8, 16))
+        assert up.format.layout.major_to_minor == (0, 2, 3, 1)
+        assert down.format.layout.major_to_minor == (0, 1, 2, 3)
     np.testing.assert_allclose(there(X, TXT, T), toy(X, TXT, T), atol=1e-6)
 
 
