@@ -25,12 +25,12 @@ from jaxpa.evaluation.evaluate import correlation, moved
 from jaxpa.layers import Linear, Numbered
 from jaxpa.media import images
 from jaxpa.pipeline import Pipeline
-from jaxpa.quantised import Quantised, quantise
+from jaxpa.quantised import DTYPES, Quantised, quantise
 from jaxpa.tokens import grid_positions
 from jaxpa.transformer import Flux, FluxConditions
 
 PICTURES = Path(__file__).parent / "pictures"
-KINDS = ("bfloat16", "int8", "fp8")
+KINDS = ("bfloat16", "int8", "fp8", "w8a8")
 TIMES = (0.95, 0.8, 0.6, 0.4, 0.2, 0.05)
 PROMPTS = [
     "a red car on a beach",
@@ -53,7 +53,7 @@ class Options:
 
 def loaded(kind: str) -> Pipeline:
     """mini with weights of a kind; it computes in float32 whatever they are, so that the weights alone differ."""
-    if kind in ("int8", "fp8"):
+    if kind in DTYPES:
         return jaxpa.load("mini", "float32", weights=kind)  # type: ignore[arg-type]
     pipe = jaxpa.load("mini", "float32")
     if kind == "bfloat16":
@@ -131,6 +131,7 @@ def with_kernels(model: Flux, kind: str, modulation: bool) -> Flux:
                 stood: Any = jnp.asarray(w, jnp.bfloat16).astype(jnp.float32)
                 if kind != "bfloat16":
                     stood = jax.tree.map(jnp.asarray, quantise(w, kind))  # type: ignore[arg-type]
+                    stood = replace(stood, inputs=kind == "w8a8")
                 module.kernel = type(module.kernel)(stood)
         elif isinstance(module, Numbered) or hasattr(module, "__dict__"):
             for inner, value in list(vars(module).items()):

@@ -31,8 +31,8 @@ from annotated_types import Ge, Gt, Le, Len
 if TYPE_CHECKING:
     from pydantic import TypeAdapter
 
-Weights = Literal["int8", "fp8"]  # of eight bits: see `jaxpa.quantised`
-Asked = Literal["int8", "fp8", "wide"]  # wide: of as many bits as all other numbers, whatever the files have
+Weights = Literal["int8", "fp8", "w8a8"]  # of eight bits: see `jaxpa.quantised`
+Asked = Literal["int8", "fp8", "w8a8", "wide"]  # wide: of as many bits as all other numbers, whatever the files have
 VariantName = Literal["text", "kontext", "fill", "control", "canny", "depth"]  # see `jaxpa.backbones.variants`
 
 # Ranges of the fields. They bound what a wrong file can ask for; every FLUX checkpoint lies far inside them.

@@ -1,6 +1,7 @@
 """Weights of eight bits against the network whose weights are what they stand for."""
 
 import json
+from dataclasses import replace
 
 import jax
 import jax.numpy as jnp
@@ -11,12 +12,14 @@ from PIL import Image
 from small_checkpoint import CONFIG, make
 
 from jaxpa.checkpoint import load as loading
+from jaxpa.checkpoint.convert import convert
 from jaxpa.checkpoint.keys import COMPONENTS, component
 from jaxpa.checkpoint.load import load_component, load_parts
 from jaxpa.checkpoint.residence import arrange
 from jaxpa.config import Rounding
 from jaxpa.devices import cost
 from jaxpa.devices.programs import Job, model
+from jaxpa.errors import CheckpointError
 from jaxpa.layers import Linear, contract
 from jaxpa.media.images import read_metadata
 from jaxpa.quantised import DTYPES, Quantised, quantise, wide
@@ -58,6 +61,52 @@ def test_products(kind, form):
     exact = contract(subscripts, x.astype(jnp.bfloat16).astype(jnp.float32), wide(q), shape)
     assert half.dtype == jnp.bfloat16  # rounded once, at the end
     np.testing.assert_allclose(half.astype(jnp.float32), exact, rtol=2.0**-8, atol=1e-5)
+
+
+@pytest.mark.parametrize("form", FORMS, ids=["plain", "to heads", "from heads"])
+def test_products_of_int8(form):
+    """A token's inputs, of all its heads, are rounded to 127 steps of its largest one; one token has none."""
+    subscripts, size, shape = form
+    w = jax.tree.map(jnp.asarray, quantise(normal(1, 12, 8), "int8"))
+    x = normal(2, *size) * np.float32(10) ** np.arange(-1, 2, dtype=np.float32)[:, None]  # tokens of unlike sizes
+    x[0, ..., 1, :] = 0
+    heads = (1, 3) if subscripts[:4] == "bhsi" else (x.ndim - 1,)
+    step = np.maximum(np.abs(x).max(heads, keepdims=True), 1e-30) / np.float32(127)
+    rounded = jnp.asarray(np.rint(x / step) * step)
+    got = contract(subscripts, jnp.asarray(x), replace(w, inputs=True), shape)
+    np.testing.assert_allclose(got, contract(subscripts, rounded, wide(w), shape), rtol=1e-5, atol=1e-5 * x.max())
+    assert np.abs(got - contract(subscripts, jnp.asarray(x), wide(w), shape)).max() > 1e-3
+    half = contract(subscripts, jnp.asarray(x, jnp.bfloat16), replace(w, inputs=True), shape)
+    assert half.dtype == jnp.bfloat16
+    np.testing.assert_allclose(half.astype(jnp.float32), got, atol=0.05 * np.abs(got).max())
+
+
+def test_activations_of_eight_bits(folder, tmp_path):
+    """The transformer's alone; a converted folder of int8 is as good a source, and one of fp8 is none."""
+    parts, int8 = (load_parts(folder, dtype=np.float32, weights=kind) for kind in ("w8a8", "int8"))
+    held = {
+        name: [
+            x.inputs
+            for x in jax.tree.leaves(getattr(parts, name), is_leaf=lambda x: isinstance(x, Quantised))
+            if isinstance(x, Quantised)
+        ]
+        for name in ("transformer", "text_encoder_2")
+    }
+    assert all(held["transformer"])
+    assert not any(held["text_encoder_2"])
+    assert parts.weights == Rounding("w8a8", "int8")
+    got, want = velocity(parts.transformer), velocity(int8.transformer)
+    assert 1e-3 < np.linalg.norm(got - want) / np.linalg.norm(want) < 0.05
+    for platform in ("gpu", "tpu"):
+        np.testing.assert_allclose(velocity(arrange(parts.transformer, platform)), got, atol=1e-2 * np.abs(want).max())
+    converted = convert(folder, tmp_path / "int8", weights="int8")
+    again = load_component(converted / "transformer", np.float32, weights="w8a8")
+    np.testing.assert_array_equal(velocity(again), got)
+    other = convert(folder, tmp_path / "fp8", weights="fp8")
+    with pytest.raises(CheckpointError, match="holds weights in fp8"):
+        load_component(other / "transformer", np.float32, weights="w8a8")
+    with pytest.raises(CheckpointError, match="convert with int8"):
+        convert(folder, tmp_path / "none", weights="w8a8")
 
 
 @pytest.fixture(scope="module")

@@ -52,6 +52,8 @@ def convert(
     Raises CheckpointError where the source does not load, is a converted folder of eight bits already, or the folder is
     not free.
     """
+    if weights == "w8a8":
+        raise CheckpointError("w8a8 rounds what a run computes: convert with int8, and load that folder with w8a8")
     folder = Path(folder).expanduser()
     if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
         raise CheckpointError(f"{folder} exists and is not empty: name a new folder")

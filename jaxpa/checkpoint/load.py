@@ -200,7 +200,7 @@ def _load(
     problems: list[str] = []
     arrays, platform = [], jax.default_backend()
     described = component(part.name, part.config)
-    is_backbone = part.name == "transformer"
+    transformer: Any = part.config if part.name == "transformer" else None
     for leaf in part.leaves:
         rounded = weights if described.rounds(leaf.path) else None
         if (edit := edits.get(leaf.path)) is not None:
@@ -213,15 +213,15 @@ def _load(
         where = sharding(part.name, leaf.path, leaf.shape) if callable(sharding) else sharding
         if not problems:
             if isinstance(host, Quantised):
-                array = _place_quantised(host, where)
+                array = Quantised(*_place_quantised(host, where), inputs=rounded == "w8a8")
             else:
                 array = jax.block_until_ready(_place(host, where).astype(dtype))
-            arrays.append(settle(leaf.path, array, platform, part.config) if is_backbone else array)
+            arrays.append(settle(leaf.path, array, platform, transformer) if transformer else array)
     if problems:
         raise CheckpointError(f"{part.path} does not load: numbers that are not finite", unique(problems))
     structure = jax.tree_util.tree_structure(abstract(part.name, config or part.config, dtype))
     network = jax.tree_util.tree_unflatten(structure, arrays)
-    return assemble(network) if is_backbone else network
+    return assemble(network) if transformer else network
 
 
 def _place(host: np.ndarray, sharding: Sharding | None) -> jax.Array:
@@ -230,9 +230,9 @@ def _place(host: np.ndarray, sharding: Sharding | None) -> jax.Array:
     return jax.make_array_from_callback(host.shape, sharding, lambda index: host[index])
 
 
-def _place_quantised(host: Quantised, sharding: Sharding | None) -> Quantised:
+def _place_quantised(host: Quantised, sharding: Sharding | None) -> tuple[jax.Array, jax.Array]:
     placed = _place(host.values, sharding), _place(host.scale, of_scale(sharding, host.values.ndim))
-    return Quantised(*jax.block_until_ready(placed))
+    return jax.block_until_ready(placed)
 
 
 def _host_dtype(part: Part, leaf: Leaf, dtype: np.dtype) -> np.dtype:

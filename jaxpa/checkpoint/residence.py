@@ -12,6 +12,7 @@ All platforms compute the same from the same parameters (In, Out), block on bloc
             matrix of the width's size in all double blocks.
 """
 
+from dataclasses import replace
 from typing import Any
 
 import jax
@@ -35,7 +36,9 @@ def settle(path: str, x: Any, platform: str, config: BackboneConfig) -> Any:
         pair = ((path, x.values), (f"{path}.scale", x.scale))
         values, scale = (settle(name, each, platform, config) for name, each in pair)
         apart = isinstance(values, list)
-        return [Quantised(*each) for each in zip(values, scale, strict=True)] if apart else Quantised(values, scale)
+        held = zip(values, scale, strict=True) if apart else [(values, scale)]
+        kernels = [replace(x, values=values, scale=scale) for values, scale in held]
+        return kernels if apart else kernels[0]
     shape_only = isinstance(x, jax.ShapeDtypeStruct)
     if platform in ("gpu", "cuda") and path.startswith(backbone_of(config).stacks):
         one = jax.ShapeDtypeStruct(x.shape[1:], x.dtype, sharding=_of_a_block(x.sharding)) if shape_only else None

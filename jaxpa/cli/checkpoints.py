@@ -7,7 +7,7 @@ from typing import Literal
 from tyro.conf import Positional
 
 from jaxpa.cli import console
-from jaxpa.config import Asked, VariantName
+from jaxpa.config import VariantName
 from jaxpa.errors import JaxpaError
 
 
@@ -25,7 +25,7 @@ class ConvertCommand:
     """Type of the tensors that are written."""
     variant: VariantName | None = None
     """Which of FLUX.1's sister models it is, where its files do not say."""
-    weights: Asked | Literal["bf16"] | None = None
+    weights: Literal["int8", "fp8", "wide", "bf16"] | None = None
     """Round the blocks of the transformer and of T5 to eight bits, each output with a scale: half the size of bfloat16.
     Such a folder loads as it is stored. wide: widen those of fp8 and GGUF files; bf16: that, and --dtype bfloat16.
     Default: as --weights has it where a checkpoint is loaded."""

@@ -113,7 +113,7 @@ def model(job: Job, mesh: Mesh, platform: str) -> Any:
         scale = jax.ShapeDtypeStruct(
             (*x.shape[:-2], x.shape[-1]), np.dtype(np.float32), sharding=of_scale(where, x.ndim)
         )
-        return Quantised(values, scale)
+        return Quantised(values, scale, inputs=job.weights == "w8a8")
 
     leaves = [parameter(path_of(path), x) for path, x in flat]
     network = arrange(jax.tree_util.tree_unflatten(tree, leaves), platform)
