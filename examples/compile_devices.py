@@ -21,7 +21,9 @@ libtpu 0.0.42.1, M cycles of a step, and of a double and a single block in it:
     v6e-1 batch 4   22.62 GiB    905.6, 226.4 an image (2026-11-26)
     v6e-1 512 x 4   24.01 GiB    308.6 (5.93, 5.04; 2026-11-26)
     v6e-1 reference 23.99 GiB    533.6 (10.4, 8.69), a step above tau
-    v5e-1 int8      15.10 GiB    588.7 (10.7, 10.1); fp8 the same
+    v5e-1 int8      14.59 GiB    588.7 (10.7, 10.1; 2026-11-26)
+    v5e-1 w8a8      14.33 GiB    504.6 (9.76, 8.37; 2026-11-26)
+    v6e-1 w8a8      14.44 GiB    315.3 (6.01, 5.28; 2026-11-26)
     v6e-4            5.77 GiB     89.7 (1.97, 1.36) a chip, 76 all-reduces of 27 MiB
     v5p-8            5.80 GiB    113.5 (2.52, 1.72) a chip, 2 all-reduces of 27 MiB in a double block, 1 in a single one
     v5e-4            6.10 GiB    219.7 (4.65, 3.43) a chip, the same all-reduces
@@ -47,6 +49,7 @@ ROWS = {
     "v6e-1": DEV, "v6e-1 reference": REFERENCE, "v6e-1 512": SMALL, "v6e-1 batch 4": replace(DEV, images=4),
     "v6e-1 512 x 4": replace(SMALL, images=4),
     "v5e-1 int8": replace(DEV, weights="int8"), "v5e-1 fp8": replace(DEV, weights="fp8"),
+    "v5e-1 w8a8": replace(DEV, weights="w8a8"), "v6e-1 w8a8": replace(DEV, weights="w8a8"),
     "v5p-8": DEV, "v5e-4": DEV, "v6e-4": DEV,
 }  # fmt: skip
 HEAD = ("device", "mesh", "fits", "GiB: peak", "weights", "temporaries", "kernel", "a step", "collectives a step",

@@ -343,7 +343,8 @@ class FluxVelocity:
         def of_group(share: Callable[[Array], Array]) -> Array:
             mod, length = self.modulation, None if routing is None else routing.length
             if mod is not None:
-                mod = Modulation(*(jax.vmap(share)(of_blocks) for of_blocks in mod[:3]), share(mod.final))
+                img, txt, single = (jax.vmap(share)(of_blocks) for of_blocks in mod[:3])
+                mod = Modulation(img, txt, single, share(mod.final))
             velocity = FluxVelocity(self.model, self.conditions.each_row(share), mod)
             return velocity(share(x), share(t), None if length is None else Routing(length=share(length)))
 
