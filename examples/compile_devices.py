@@ -16,7 +16,7 @@ one step, its attention kernel left out; ms are a roofline of one step's instruc
 
 libtpu 0.0.42.1, M cycles of a step, and of a double and a single block in it:
 
-    v6e-1           22.43 GiB    227.1 (4.13, 3.90)
+    v6e-1           22.77 GiB    226.6 (4.10, 3.90; 2026-11-26)
     v6e-1 512       22.27 GiB     78.5 (1.50, 1.31)
     v6e-1 batch 4   22.62 GiB    905.6, 226.4 an image (2026-11-26)
     v6e-1 512 x 4   24.01 GiB    308.6 (5.93, 5.04; 2026-11-26)
