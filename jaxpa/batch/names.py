@@ -7,6 +7,7 @@ from typing import Any
 
 from jaxpa.errors import JaxpaError, did_you_mean
 
+LONGEST = 255  # characters, as most file systems have it
 FIELDS = ("line", "verb", "prompt", "seed", "tau", "place")
 
 
@@ -16,9 +17,12 @@ class Template:
     def __init__(self, text: str):
         self.text = text
         try:
-            named = [name for _, name, _, _ in Formatter().parse(text) if name is not None]
+            parts = list(Formatter().parse(text))
         except ValueError as error:
             raise JaxpaError(f"--out {text!r}: {error}") from None
+        named = [name for _, name, _, _ in parts if name is not None]
+        if any(int(number) > LONGEST for _, _, form, _ in parts for number in re.findall(r"\d+", form or "")):
+            raise JaxpaError(f"--out {text!r}: no file has a name of more than {LONGEST} characters")
         for name in named:
             if name not in FIELDS:
                 raise JaxpaError(f"--out {text!r}: there is no {{{name}}}{did_you_mean(name, FIELDS)}")

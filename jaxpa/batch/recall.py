@@ -12,6 +12,7 @@ from jaxpa.errors import JaxpaError
 from jaxpa.request.record import CONFIG, from_json, to_json
 
 FORMAT = 1
+LATEST = 32e9  # seconds since 1970: before the year 3000
 PLACES = ("out_dir", "journal")
 
 
@@ -75,7 +76,8 @@ def runs_in(entries: Iterable[Mapping[str, Any]]) -> list[Asked]:
 def _read(entry: Mapping[str, Any]) -> Asked | None:
     """None: not a run, torn, or of a program that knows more."""
     try:
-        return from_json(entry["run"], Asked)
+        found = from_json(entry["run"], Asked)
+        return found if 0 <= found.at < LATEST else None
     except (KeyError, TypeError, JaxpaError):
         return None
 

@@ -91,7 +91,9 @@ def _objects(file: str, text: str) -> Iterator[Line]:
         if not line.strip():
             continue
         try:
-            record = json.loads(line)
+            record = json.loads(line, object_pairs_hook=_once)
+        except JaxpaError as error:
+            raise JaxpaError(f"{file}:{number}: {error}") from None
         except (ValueError, RecursionError) as error:
             raise JaxpaError(f"{file}:{number}: not JSON ({error}): write one object a line") from None
         if not isinstance(record, dict):
@@ -99,9 +101,18 @@ def _objects(file: str, text: str) -> Iterator[Line]:
         yield Line(number, f"{file}:{number}", record)
 
 
+def _once(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    """An object whose names are said once each: of two values one would be lost."""
+    names = [name for name, _ in pairs]
+    if twice := [name for k, name in enumerate(names) if name in names[:k]]:
+        raise JaxpaError(f"{twice[0]!r} is given twice")
+    return dict(pairs)
+
+
 def _csv(file: str, text: str, delimiter: str) -> Iterator[Line]:
     reader = csv.DictReader(io.StringIO(text, newline=""), delimiter=delimiter, strict=True)
     try:
+        _once([(name.strip(), None) for name in reader.fieldnames or () if name.strip()])
         for row in reader:
             place = f"{file}:{reader.line_num}"
             if None in row:

@@ -18,7 +18,7 @@ from jaxpa.cli import console
 from jaxpa.cli.command import check_platform
 from jaxpa.cli.lines import Naming, folder_of, read_jobs
 from jaxpa.cli.session import Batch, Manner, Session
-from jaxpa.errors import JaxpaError, OutputError
+from jaxpa.errors import JaxpaError, OutputError, whole
 
 
 @dataclass(kw_only=True)
@@ -74,6 +74,9 @@ class BatchCommand:
             return 0
         if self.file is None:
             raise JaxpaError("name the file of the batch, or say --schema")
+        for name in ("batch_size", "actors"):
+            if (value := getattr(self, name)) is not None:
+                whole(f"--{name.replace('_', '-')}", value, 1)
         check_platform()
         share, runs = parse_share(self.share), self.runs()
         if self.status:

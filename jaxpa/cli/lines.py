@@ -121,10 +121,14 @@ def _share_networks(commands: Sequence[Making]) -> None:
 def with_files(job: Job, folder: Path, work: Path | None) -> Job:
     """The job with the files that it makes."""
     files = job.command.outputs().all
-    if work is not None:
-        for file in files:
-            file.parent.mkdir(parents=True, exist_ok=True)
     base = folder if work is None else work
+    for file in files:
+        if "\0" in str(file):
+            raise JaxpaError(f"--out {str(file)!r}: no file has such a name")
+        if work is not None and os.pardir in file.parts:
+            raise JaxpaError(f"--out {os.path.relpath(file, work)}: give a name within --out-dir")
+        if work is not None:
+            file.parent.mkdir(parents=True, exist_ok=True)
     return job._replace(files=files, names=[_name_in(base, file) for file in files])
 
 

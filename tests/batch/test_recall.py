@@ -34,7 +34,17 @@ def test_the_latest_of_each_first(tmp_path):
     assert all(Asked(batch_size=4).fits(each) for each in asked)
 
 
-UNKNOWN = ({"format": 2, "at": 9.0}, {"out_dir": 5}, {"sed": 1}, {"at": "x"}, [], None, "x")
+UNKNOWN = (
+    {"format": 2, "at": 9.0},
+    {"out_dir": 5},
+    {"sed": 1},
+    {"at": "x"},
+    {"at": 1e300},
+    {"at": -1e18},
+    [],
+    None,
+    "x",
+)
 
 
 @pytest.mark.parametrize("run", UNKNOWN, ids=str)

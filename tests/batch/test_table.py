@@ -68,6 +68,9 @@ def test_bad_rows(name):
     (".csv", "prompt\nx,y\n", "more cells"),
     (".csv", "prompt,subjects.1.image\nx,a.png\n", "subjects.1.image"),
     (".csv", 'prompt\n"x\n', "not CSV"),
+    (".csv", "prompt,seed, prompt\nx,1,y\n", "'prompt' is given twice"),
+    (".jsonl", '{"prompt": "x", "prompt": "y"}\n', ":1: 'prompt' is given twice"),
+    (".jsonl", '{"sampling": {"seed": 1, "seed": 2}}\n', ":1: 'seed' is given twice"),
     (".txt", 'generate --prompt "x', "No closing quotation"),
 ])  # fmt: skip
 def test_bad_files(tmp_path, suffix, text, said):
@@ -89,7 +92,8 @@ def test_templates():
     assert named == ["00007-a-red-car-on-a-beach-x-3.png", "00007-a-red-car-on-a-beach-x-4.png"]
     assert slug("???") == "picture"
     for text, said in (("{line}{sed}.png", "did you mean 'seed'"), ("a.png", "names the pictures of all lines alike"),
-                       ("{line.__class__}.png", "no {line.__class__}"), ("{line", "expected")):  # fmt: skip
+                       ("{line.__class__}.png", "no {line.__class__}"), ("{line", "expected"),
+                       ("{line:0999999999d}.png", "more than 255")):  # fmt: skip
         with pytest.raises(JaxpaError, match=said):
             Template(text)
     with pytest.raises(JaxpaError, match="mask has no seed"):

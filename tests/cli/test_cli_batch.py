@@ -127,6 +127,7 @@ BAD = {
     ),
     "the same file": ("generate --prompt x\ngenerate --prompt y", "jobs.txt:1 already"),
     "nothing": ("# nothing", "holds no command"),
+    "a name that no file has": ("generate --prompt x --out 'a\0.png'", "no file has such a name"),
 }
 
 
@@ -260,6 +261,21 @@ def test_a_run_that_cannot_be_read(run, rows, tmp_path):
     assert (status, out.count("\n")) == (1, 1)
     assert "with --out {line}.png: 2 of 2 lines made" in out
     assert "with --model model --out {line}.png: " in err
+
+
+def test_names_and_numbers_that_cannot_be(run, tmp_path):
+    """Nothing is written outside of --out-dir, and no number is read as another one."""
+    file = tmp_path / "rows.jsonl"
+    file.write_text(json.dumps({"prompt": "a red star", **SMALL}))
+    url = ("--out-dir", "memory://made/pictures", "--journal", "memory://made/journal")
+    for flags, said in (
+        (("--out", "../../{line}.png", *url), "give a name within --out-dir"),
+        (("--batch-size", 0), "--batch-size must be a whole number, 1 or more, not 0"),
+        (("--actors", -3), "--actors must be a whole number, 1 or more, not -3"),
+    ):
+        status, out, err = run("batch", file, *flags)
+        assert (status, out, said in err) == (2, "", True), err
+    assert [path.name for path in tmp_path.iterdir()] == ["rows.jsonl"]
 
 
 def test_the_schema(run):
