@@ -74,7 +74,7 @@ def test_a_preview(run, tmp_path, monkeypatch):
     assert status == 2
     assert "o.preview.png exists and was not made by jaxpa" in err
     (tmp_path / "jobs.txt").write_text("generate --prompt x --preview 2 --out a.png")
-    assert "--preview is for a command of its own" in run("batch", tmp_path / "jobs.txt")[2]
+    assert "--preview shows one picture while it comes, and a batch" in run("batch", tmp_path / "jobs.txt")[2]
 
 
 def test_a_preview_does_not_outlive_a_failure(tmp_path):
