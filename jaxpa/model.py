@@ -151,8 +151,8 @@ class Model:
         """Start noise, each image from its own seed: seeds (B,) -> (B, N, C)."""
         return self.spread(_noise(seeds, (grid[0] * grid[1], self.parts.config.transformer.velocity_channels)))
 
-    def encode_text(self, prompts: str | Sequence[str]) -> TextEmbedding:
-        """Prompts (a string is one) -> .txt (B, M, Dt), .vec (B, Dv).
+    def encode_text(self, prompts: str | Sequence[str], on_step: OnStep | None = None) -> TextEmbedding:
+        """Prompts (a string is one) -> .txt (B, M, Dt), .vec (B, Dv). on_step: hears of each that is encoded.
 
         Warns if an encoder does not read all of a prompt. Raises JaxpaError for anything but text.
         """
@@ -167,11 +167,14 @@ class Model:
         if new := [prompt for prompt in dict.fromkeys(prompts) if prompt not in rows]:
             clip_ids, t5_ids, _ = self.tokenizers.tokenize(new, self.settings.max_length)
             # One at a time: a batch of another size needs no program of its own.
-            for prompt, t5_row, clip_row in zip(new, t5_ids[:, None], clip_ids[:, None], strict=True):
+            for k, (prompt, t5_row, clip_row) in enumerate(zip(new, t5_ids[:, None], clip_ids[:, None], strict=True)):
                 rows[prompt] = text.encode(self.parts.text_encoder_2, self.parts.text_encoder, t5_row, clip_row)
+                if on_step is not None:
+                    jax.block_until_ready(rows[prompt])
+                    on_step(Step("encode", k + 1, len(new)))
         return TextEmbedding.concatenate([rows[prompt] for prompt in prompts])
 
-    def encode_ahead(self, request: Request, captions: Sequence[str] = ()) -> None:
+    def encode_ahead(self, request: Request, captions: Sequence[str] = (), on_step: OnStep | None = None) -> None:
         """Where networks take turns, encode all texts of a request while the encoders are there."""
         if isinstance(self.parts, Parts):
             return
@@ -180,7 +183,7 @@ class Model:
         prompts = request.prompts if request.reads_text else ()
         texts = [*captions, *prompts, *[said.negative_prompt or ""] * guided]
         self.parts.texts.clear()
-        jax.block_until_ready(self.encode_text(texts) if texts else None)
+        jax.block_until_ready(self.encode_text(texts, on_step) if texts else None)
 
     def encode_image_prompt(self, picture: Picture) -> jax.Array:
         """What FLUX.1-Redux makes of a picture: text tokens (1, M', Dt), for `TextEmbedding.extended`."""

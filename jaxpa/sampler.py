@@ -53,9 +53,9 @@ class Sampler(Model):
         count = len(request.prompts) if embedded is None else len(embedded)
         guidance, grid = self.spec.guidance(said.guidance), self.grid(*canvas)
         times, made = request.times(self.spec, grid), []
-        self.encode_ahead(request)
+        self.encode_ahead(request, on_step=on_step)
         if embedded is None and request.reads_text and len(said.seeds(count)) > count:  # prompts are taken again
-            embedded = self.encode_text(request.prompts)
+            embedded = self.encode_text(request.prompts, on_step)
         start = self.encode_start(pictures)
         image = None if request.image_prompt is None else self.encode_image_prompt(request.image_prompt)
         beside = self.beside(pictures)
@@ -103,10 +103,10 @@ class Sampler(Model):
     def sample_personalized(self, request: Request, references: References, on_step: OnStep | None = None) -> jax.Array:
         """The tokens behind `personalize`, for every tau, seed and placement: (T * S * P, N, C)."""
         preset, taus, grid = request.switches(self.spec), request.taus(self.spec), references.grid
-        self.encode_ahead(request, references.captions)
+        self.encode_ahead(request, references.captions, on_step)
         seeds = np.asarray(request.sampling.seeds(), np.uint32)
         if request.embedding is None and len(seeds) > 1:  # it may take several batches
-            request = dataclasses.replace(request, embedding=self.encode_text(request.prompts))
+            request = dataclasses.replace(request, embedding=self.encode_text(request.prompts, on_step))
         times = request.times(self.spec, grid)
         trajectory = self.trajectory(references, preset, times, on_step, request.sampling.solver)
         beside, made = self.beside(references), []

@@ -54,7 +54,9 @@ def test_pictures_of_prompts(watched):
     """Two batches, and each network is loaded once."""
     pipe, loads = watched
     said = {"num_images": 4, "batch_size": 2, "steps": 2, "height": 48, "width": 48}
-    made = pipe.generate(PROMPTS, **said)
+    seen: list[tuple] = []
+    made = pipe.generate(PROMPTS, **said, on_step=lambda step: seen.append(step[:3]))
+    assert seen[:3] == [("encode", 1, 2), ("encode", 2, 2), ("sample", 1, 2)]
     assert [name for name, _ in loads] == ["text_encoder_2", "text_encoder", "transformer", "vae"]
     for name, held in loads:
         assert held <= {"text_encoder_2"} if name.startswith("text") else not held, (name, held)
