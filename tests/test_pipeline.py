@@ -80,7 +80,7 @@ def test_what_a_step_takes_for_the_picture(pipe):
     seen = []
     made = pipe.generate("a mug in a room", seed=[1, 4], steps=STEPS, on_step=seen.append)
     sampling = [step for step in seen if step.stage == "sample"]
-    assert [step.tokens is None for step in seen] == [False] * STEPS + [True] * 2
+    assert [step.tokens is None for step in seen] == [True] + [False] * STEPS + [True] * 2  # encoding, decoding
     velocity, grid = pipe.velocity(pipe.encode_text(["a mug in a room"] * 2)), pipe.grid()
     x, times = pipe.noise(np.array([1, 4]), grid), pipe.times(STEPS, grid)
     want = x - velocity(x, np.full(2, times[0], np.float32)) * times[0]

@@ -20,7 +20,7 @@ from PIL import Image
 from jaxpa.batch.groups import cast_of
 from jaxpa.batching import Part, Size, likeness, merge
 from jaxpa.encoders.text import TextEmbedding
-from jaxpa.errors import JaxpaError
+from jaxpa.errors import JaxpaError, memory_is_full
 from jaxpa.media.edits import MaskedPicture, StartPicture
 from jaxpa.media.subjects import References
 from jaxpa.pipeline import Pipeline
@@ -260,9 +260,8 @@ class Worker:
 
     def _again(self, units: list[_Unit], error: Exception) -> None:
         """After a batch failed: in halves if the memory was full, else each line's pictures apart."""
-        full = isinstance(error, MemoryError) or "RESOURCE_EXHAUSTED" in str(error) or "out of memory" in str(error)
         lines = list({id(unit.of): unit.of for unit in units}.values())
-        if full and self.size.images > 1:
+        if memory_is_full(error) and self.size.images > 1:
             each = units[0].part.references
             half = -(-self.size.images // 2)
             self.size = Size(half, max(each, min(self.size.references, half * each)))
