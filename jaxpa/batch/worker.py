@@ -260,8 +260,8 @@ class Worker:
 
     def _again(self, units: list[_Unit], error: Exception) -> None:
         """After a batch failed: in halves if the memory was full, else each line's pictures apart."""
-        lines = list({id(unit.of): unit.of for unit in units}.values())
-        if memory_is_full(error) and self.size.images > 1:
+        full, lines = memory_is_full(error), list({id(unit.of): unit.of for unit in units}.values())
+        if full and self.size.images > 1:
             each = units[0].part.references
             half = -(-self.size.images // 2)
             self.size = Size(half, max(each, min(self.size.references, half * each)))
