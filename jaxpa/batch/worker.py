@@ -25,7 +25,7 @@ from jaxpa.media.edits import MaskedPicture, StartPicture
 from jaxpa.media.subjects import References
 from jaxpa.pipeline import Pipeline
 from jaxpa.request.request import Request
-from jaxpa.runs import personalized, sampled
+from jaxpa.runs import OnStep, personalized, sampled
 from jaxpa.sampling import bound
 from jaxpa.tokens import Placement
 
@@ -75,10 +75,10 @@ class Remembering(Pipeline):
     def of(cls, pipe: Pipeline) -> "Remembering":
         return cls(**{each.name: getattr(pipe, each.name) for each in fields(pipe)})
 
-    def encode_text(self, prompts: str | Sequence[str]) -> TextEmbedding:
+    def encode_text(self, prompts: str | Sequence[str], on_step: OnStep | None = None) -> TextEmbedding:
         each = [prompts] if isinstance(prompts, str) else list(prompts)
         if new := [text for text in dict.fromkeys(each) if text not in self.known]:
-            made = super().encode_text(new)
+            made = super().encode_text(new, on_step)
             self.known.update((text, made[np.array([k])]) for k, text in enumerate(new))
         for text in each:
             self.known.move_to_end(text)
