@@ -6,18 +6,32 @@ import subprocess
 import sys
 from pathlib import Path
 
-import jax
 import numpy as np
 import pytest
 from PIL import Image
 
+# Processes of their own: programs that another test has compiled would be taken as they are.
 CODE = """
 import jax, sys
 from jaxpa.cli.main import main
-assert jax.device_count() == 2
-sys.exit(main(["batch", sys.argv[1], "--out-dir", "two", "--batch-size", "2"])
-         or main(["batch", sys.argv[2], "--out-dir", "mesh", "--batch-size", "2"]))
+count, *runs = sys.argv[1:]
+assert jax.device_count() == int(count)
+for file, folder in zip(runs[::2], runs[1::2], strict=True):
+    if status := main(["batch", file, "--out-dir", folder, "--batch-size", "2"]):
+        sys.exit(status)
 """
+
+
+def batches(devices: int, *runs: str) -> None:
+    """Runs of a file into a folder each, on so many devices."""
+    environment = os.environ | {
+        "XLA_FLAGS": f"--xla_force_host_platform_device_count={devices}",
+        "JAX_PLATFORMS": "cpu",
+        "JAX_DISABLE_MOST_OPTIMIZATIONS": "1",
+        "PYTHONPATH": str(Path(__file__).parents[2]),
+    }
+    done = subprocess.run([sys.executable, "-c", CODE, str(devices), *runs], env=environment, capture_output=True)
+    assert done.returncode == 0, done.stderr.decode()
 
 
 @pytest.fixture(scope="module")
@@ -30,24 +44,15 @@ def lines(pictures):
     ]
 
 
-def test_one_device_and_two(run, lines, tmp_path, monkeypatch, quick_compiles):
-    if jax.device_count() != 1:
-        pytest.skip("this process was given several devices")
+def test_one_device_and_two(lines, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     plain, spread = Path("plain.txt"), Path("spread.txt")
     plain.write_text("\n".join(lines))
     spread.write_text("\n".join(f"{line} --mesh data=2" for line in lines))
     for name in ("one", "two", "mesh"):
         Path(name).mkdir()
-    status, _, err = run("batch", plain, "--out-dir", "one", "--batch-size", 2)
-    assert status == 0, err
-    environment = os.environ | {
-        "XLA_FLAGS": "--xla_force_host_platform_device_count=2",
-        "JAX_PLATFORMS": "cpu",
-        "JAX_DISABLE_MOST_OPTIMIZATIONS": "1",
-        "PYTHONPATH": str(Path(__file__).parents[2]),
-    }
-    subprocess.run([sys.executable, "-c", CODE, plain, spread], env=environment, check=True, capture_output=True)
+    batches(1, "plain.txt", "one")
+    batches(2, "plain.txt", "two", "spread.txt", "mesh")
     names = sorted(file.name for file in Path("one").iterdir())
     assert names == ["car-1.png", "car-2.png", "star-1.png", "star-2.png"]
     for name in names:
