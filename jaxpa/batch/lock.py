@@ -124,6 +124,11 @@ class RemoteLock:
         except Exception:  # each file system has errors of its own
             if self.read() is None:
                 raise
+        return self.kept()
+
+    def kept(self) -> bool:
+        """Whether what was just written stays: where nothing is written at once, another one may have, too."""
+        time.sleep(BEAT / 10)
         return self.read() == self.text
 
     def acquire(self) -> None:
@@ -134,8 +139,7 @@ class RemoteLock:
             self.outlive(found)
             if self.read() == found:
                 self.system.pipe_file(self.path, self.text)
-                time.sleep(BEAT / 10)  # another one that takes it over
-                if self.read() == self.text:
+                if self.kept():
                     LOG.warning("%s was left by a process that has ended, and is taken over", f"{self.url}/{NAME}")
                     break
         _held.add(self.owner.id)
