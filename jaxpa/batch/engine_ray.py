@@ -35,7 +35,7 @@ class Flag:
         return self.up
 
 
-class Asked(NamedTuple):
+class SharedStop(NamedTuple):
     """A stop that any process of the cluster can ask for; flag: the handle of a `Flag`."""
 
     flag: Any
@@ -44,7 +44,7 @@ class Asked(NamedTuple):
         return import_module("ray").get(self.flag.is_up.remote())
 
 
-def connect(stop: threading.Event) -> Asked:
+def connect(stop: threading.Event) -> SharedStop:
     """Join the cluster that RAY_ADDRESS names, or start one on this machine. Raises JaxpaError without Ray.
 
     stop: once it is set, what is returned says so in every process. Ray takes SIGTERM for itself where it starts.
@@ -65,7 +65,7 @@ def connect(stop: threading.Event) -> Asked:
         ray.get(flag.put_up.remote())
 
     threading.Thread(target=wait, daemon=True).start()
-    return Asked(flag)
+    return SharedStop(flag)
 
 
 class Task(NamedTuple):
@@ -74,7 +74,7 @@ class Task(NamedTuple):
     jobs: list[Any]
     size: Any
     run: Run
-    stop: Asked
+    stop: SharedStop
     cache: str | None = None
 
 

@@ -133,16 +133,25 @@ class RemoteLock:
 
     def acquire(self) -> None:
         """Raises JaxpaError if another process has it."""
-        while not self.create():
-            if (found := self.read()) is None:
-                continue
-            self.outlive(found)
-            if self.read() == found:
-                self.system.pipe_file(self.path, self.text)
-                if self.kept():
-                    LOG.warning("%s was left by a process that has ended, and is taken over", f"{self.url}/{NAME}")
-                    break
-        _held.add(self.owner.id)
+        _held.add(self.owner.id)  # before anyone reads it, who would take an owner of this process for gone
+        try:
+            while not self.create() and not self.take_over():
+                pass
+        except BaseException:
+            _held.discard(self.owner.id)
+            raise
+
+    def take_over(self) -> bool:
+        """Write it in place of one whose owner has ended; whether that was done. Raises JaxpaError if it lives."""
+        if (found := self.read()) is None:
+            return False
+        self.outlive(found)
+        if self.read() != found:
+            return False
+        self.system.pipe_file(self.path, self.text)
+        if kept := self.kept():
+            LOG.warning("%s was left by a process that has ended, and is taken over", f"{self.url}/{NAME}")
+        return kept
 
     def outlive(self, found: bytes) -> None:
         """Wait until its owner is known to have ended. Raises JaxpaError if it lives."""

@@ -17,7 +17,7 @@ PLACES = ("out_dir", "journal")
 
 
 @dataclass(frozen=True, kw_only=True)
-class Asked:
+class RunRecord:
     """The flags of a run that say which pictures it makes, and where; None: not given. Places count from the file's
     folder. at: when it began, in seconds since 1970.
     """
@@ -31,7 +31,7 @@ class Asked:
     at: float = 0.0
 
     @classmethod
-    def of(cls, flags: Mapping[str, Any], folder: Path) -> "Asked":
+    def of(cls, flags: Mapping[str, Any], folder: Path) -> "RunRecord":
         """flags: as they are given, with places as the working directory sees them."""
         known: dict[str, Any] = {name: flags[name] for name in FLAGS}
         known |= {name: _from_folder(known[name], folder) for name in PLACES}
@@ -43,11 +43,11 @@ class Asked:
         return known | {name: _from_here(known[name], folder) for name in PLACES}
 
     @property
-    def pictures(self) -> "Asked":
+    def pictures(self) -> "RunRecord":
         """What tells runs apart: those of equal ones make the same pictures."""
         return replace(self, batch_size=None, at=0.0)
 
-    def fits(self, other: "Asked") -> bool:
+    def fits(self, other: "RunRecord") -> bool:
         """Whether another run has every flag that is given here, in what tells them apart."""
         return all(getattr(self.pictures, name) in (None, getattr(other, name)) for name in FLAGS)
 
@@ -63,20 +63,20 @@ class Asked:
         return {"run": {"format": FORMAT, **to_json(self)}}
 
 
-Asked.__pydantic_config__ = CONFIG  # type: ignore[attr-defined]
-FLAGS = tuple(each.name for each in fields(Asked) if each.name not in ("format", "at"))
+RunRecord.__pydantic_config__ = CONFIG  # type: ignore[attr-defined]
+FLAGS = tuple(each.name for each in fields(RunRecord) if each.name not in ("format", "at"))
 
 
-def runs_in(entries: Iterable[Mapping[str, Any]]) -> list[Asked]:
+def runs_in(entries: Iterable[Mapping[str, Any]]) -> list[RunRecord]:
     """The runs that a journal tells of, each as it was begun last, the latest first."""
     found = sorted(filter(None, map(_read, entries)), key=lambda each: -each.at)
     return [each for k, each in enumerate(found) if each.pictures not in [other.pictures for other in found[:k]]]
 
 
-def _read(entry: Mapping[str, Any]) -> Asked | None:
+def _read(entry: Mapping[str, Any]) -> RunRecord | None:
     """None: not a run, torn, or of a program that knows more."""
     try:
-        found = from_json(entry["run"], Asked)
+        found = from_json(entry["run"], RunRecord)
         return found if 0 <= found.at < LATEST else None
     except (KeyError, TypeError, JaxpaError):
         return None

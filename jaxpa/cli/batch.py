@@ -12,7 +12,7 @@ from typing import Any, Literal
 from tyro.conf import Positional
 
 from jaxpa.batch.journal import Journal, key_of, status
-from jaxpa.batch.recall import Asked, runs_in
+from jaxpa.batch.recall import RunRecord, runs_in
 from jaxpa.checkpoint.remote import is_url
 from jaxpa.cli import console
 from jaxpa.cli.command import check_platform
@@ -82,7 +82,7 @@ class BatchCommand:
         if self.status:
             return self.say_status(runs)
         if not (runs and (self.retry_failed or self.again)):
-            return self.work(share, Asked.of(vars(self), self.folder))
+            return self.work(share, RunRecord.of(vars(self), self.folder))
         console.LOG.info("as the %s", runs[0].words)
         command = self.as_in(runs[0])
         return command.work(share, replace(runs[0], batch_size=command.batch_size, at=time.time()))
@@ -103,13 +103,13 @@ class BatchCommand:
             raise JaxpaError(f"{self.file} is no file that a journal could stand beside: name one with --journal")
         return Journal.beside(Path(self.file), share)
 
-    def runs(self) -> list[Asked]:
+    def runs(self) -> list[RunRecord]:
         """The runs of the file that are known, the latest first; of these, where flags are given, those that had
         them."""
-        said = Asked.of(vars(self), self.folder)
+        said = RunRecord.of(vars(self), self.folder)
         return [each for each in runs_in(self.journal_of().everything()) if said.fits(each)]
 
-    def as_in(self, run: Asked) -> "BatchCommand":
+    def as_in(self, run: RunRecord) -> "BatchCommand":
         """This command with the flags of a run."""
         flags = run.flags(self.folder)
         return replace(self, **flags | {"batch_size": self.batch_size or flags["batch_size"]})
@@ -124,7 +124,7 @@ class BatchCommand:
             jobs = read_jobs(self.file, Naming(self.model, self.out, self.out_dir), work)
             yield Batch(self.file, jobs, self.folder, work, url, self.batch_size)
 
-    def work(self, share: tuple[int, int], asked: Asked) -> int:
+    def work(self, share: tuple[int, int], asked: RunRecord) -> int:
         """Make what is missing of what is asked for."""
         journal = self.journal_of(share)
         manner = Manner(share, self.engine, self.actors, self.retry_failed, self.again, self.json)
@@ -137,7 +137,7 @@ class BatchCommand:
         assert self.file is not None
         return [self.journal_beside(share)] if self.journal is not None and Path(self.file).is_file() else []
 
-    def leave_word(self, asked: Asked, journals: Sequence[Journal]) -> None:
+    def leave_word(self, asked: RunRecord, journals: Sequence[Journal]) -> None:
         """Let the journal, which is the first, tell of this run; and the others, if they can be written."""
         for each in journals:
             last = next(iter(runs_in(each.everything())), None)
@@ -149,7 +149,7 @@ class BatchCommand:
                 if each is journals[0]:
                     raise
 
-    def say_status(self, runs: Sequence[Asked]) -> int:
+    def say_status(self, runs: Sequence[RunRecord]) -> int:
         """How far each run is that made pictures of its own."""
         unread = 0
         for asked in runs or [None]:

@@ -11,7 +11,7 @@ from tyro.constructors import ConstructorRegistry, PrimitiveConstructorSpec, Pri
 
 from jaxpa.adapters.spec import Lora, parse_lora
 from jaxpa.errors import JaxpaError, did_you_mean
-from jaxpa.media.places import Place, parse_place, show_place
+from jaxpa.media.places import Place, parse_place, shortest, show_place
 from jaxpa.media.subjects import Subject
 from jaxpa.presets import BlockTau
 from jaxpa.request.groups import Seeds, Unset, parse_block_tau, parse_tau, show_block_tau, show_tau
@@ -109,12 +109,6 @@ def _parse_seeds(words: Sequence[str]) -> Seeds:
     if not numbers:
         raise JaxpaError("needs a number")
     return numbers[0] if len(numbers) == 1 else numbers
-
-
-def _shortest(number: float) -> str:
-    """A number in the shortest words that are read as the same one."""
-    short = f"{number:g}"
-    return short if float(short) == number else repr(number)
 
 
 def _show_seeds(seed: Seeds) -> list[str]:
@@ -259,7 +253,7 @@ def primitive(kind: Any) -> PrimitiveConstructorSpec[Any] | None:
     if plain == [bool]:
         return _choice([Literal["yes", "no"]], None, {"yes": True, "no": False})
     if plain == [tuple[float, ...]]:
-        return _spec("T,T,...", _parse_times, lambda value: [",".join(map(_shortest, value)) if value else "auto"])
+        return _spec("T,T,...", _parse_times, lambda value: [",".join(map(shortest, value)) if value else "auto"])
     if plain == [tuple[int, int]]:
         return _spec("FIRST-LAST|none", _parse_blocks, _show_blocks)
     if plain and typing.get_origin(plain[0]) is tuple:

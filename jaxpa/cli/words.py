@@ -1,9 +1,10 @@
 """What is wrong with the words of a command, in a line that names the flag, before they are parsed."""
 
+import itertools
 import shlex
 import typing
 from collections.abc import Iterator, Sequence
-from dataclasses import MISSING, fields, is_dataclass
+from dataclasses import MISSING, Field, fields, is_dataclass
 from typing import Any
 
 from tyro.conf import Positional, UseAppendAction
@@ -31,27 +32,21 @@ def check_words(kind: type[Any], words: Sequence[str]) -> None:
 
 def _check_stray(kind: type[Any], words: Sequence[str], given: Sequence[tuple[str, list[str]]]) -> None:
     """Raise JaxpaError for words that belong to no flag, and where a command lacks one that it takes without a flag."""
-    known, named = flags_of(kind), typing.get_type_hints(kind, include_extras=True)
-    alone = [each for each in fields(kind) if Positional in getattr(named[each.name], "__metadata__", ())]
-    first = next((k for k, word in enumerate(words) if word.startswith("--")), len(words))
-    stray = [*words[:first]]
+    known, alone = flags_of(kind), _alone(kind)
+    stray = list(itertools.takewhile(lambda word: not word.startswith("--"), words))
     for flag, values in given:
         most = _most(known.get(flag.replace("_", "-"), bool))
         stray += [] if most is None else values[most:]
     if len(stray) > len(alone):
-        word = stray[len(alone)]
         quoted = f", in quotes where it has spaces: --prompt {shlex.quote('a red cat')}" if "prompt" in known else ""
+        word = stray[len(alone)]
         raise JaxpaError(f"the word {word!r} belongs to no flag: give every value after its flag{quoted}")
-    needed = [each for each in alone if each.default is MISSING and each.default_factory is MISSING]
-    if len(stray) < len(needed):
-        raise JaxpaError(f"{needed[len(stray)].name.upper()} must be given: --help explains it")
+    for missing in filter(_is_needed, alone[len(stray) :]):
+        raise JaxpaError(f"{missing.name.upper()} must be given: --help explains it")
     hints = typing.get_type_hints(kind)
     for each, word in zip(alone, stray, strict=False):
         if spec := primitive(hints[each.name]):
-            try:
-                spec.instance_from_str([word])
-            except JaxpaError as error:
-                raise JaxpaError(f"{each.name.upper()} {error}") from None
+            _check_value(each.name.upper(), spec, [word])
 
 
 def _check_once(kind: type[Any], given: Sequence[str]) -> None:
@@ -64,10 +59,9 @@ def _check_once(kind: type[Any], given: Sequence[str]) -> None:
 
 def _repeatable(kind: type[Any]) -> set[str]:
     """The flags that may be given several times, each time for one more."""
-    hints, named = typing.get_type_hints(kind), typing.get_type_hints(kind, include_extras=True)
-    found = set[str]()
+    hints, found = typing.get_type_hints(kind), set[str]()
     for each in fields(kind):
-        hint, several = hints[each.name], UseAppendAction in getattr(named[each.name], "__metadata__", ())
+        hint, several = hints[each.name], _is_marked(kind, each, UseAppendAction)
         if isinstance(hint, type) and is_dataclass(hint):
             found |= flags_of(hint).keys() if several else _repeatable(hint)
         elif several:
@@ -119,9 +113,21 @@ def flags_of(kind: type[Any]) -> dict[str, Any]:
 
 def required(kind: type[Any]) -> set[str]:
     """The flags without which a command does not run."""
-    hints = typing.get_type_hints(kind, include_extras=True)
-    needed = [each.name for each in fields(kind) if each.default is MISSING and each.default_factory is MISSING]
-    return {name.replace("_", "-") for name in needed if Positional not in getattr(hints[name], "__metadata__", ())}
+    alone = _alone(kind)
+    return {each.name.replace("_", "-") for each in fields(kind) if _is_needed(each) and each not in alone}
+
+
+def _alone(kind: type[Any]) -> list[Field[Any]]:
+    """What a command takes without a flag, in order."""
+    return [each for each in fields(kind) if _is_marked(kind, each, Positional)]
+
+
+def _is_marked(kind: type[Any], each: Field[Any], mark: Any) -> bool:
+    return mark in getattr(typing.get_type_hints(kind, include_extras=True)[each.name], "__metadata__", ())
+
+
+def _is_needed(each: Field[Any]) -> bool:
+    return each.default is MISSING and each.default_factory is MISSING
 
 
 def _check_values(flag: str, kind: Any, values: list[str]) -> None:
@@ -135,8 +141,13 @@ def _check_values(flag: str, kind: Any, values: list[str]) -> None:
         return
     groups = [values] if spec.nargs == "*" else [[value] for value in (values if many else values[:1])]
     for group in groups:
-        try:
-            spec.instance_from_str(group)
-        except JaxpaError as error:
-            named = str(error).startswith((flag, "--"))
-            raise JaxpaError(str(error) if named else f"--{flag} {error}") from None
+        _check_value(f"--{flag}", spec, group)
+
+
+def _check_value(name: str, spec: Any, words: list[str]) -> None:
+    """Raise JaxpaError, which names the flag, for words that are not read as a value."""
+    try:
+        spec.instance_from_str(words)
+    except JaxpaError as error:
+        named = str(error).startswith((name.lstrip("-"), "--"))
+        raise JaxpaError(str(error) if named else f"{name} {error}") from None

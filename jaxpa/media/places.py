@@ -66,7 +66,12 @@ def parse_place(text: str) -> Place:
 
 def show_place(place: Place) -> str:
     """The shortest words that `parse_place` reads as the same place."""
-    return ",".join(repr(float(side)).removesuffix(".0") for side in place)
+    return ",".join(map(shortest, place))
+
+
+def shortest(number: float) -> str:
+    """The shortest words that are read as the same number."""
+    return repr(float(number)).removesuffix(".0")
 
 
 def _off_canvas(name: str, at: Sequence[float] | None) -> JaxpaError:

@@ -3,6 +3,7 @@
 import json
 import subprocess
 import sys
+import threading
 import time
 from dataclasses import asdict, replace
 
@@ -71,6 +72,34 @@ def test_silence(store, monkeypatch, text):
     with Journal(URL).locked():
         assert time.monotonic() - start >= 0.5
         assert Owner.read(store.cat_file(PATH)).machine == Owner.here().machine
+
+
+def test_many_at_once(store):
+    """One of eight gets it, whether it is free or was left."""
+    for before in (False, True):
+        if before:
+            left(store, pid=2**22 + 1, id="0")  # no process has such a number
+        held, refused, over = [], [], threading.Event()
+
+        def one(held=held, refused=refused, over=over):
+            try:
+                with Journal(URL).locked():
+                    held.append(1)
+                    over.wait(20)
+            except JaxpaError as error:
+                refused.append(error)
+
+        threads = [threading.Thread(target=one) for _ in range(8)]
+        for each in threads:
+            each.start()
+        for _ in range(200):
+            if len(refused) == 7:
+                break
+            time.sleep(0.1)
+        over.set()
+        for each in threads:
+            each.join()
+        assert (len(held), len(refused)) == (1, 7)
 
 
 def test_a_store_that_does_not_answer(monkeypatch):
