@@ -3,7 +3,6 @@
 Each is a small valid checkpoint with one thing changed. `info` and loading must agree on all of them.
 """
 
-import contextlib
 import dataclasses
 import json
 import os
@@ -19,7 +18,7 @@ import pytest
 from hypothesis import HealthCheck, example, given, settings
 from hypothesis import strategies as st
 from safetensors.numpy import load_file, save_file
-from small_checkpoint import CONFIG, FILES, make, release, rewrite, shard
+from small_checkpoint import CONFIG, FILES, holding, make, release, rewrite, shard
 
 from jaxpa.checkpoint.keys import COMPONENTS, leaves
 from jaxpa.checkpoint.load import load_component, load_parts
@@ -44,16 +43,6 @@ def whole(tmp_path_factory) -> Path:
 @pytest.fixture
 def folder(whole, tmp_path) -> Path:
     return shutil.copytree(whole, tmp_path / "flux")
-
-
-@contextlib.contextmanager
-def changed(path: Path, content: bytes):
-    before = path.read_bytes()
-    path.write_bytes(content)
-    try:
-        yield
-    finally:
-        path.write_bytes(before)
 
 
 def refused(path: Path, *words: str) -> None:
@@ -126,7 +115,7 @@ def test_headers(whole, data):
         header[key]["dtype"] = data.draw(st.sampled_from(["F64", "F16", "BF16", "I8", "I32", "F8_E4M3", "BOOL", "f32"]))
     else:
         del header[key][data.draw(st.sampled_from(["dtype", "shape", "data_offsets"]))]
-    with changed(path, joined(json.dumps(header), numbers)):
+    with holding(path, joined(json.dumps(header), numbers)):
         got = outcome(whole / "text_encoder")
     if isinstance(got, str):
         assert str(path) in got
@@ -146,7 +135,7 @@ def test_bytes_of_a_header(whole, at, byte, change):
         "cut": raw[:at],
         "insert": raw[:at] + bytes([byte]) + raw[at:],
     }[change]
-    with changed(path, bad):
+    with holding(path, bad):
         got = outcome(whole / "text_encoder_2")
     assert bad == raw or isinstance(got, str) or len(bad) == len(raw)  # a byte of blank space or of the metadata
 
@@ -174,7 +163,7 @@ def test_configs(whole, where, value):
     path = whole / name / "config.json"
     content = json.loads(path.read_text())
     usual = content.get(key)
-    with changed(path, json.dumps({**content, key: value}).encode()):
+    with holding(path, json.dumps({**content, key: value}).encode()):
         got = outcome(whole / name)
     if isinstance(got, str):
         assert str(path) in got or str(whole / name) in got
@@ -194,7 +183,7 @@ def test_the_other_documents(whole, name, data):
     path = whole / name
     if not path.exists():
         path.write_text("{}")
-    with changed(path, json.dumps({data.draw(st.sampled_from(keys)): data.draw(JSON)}).encode()):
+    with holding(path, json.dumps({data.draw(st.sampled_from(keys)): data.draw(JSON)}).encode()):
         got = outcome(whole, partial(load_parts, parts=("vae",)))
     assert str(path) in got if isinstance(got, str) else True
 

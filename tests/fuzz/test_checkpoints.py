@@ -3,7 +3,6 @@
 import json
 import math
 import shutil
-from contextlib import contextmanager
 
 import jax
 import numpy as np
@@ -12,7 +11,7 @@ from fuzzing import altered, damaged, fuzz, values
 from hypothesis import given
 from hypothesis import strategies as st
 from safetensors import safe_open
-from small_checkpoint import FILES, make
+from small_checkpoint import FILES, holding, make
 
 from jaxpa.checkpoint.load import load_parts
 from jaxpa.checkpoint.report import format_info, info
@@ -33,17 +32,6 @@ def whole(tmp_path_factory):
 @pytest.fixture
 def folder(whole, tmp_path):
     return shutil.copytree(whole, tmp_path / "folder", dirs_exist_ok=True)
-
-
-@contextmanager
-def holding(file, content):
-    """Within this, a file has other bytes."""
-    original = file.read_bytes()
-    file.write_bytes(content)
-    try:
-        yield
-    finally:
-        file.write_bytes(original)
 
 
 def survives(folder, component):

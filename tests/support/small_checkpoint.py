@@ -1,6 +1,8 @@
 """A small random FLUX pipeline on disk, and ways to damage it."""
 
 import json
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import jax
@@ -111,3 +113,14 @@ def fails(path, *words, load=load_component) -> CheckpointError:
     for word in words:
         assert word in str(caught.value), f"{word!r} is not in:\n{caught.value}"
     return caught.value
+
+
+@contextmanager
+def holding(file: Path, content: bytes) -> Iterator[None]:
+    """Within this, a file has other bytes."""
+    before = file.read_bytes()
+    file.write_bytes(content)
+    try:
+        yield
+    finally:
+        file.write_bytes(before)
