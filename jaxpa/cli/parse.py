@@ -4,6 +4,7 @@ import contextlib
 import inspect
 from collections.abc import Sequence
 from dataclasses import MISSING, fields, is_dataclass, replace
+from functools import cache
 from pathlib import Path
 from types import MappingProxyType
 from typing import Any, TypeVar
@@ -40,16 +41,21 @@ def parse_command(kind: type[Parsed], name: str, words: Sequence[str], prog: str
     return tyro.cli(kind, prog=prog, args=grouped, registry=REGISTRY, **extra)
 
 
+@cache  # the lines of a batch are of a few kinds
 def join_lines(kind: type[Any]) -> None:
-    """Let the help of every field be one paragraph: tyro would break its lines where the source does."""
+    """Let the help of every field be one paragraph: tyro would break its lines where the source does.
+
+    It also spares tyro, which forgets all between two commands, from reading the source of every class again.
+    """
     texts = {
         each.arg_name: each.description for base in kind.__mro__[-2::-1] for each in parse_from_object(base).params
     }
     for each in fields(kind):
-        if isinstance(each.default_factory, type) and is_dataclass(each.default_factory):
-            join_lines(each.default_factory)
-        if text := texts.get(each.name):
-            each.metadata = MappingProxyType({**each.metadata, "help": " ".join(text.split())})
+        text = texts.get(each.name) or ""
+        if isinstance(group := each.default_factory, type) and is_dataclass(group):
+            join_lines(group)
+            text = text or (inspect.getdoc(group) or "").partition("\n\n")[0]
+        each.metadata = MappingProxyType({**each.metadata, "help": " ".join(text.split())})
 
 
 def _synonym(word: str) -> str:

@@ -5,6 +5,7 @@ import shlex
 import typing
 from collections.abc import Iterator, Sequence
 from dataclasses import MISSING, Field, fields, is_dataclass
+from functools import cache
 from typing import Any
 
 from tyro.conf import Positional, UseAppendAction
@@ -57,6 +58,7 @@ def _check_once(kind: type[Any], given: Sequence[str]) -> None:
             raise JaxpaError(f"--{flag} is given twice: give all its values after one --{flag}")
 
 
+@cache
 def _repeatable(kind: type[Any]) -> set[str]:
     """The flags that may be given several times, each time for one more."""
     hints, found = typing.get_type_hints(kind), set[str]()
@@ -98,6 +100,7 @@ def said(words: Sequence[str]) -> Iterator[tuple[str, list[str]]]:
         yield flag, values
 
 
+@cache
 def flags_of(kind: type[Any]) -> dict[str, Any]:
     """The flags of a command, those of its groups among them, and their types."""
     hints, found = typing.get_type_hints(kind), {}
@@ -111,12 +114,14 @@ def flags_of(kind: type[Any]) -> dict[str, Any]:
     return found
 
 
+@cache
 def required(kind: type[Any]) -> set[str]:
     """The flags without which a command does not run."""
     alone = _alone(kind)
     return {each.name.replace("_", "-") for each in fields(kind) if _is_needed(each) and each not in alone}
 
 
+@cache
 def _alone(kind: type[Any]) -> list[Field[Any]]:
     """What a command takes without a flag, in order."""
     return [each for each in fields(kind) if _is_marked(kind, each, Positional)]
