@@ -97,7 +97,7 @@ def _objects(file: str, text: str) -> Iterator[Line]:
         except (ValueError, RecursionError) as error:
             raise JaxpaError(f"{file}:{number}: not JSON ({error}): write one object a line") from None
         if not isinstance(record, dict):
-            raise JaxpaError(f"{file}:{number}: not a JSON object: write one a line, such as {{'prompt': 'a cat'}}")
+            raise JaxpaError(f'{file}:{number}: not a JSON object: write one a line, such as {{"prompt": "a cat"}}')
         yield Line(number, f"{file}:{number}", record)
 
 
@@ -162,7 +162,9 @@ def row_of(record: dict[str, Any], text: bool = False) -> Row:
     for name in record.keys() - own:
         home = _home(name, record, own)
         group = nested.setdefault(home, {})
-        if not isinstance(group, dict) or name in group:
+        if not isinstance(group, dict):  # refused below, by its type
+            continue
+        if name in group:
             raise JaxpaError(f"{name} is given twice: alone, and as a part of {home}")
         group[name] = record[name]
     if text and isinstance(method := nested.get("method"), dict) and not isinstance(method.get("tau", []), list):

@@ -12,7 +12,7 @@ import numpy as np
 
 from jaxpa.checkpoint.load import default_dtype, settings_of
 from jaxpa.checkpoint.source import Source
-from jaxpa.config import Asked
+from jaxpa.config import Asked, FluxConfig
 from jaxpa.devices import cost
 from jaxpa.devices.memory import (
     SHARE,
@@ -68,6 +68,11 @@ class Run(NamedTuple):
         return len(self.times) - 1
 
     @property
+    def above(self) -> list[int]:
+        """The steps that start above each tau."""
+        return [int(steps_above(jnp.asarray(self.times), gate)) for gate in self.gates]
+
+    @property
     def level(self) -> cost.Level:
         return "layer" if self.preset is None else self.preset.level
 
@@ -106,6 +111,39 @@ def _read(request: Request, spec: Spec, grid: tuple[int, int]) -> tuple[int, int
         h, w = grid if request.sampling.height is request.sampling.width is None else spec.grid()
         return 1, h * w
     return int(request.following is not None or request.references > request.riding(spec)), 0
+
+
+class Work(NamedTuple):
+    """forwards: rows of tokens that pass the network; flop: in all, those for texts and pictures among them."""
+
+    forwards: int
+    flop_per_forward: float
+    flop: float
+
+
+def work_of(request: Request, run: Run, config: FluxConfig) -> Work:
+    """What the networks do for a request with every tau."""
+    r, n, images = run.references, run.tokens, run.images
+    # Joined, the references' tokens belong to the images' own sequences; otherwise they are rows of their own.
+    joined = run.preset is not None and run.preset.concat == "joined"
+    late_tokens, context = (n + run.context, 0) if joined else (n, run.context)
+
+    def rows(above: int, steps: int) -> int:
+        late = context > 0 and above < steps
+        asked = cost.sample_forwards(above, steps, r, images, run.level, late, guided=run.guided)
+        return asked * evaluations(request.sampling.solver, 1)
+
+    early = sum(rows(above, above) for above in run.above)
+    late = sum(rows(0, run.steps - above) for above in run.above)
+    inverted = r * run.inversion
+    forward = cost.transformer_flops(config.transformer, n + run.beside, run.text)
+    flop = (early + inverted) * forward
+    flop += late * cost.transformer_flops(config.transformer, late_tokens + run.beside, run.text, context)
+    text = cost.t5_flops(config.text_encoder_2, run.spec.settings.max_length) + cost.clip_flops(config.text_encoder)
+    height, width = (side * run.spec.cell for side in run.grid)
+    pictures = (r + run.pictures) * cost.autoencoder_flops(config.vae, height, width, "encode")
+    pictures += len(run.gates) * images * cost.autoencoder_flops(config.vae, height, width, "decode")
+    return Work(early + late + inverted, forward, flop + (1 + r + run.guided) * text + pictures)
 
 
 def images_together(request: Request, run: Run, held: Held, platform: str) -> int:
@@ -172,34 +210,14 @@ def plan(
     work are at most these. Raises JaxpaError.
     """
     run, rounding = run_of(request, Spec(source.config, settings_of(source)), canvas), source.rounded(weights)
-    config, n, m, images = source.config, run.tokens, run.text, run.images
-    above = [int(steps_above(jnp.asarray(run.times), gate)) for gate in run.gates]
-    r, asked = run.references, evaluations(request.sampling.solver, 1)
-    # Joined, the references' tokens belong to the images' own sequences; otherwise they are rows of their own.
-    joined = run.preset is not None and run.preset.concat == "joined"
-    late_tokens, late_context = (n + run.context, 0) if joined else (n, run.context)
-    late = late_context > 0
-    early_rows = sum(cost.sample_forwards(a, a, r, images, run.level, False, guided=run.guided) for a in above)
-    late_rows = sum(
-        cost.sample_forwards(0, run.steps - a, r, images, run.level, late, guided=run.guided) for a in above
-    )
-    inverted = r * run.inversion
-    beside = run.beside
-    forward = cost.transformer_flops(config.transformer, n + beside, m)
-    kind = np.dtype(default_dtype() if dtype is None else dtype)
+    work, kind = work_of(request, run, source.config), np.dtype(default_dtype() if dtype is None else dtype)
     held = held_of(source, dtype, weights, resident)
     device = jax.devices()[0]
     together = images_together(request, run, held, device.platform)
     load = run.load(max(1, together), held)
-    activations = activation_bytes(load, device.platform)
-    results = result_bytes(load, images * len(above)) if device.platform == "cpu" else 0
-    text = cost.t5_flops(config.text_encoder_2, run.spec.settings.max_length) + cost.clip_flops(config.text_encoder)
+    images = run.images * len(run.gates)
+    results = result_bytes(load, images) if device.platform == "cpu" else 0
     height, width = (side * run.spec.cell for side in run.grid)
-    pictures = (r + run.pictures) * cost.autoencoder_flops(config.vae, height, width, "encode")
-    pictures += len(above) * images * cost.autoencoder_flops(config.vae, height, width, "decode")
-    early_rows, late_rows = asked * early_rows, asked * late_rows
-    flops = (early_rows + inverted) * forward
-    flops += late_rows * cost.transformer_flops(config.transformer, late_tokens + beside, m, late_context)
     return {
         "model": source.name,
         "dtype": kind.name,
@@ -209,30 +227,34 @@ def plan(
         "height": height,
         "width": width,
         "variant": run.spec.variant.name,
-        "drawn_by": "token replacement" if r else run.spec.variant.title,
-        "image_tokens": n,
-        "picture_tokens": beside,
-        "text_tokens": m,
+        "drawn_by": "token replacement" if run.references else run.spec.variant.title,
+        "image_tokens": run.tokens,
+        "picture_tokens": run.beside,
+        "text_tokens": run.text,
         "steps": run.steps,
-        "references": r,
-        "images": images * len(above),
-        "level": run.level if r else None,
-        "tau": run.gates if r else [],
-        "steps_above_tau": above,
+        "references": run.references,
+        "images": images,
+        "level": run.level if run.references else None,
+        "tau": run.gates if run.references else [],
+        "steps_above_tau": run.above,
         "inversion_steps": run.inversion,
-        "sample_forwards": early_rows + late_rows + inverted,
-        "tflop_per_forward": forward / 1e12,
-        "tflop": (flops + (1 + r + run.guided) * text + pictures) / 1e12,
-        "weight_bytes": cost.weight_bytes(config, kind.itemsize, rounding),
+        "sample_forwards": work.forwards,
+        "tflop_per_forward": work.flop_per_forward / 1e12,
+        "tflop": work.flop / 1e12,
+        "weight_bytes": cost.weight_bytes(source.config, kind.itemsize, rounding),
         "lora_bytes": held.kept * kind.itemsize,
         "redux_bytes": held.redux * kind.itemsize,
         "resident": held.resident,
         "stage_bytes": stage_bytes(load, device.platform),
         "batch_size": max(1, together),
-        "activation_bytes": activations,
+        "activation_bytes": activation_bytes(load, device.platform),
         "memory_bytes": peak_bytes(load, device.platform) + results,
         "machine_bytes": machine_bytes(),
     }
+
+
+def _of(count: int, what: str) -> str:
+    return f"{count:,} {what}{'s' * (count != 1)}"
 
 
 def format_plan(content: dict[str, Any]) -> str:
@@ -242,7 +264,7 @@ def format_plan(content: dict[str, Any]) -> str:
     inversion = f", {c['inversion_steps']} of inversion" if c["inversion_steps"] else ""
     rows = {
         "model": f"{c['model']}, {c['dtype']}{', blocks ' + c['weights'] if c['weights'] else ''} on {c['device']}",
-        "input": f"{c['references']} references, {c['images']} images of {c['width']} x {c['height']}: "
+        "input": f"{_of(c['references'], 'reference')}, {_of(c['images'], 'image')} of {c['width']} x {c['height']}: "
         f"{c['image_tokens']} image + {c['text_tokens']} text tokens"
         + (f" + {c['picture_tokens']} of the picture that is changed" if c["picture_tokens"] else ""),
         "steps": f"{c['steps']}{tau}{inversion}",

@@ -208,42 +208,48 @@ def read_references(
         raise JaxpaError(f"{len(subjects)} subjects are more than fit: at most {MAX_REFERENCES} references in all")
     if not subjects and scene is None:
         raise JaxpaError("nothing to personalise: give at least one subject, or a scene")
-    pictures, chosen, shares, placements, names = [], [], [], [], []
-    if scene is not None:
-        pictures.append(_read_scene(scene, height, width))
-        chosen.append(np.ones(grid[0] * grid[1], bool))
-        shares.append(np.ones(grid[0] * grid[1], np.float32))
-        placements.append([put(chosen[0], grid, None, scene.name)[0]])
-        names.append("the scene")
+    read = [] if scene is None else [_whole(scene, height, width, grid)]
     for k, subject in enumerate(subjects):
-        places = [subject.at]
-        if at is not None and k == len(subjects) - 1:
-            places = [to_place(place, subject.name) for place in at]
-            if any(isinstance(place, Box) for place in places) and len(places) > 1:
-                raise JaxpaError(
-                    "several places share one reference: give centres X,Y; a box goes to the subject's --at"
-                )
-            subject = replace(subject, at=places[0])
+        places = [subject.at] if at is None or k < len(subjects) - 1 else _shared_places(at, subject.name)
         name = f"{subject.name} (subject {k + 1})" if len(subjects) > 1 else subject.name
-        read = read_subject(subject, height, width, grid, coverage)
-        _warn_of_cut(name, subject.at, read.lost)
-        pictures.append(read.picture)
-        chosen.append(read.tokens)
-        shares.append(read.shares)
-        placements.append([_put(read.tokens, grid, place, name) for place in places])
-        names.append(name)
-    captions = [each.caption for each in (*([] if scene is None else [scene]), *subjects)]
+        seen = read_subject(replace(subject, at=places[0]), height, width, grid, coverage)
+        _warn_of_cut(name, places[0], seen.lost)
+        read.append(_Read(name, subject.caption, seen, [_put(seen.tokens, grid, place, name) for place in places]))
     made = References(
-        np.stack(pictures),
-        np.stack(chosen),
-        _stack(placements),
-        tuple(captions),
+        np.stack([each.seen.picture for each in read]),
+        np.stack([each.seen.tokens for each in read]),
+        _stack([each.places for each in read]),
+        tuple(each.caption for each in read),
         grid,
         scene is not None,
-        np.stack(shares),
+        np.stack([each.seen.shares for each in read]),
     )
-    _warn_of_cover(made, names)
+    _warn_of_cover(made, [each.name for each in read])
     return made
+
+
+class _Read(NamedTuple):
+    """A reference on the canvas, and where its tokens go in each image."""
+
+    name: str
+    caption: str
+    seen: OnCanvas
+    places: list[Placement]
+
+
+def _whole(scene: Subject, height: int, width: int, grid: tuple[int, int]) -> _Read:
+    """A scene: all of its tokens, where they are."""
+    tokens = np.ones(grid[0] * grid[1], bool)
+    seen = OnCanvas(_read_scene(scene, height, width), tokens, tokens.astype(np.float32), 0.0)
+    return _Read("the scene", scene.caption, seen, [put(tokens, grid, None, scene.name)[0]])
+
+
+def _shared_places(at: Sequence[Place | None], name: str) -> list[Place | None]:
+    """The places of the images that share a subject's reference. Raises JaxpaError for boxes beside others."""
+    places = [to_place(place, name) for place in at]
+    if any(isinstance(place, Box) for place in places) and len(places) > 1:
+        raise JaxpaError("several places share one reference: give centres X,Y; a box goes to the subject's --at")
+    return places
 
 
 def _put(mask: np.ndarray, grid: tuple[int, int], at: Place | None, name: str) -> Placement:
