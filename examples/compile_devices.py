@@ -14,19 +14,20 @@ one step, its attention kernel left out; ms are a roofline of one step's instruc
     h100 reference  22.80 GiB  167.2 ms (products 120.4, attention 30.1, fusions 16.7)   1062, a step above tau
     h100x4           5.85 GiB   24.9 ms (products 15.1, attention 3.8, fusions 6.0)      1307, 76 all-reduces of 27 MiB
 
-libtpu 0.0.42.1, M cycles of a step, and of a double and a single block in it:
+2026-11-26, libtpu 0.0.42.1, M cycles of a step, and of a double and a single block in it:
 
-    v6e-1           22.77 GiB    226.6 (4.10, 3.90; 2026-11-26)
+    v6e-1           22.77 GiB    226.6 (4.10, 3.90)
     v6e-1 512       22.27 GiB     78.5 (1.50, 1.31)
-    v6e-1 batch 4   22.62 GiB    905.6, 226.4 an image (2026-11-26)
-    v6e-1 512 x 4   24.01 GiB    308.6 (5.93, 5.04; 2026-11-26)
-    v6e-1 reference 23.99 GiB    533.6 (10.4, 8.69), a step above tau
-    v5e-1 int8      14.59 GiB    588.7 (10.7, 10.1; 2026-11-26)
-    v5e-1 w8a8      14.33 GiB    504.6 (9.76, 8.37; 2026-11-26)
-    v6e-1 w8a8      14.44 GiB    315.3 (6.01, 5.28; 2026-11-26)
+    v6e-1 batch 4   22.62 GiB    905.6, 226.4 an image
+    v6e-1 512 x 4   23.34 GiB    305.0 (5.94, 5.04), 76.3 an image
+    v6e-1 reference 23.65 GiB    529.0 (10.4, 8.69), a step above tau
+    v5e-1 int8      14.59 GiB    588.7 (10.7, 10.1)
+    v5e-1 fp8       14.59 GiB    588.7 (10.7, 10.1)
+    v5e-1 w8a8      14.33 GiB    504.6 (9.76, 8.37)
+    v6e-1 w8a8      14.44 GiB    315.3 (6.01, 5.28)
     v6e-4            5.77 GiB     89.7 (1.97, 1.36) a chip, 76 all-reduces of 27 MiB
     v5p-8            5.80 GiB    113.5 (2.52, 1.72) a chip, 2 all-reduces of 27 MiB in a double block, 1 in a single one
-    v5e-4            6.10 GiB    219.7 (4.65, 3.43) a chip, the same all-reduces
+    v5e-4            5.77 GiB    219.7 (4.65, 3.43) a chip, the same all-reduces
 """
 
 import sys
@@ -45,7 +46,7 @@ SMALL = replace(DEV, grid=(32, 32))  # 512 x 512
 REFERENCE = replace(DEV, references=1, above=19)
 ROWS = {
     "h100": DEV, "h100 512": SMALL, "h100 batch 4": replace(DEV, images=4), "h100 reference": REFERENCE,
-    "h100x4": DEV,
+    "h100 int8": replace(DEV, weights="int8"), "h100 w8a8": replace(DEV, weights="w8a8"), "h100x4": DEV,
     "v6e-1": DEV, "v6e-1 reference": REFERENCE, "v6e-1 512": SMALL, "v6e-1 batch 4": replace(DEV, images=4),
     "v6e-1 512 x 4": replace(SMALL, images=4),
     "v5e-1 int8": replace(DEV, weights="int8"), "v5e-1 fp8": replace(DEV, weights="fp8"),
