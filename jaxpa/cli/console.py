@@ -9,7 +9,7 @@ import warnings
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeVar
 
 from tqdm import tqdm
 
@@ -20,6 +20,7 @@ if TYPE_CHECKING:
     from jaxpa.runs import Step
 
 LOG = logging.getLogger("jaxpa")
+Item = TypeVar("Item")
 
 
 class Terminal(logging.Handler):
@@ -80,13 +81,22 @@ class Progress:
 
     def show(self, stage: str, done: int, total: int) -> None:
         if self.bar is None:
-            off = None if LOG.isEnabledFor(logging.INFO) else True  # None: where stderr is no terminal
-            shown = {"file": sys.stderr, "leave": False, "dynamic_ncols": True, "disable": off}
-            self.bar = tqdm(total=total, desc=stage, unit_scale=total >= 10**6, **shown)  # of bytes: 1.2G
+            self.bar = tqdm(total=total, desc=stage, unit_scale=total >= 10**6, **_shown())  # of bytes: 1.2G
         self.bar.update(done - self.bar.n)
         if done == total:
             self.bar.close()
             self.bar = None
+
+
+def counted(items: Sequence[Item], stage: str) -> Iterator[Item]:
+    """The items one by one; where they take more than a second, with a bar."""
+    yield from tqdm(items, stage, delay=1, **_shown())
+
+
+def _shown() -> dict[str, Any]:
+    """How bars look; whether there are any."""
+    off = None if LOG.isEnabledFor(logging.INFO) else True  # None: where stderr is no terminal
+    return {"file": sys.stderr, "leave": False, "dynamic_ncols": True, "disable": off}
 
 
 def compilation_cache() -> Path | None:

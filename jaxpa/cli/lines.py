@@ -11,6 +11,7 @@ from jaxpa.batch.names import Template
 from jaxpa.batch.table import STDIN, Line, read_table, row_of
 from jaxpa.checkpoint.remote import is_url
 from jaxpa.cli.command import Making, spec_of
+from jaxpa.cli.console import counted
 from jaxpa.cli.files import labels, outputs
 from jaxpa.cli.invert import InvertCommand
 from jaxpa.cli.mask import MaskCommand
@@ -87,13 +88,13 @@ def read_jobs(file: str, naming: Naming = Naming(), work: Path | None = None) ->
     """
     jobs, faults, claims, folder = [], [], Claims(), folder_of(file)
     parsed = []
-    for line in read_table(file):
+    for line in counted(list(read_table(file)), "read"):
         try:
             parsed.append((line, *parse(line, naming.model, folder)))
         except JaxpaError as error:
             faults.append(f"{line.place}: {error}")
     _share_networks([command for _, command, _ in parsed])
-    for line, command, said in parsed:
+    for line, command, said in counted(parsed, "check"):
         try:
             located(command, folder)
             _name_outputs(command, line, naming, (folder, work))
