@@ -53,7 +53,7 @@ class Pipeline(Sampler):
 
         prepared: what `prepare` has made of the request's pictures (None: it is made here). on_step: hears each step.
         """
-        request.check(self.spec)
+        request.with_prompt().check(self.spec)
         with self.on_devices():
             return self._made(request, self.prepare(request) if prepared is None else prepared, on_step)
 

@@ -14,6 +14,7 @@ from jaxpa.devices.timing import Clock
 from jaxpa.encoders.text import TextEmbedding
 from jaxpa.media.images import read_image, to_array
 from jaxpa.personalize import PRESETS
+from jaxpa.request.request import Request
 from jaxpa.schedule import Steps
 from weights.recipe.flow import reconfigured
 
@@ -304,3 +305,9 @@ def test_a_caption_names_the_word(pipe, pictures):
 def test_bad_arguments_are_named(pipe, words):
     with pytest.raises(jaxpa.JaxpaError, match=next(iter(words))):
         pipe.generate("a car", **words)
+
+
+def test_what_a_picture_shows_must_be_said(pipe, subject):
+    for make in (lambda: pipe.generate(None), lambda: pipe.personalize(None, [subject]), lambda: pipe.make(Request())):
+        with pytest.raises(jaxpa.JaxpaError, match="give a --prompt"):
+            make()

@@ -53,7 +53,7 @@ class Said:
         """The prompt and the groups of a request; what the checkpoint takes anyway stays unsaid."""
         usual, guidance = spec.settings, self.guidance
         return {
-            "prompt": " ".join(self.prompt.split()),
+            "prompt": " ".join(self.prompt.split()) or None,
             "sampling": Sampling(
                 seed=_whole("the seed", self.seed),
                 num_images=_whole("the number of pictures", self.num_images),

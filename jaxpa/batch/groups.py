@@ -67,7 +67,7 @@ def cast_of(request: Request, spec: Spec) -> Hashable:
     """What decides the references' rows: requests of equal ones share them."""
     preset = request.switches(spec) if request.references else None
     inside = None if preset is None else preset.guidance_inside
-    said = replace(request, prompt="", embedding=None, places=(), sampling=type(request.sampling)())
+    said = replace(request, prompt=None, embedding=None, places=(), sampling=type(request.sampling)())
     if request.subjects:  # a centre says where tokens go, and not what they are; a box scales the picture
         last = replace(request.subjects[-1], at=request.places[0]) if request.places else request.subjects[-1]
         subjects = (*request.subjects[:-1], last)

@@ -41,7 +41,7 @@ class RowCommand(Picturing):
     figure: bool = False  # type: ignore[misc]
 
     def request(self) -> Request:
-        return self.said
+        return self.said.with_prompt()
 
 
 class Job(NamedTuple):
@@ -176,7 +176,6 @@ def parse(line: Line, model: str | None, folder: Path = Path()) -> tuple[Making,
             said=row.request,
             checkpoint=row.checkpoint,
             figure=row.figure,
-            prompt="",
             out=RowCommand.DEFAULT if row.out is None else Path(row.out),
         )
         return command, record
@@ -243,7 +242,7 @@ def _name_outputs(command: Making, line: Line, naming: Naming, places: tuple[Pat
     template, prompt = naming.template, getattr(command, "prompt", None) or ""
     verb = type(command).__name__.removesuffix("Command").lower()
     if isinstance(command, Picturing):
-        prompt, verb = command.request().prompt, command.request().verb
+        prompt, verb = command.request().prompt or "", command.request().verb
     said = {"line": line.number, "verb": verb, "prompt": prompt if isinstance(prompt, str) else " ".join(prompt)}
 
     def name(made: list[dict[str, Any]]) -> list[Path]:

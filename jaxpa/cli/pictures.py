@@ -70,7 +70,8 @@ class GenerateCommand(Picturing):
             raise JaxpaError("--strength would have no effect: there is no --image to start from")
         strength = {} if self.strength is None else {"strength": self.strength}
         starting = None if self.image is None else Starting(image=self.image, **strength)
-        return Request(**self.words(), starting=starting, following=following(self.control, self.edges))
+        follow = following(self.control, self.edges)
+        return Request(**self.words(), starting=starting, following=follow).with_prompt()
 
 
 def following(control: Path | None, edges: bool) -> Following | None:
@@ -90,7 +91,7 @@ class EditCommand(Picturing):
     """Also write OUT-figure.png: the picture and the results."""
 
     def request(self) -> Request:
-        return Request(**self.words(), following=Following(picture=self.image))
+        return Request(**self.words(), following=Following(picture=self.image)).with_prompt()
 
 
 @dataclass(kw_only=True)
@@ -116,14 +117,15 @@ class PersonalizeCommand(Picturing):
 
     def request(self) -> Request:
         scene = None if self.scene is None else Subject(self.scene)
-        return Request(
+        request = Request(
             **self.words(),
             subjects=self.subject,
             scene=scene,
             places=self.place,
             method=self.method,
             following=following(self.control, self.edges),
-        ).with_references()
+        )
+        return request.with_prompt().with_references()
 
 
 @dataclass(kw_only=True)
@@ -149,9 +151,8 @@ class KeepingCommand(Picturing):
         raise NotImplementedError
 
     def request(self) -> Request:
-        return Request(
-            **self.words(), method=self.method, editing=self.editing(), following=following(self.control, self.edges)
-        )
+        follow = following(self.control, self.edges)
+        return Request(**self.words(), method=self.method, editing=self.editing(), following=follow).with_prompt()
 
 
 @dataclass(kw_only=True)

@@ -115,13 +115,9 @@ class Picturing(Making):
         """What the picture shows."""
         if self.prompt is not None and self.embedding is not None:
             raise JaxpaError("give --prompt or --embedding, not both: an embedding is an encoded prompt")
-        if self.prompt is self.embedding is self.image_prompt is None:
-            raise JaxpaError(
-                "give a --prompt: what the picture shows (or an --embedding FILE, or an --image-prompt PICTURE)"
-            )
         if self.image_prompt is not None and self.checkpoint.redux is None:
             raise JaxpaError("--image-prompt is read by FLUX.1-Redux: name its folder or hub id with --redux")
-        return {"prompt": self.prompt or "", "embedding": self.embedding}
+        return {"prompt": self.prompt, "embedding": self.embedding}
 
     def combinations(self, request: Request, spec: Spec) -> list[dict[str, Any]]:
         """What each picture is made with, as far as that differs."""
@@ -237,7 +233,7 @@ class Picturing(Making):
             save_image(image, file, replace(own, resolved=resolved).as_record())
         remember(console.compilation_cache(), signature(source, request, costs))
         common = {
-            "prompt": request.prompt,
+            "prompt": request.prompt or "",
             "model": self.checkpoint.model,
             "weights": self.checkpoint.weights,
             "loras": [asdict(lora) for lora in self.checkpoint.lora],

@@ -184,7 +184,7 @@ class ReplayCommand:
         program, lines = self.program(origin)
         mesh = self.mesh or (program.mesh if program is not None else None)
         said = here.single(self.seed or None)
-        return Again(**self.words(here), said=said, prompt="", origin=origin, program=program, mesh=mesh), lines
+        return Again(**self.words(here), said=said, origin=origin, program=program, mesh=mesh), lines
 
     def mask_again(self, origin: MaskProvenance, here: MaskProvenance) -> tuple[Making, list[str]]:
         """The command that makes the mask."""

@@ -21,7 +21,7 @@ def words_of(request: Request, checkpoint: Checkpoint, out: str) -> list[str]:
 
     Raises JaxpaError for what no flag says: pictures in memory, several prompts, a preset of one's own.
     """
-    if not isinstance(request.prompt, str):
+    if isinstance(request.prompt, tuple):
         raise JaxpaError("a command takes one prompt: ask for each picture by itself")
     words = [request.verb, *_group(checkpoint)]
     for name, value in said(request).items():

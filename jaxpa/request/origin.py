@@ -40,9 +40,16 @@ def read_origin(picture: str | os.PathLike[str]) -> tuple[Provenance | MaskProve
     if type(version) is int and version > FORMAT:
         raise JaxpaError(f"{name} was made by a newer jaxpa (record {version}, here {FORMAT}): update this one")
     try:
-        return from_json(found, MaskProvenance if "mask" in found else Provenance), found
+        record = from_json(found, MaskProvenance if "mask" in found else Provenance)
     except JaxpaError as error:
         raise JaxpaError(f"{name}: its metadata is not what jaxpa writes: {_short(str(error))}") from None
+    return (_with_empty_prompt(record) if isinstance(record, Provenance) else record), found
+
+
+def _with_empty_prompt(record: Provenance) -> Provenance:
+    """The record with what the oldest ones leave out: a prompt that is empty."""
+    own = record.request
+    return record if own.shows_something else replace(record, request=replace(own, prompt=""))
 
 
 def _short(text: str, most: int = 300) -> str:
@@ -168,7 +175,7 @@ def in_words(picture: str, record: Provenance | MaskProvenance) -> str:
 
 def _about_picture(record: Provenance) -> tuple[str, list[str]]:
     own, images = record.single(), record.program.images
-    request = to_json(replace(own, prompt="", sampling=replace(own.sampling, seed=0)))
+    request = to_json(replace(own, prompt=None, sampling=replace(own.sampling, seed=0)))
     said = record.resolved | {"switches": None} | request.get("sampling", {}) | request.get("method", {})
     lines = [
         f"seed {record.seed}" + (f", place {record.place}" if record.place else ""),

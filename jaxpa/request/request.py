@@ -64,8 +64,9 @@ def home_of(word: str, words: Iterable[str]) -> str | None:
 class Request:
     """One request; see the module."""
 
-    prompt: str | tuple[str, ...] = ""
-    """What the picture shows; several: pictures of each in turn (`generate`)."""
+    prompt: str | tuple[str, ...] | None = None
+    """What the picture shows; several: pictures of each in turn (`generate`). An empty one says that it shows nothing
+    in particular; none, that there is an `embedding` or an `image_prompt`, or that nothing is drawn (`plan`)."""
     embedding: str | os.PathLike[str] | TextEmbedding | None = None
     """Encoded prompts in place of `prompt`, or the file that `TextEmbedding.save` wrote."""
     sampling: Sampling = field(default_factory=Sampling)
@@ -83,7 +84,7 @@ class Request:
     """A picture whose look and content the new one takes (FLUX.1-Redux), beside a prompt or without one."""
 
     def __post_init__(self) -> None:
-        if not isinstance(self.prompt, str):
+        if not isinstance(self.prompt, str | None):
             prompts = tuple(self.prompt) if isinstance(self.prompt, Iterable) else (self.prompt,)
             if bad := [each for each in prompts if not isinstance(each, str)]:
                 raise JaxpaError(f"a prompt must be a string, not {bad[0]!r}")
@@ -105,7 +106,7 @@ class Request:
             raise JaxpaError(f"{self.verb} has no strength: only a picture of a prompt alone starts from another one")
         if self.verb == "edit" and self.references:
             raise JaxpaError("a request either changes a picture as the prompt says, or keeps parts of one: make two")
-        if self.verb not in ("generate", "edit") and not isinstance(self.prompt, str):
+        if self.verb not in ("generate", "edit") and not isinstance(self.prompt, str | None):
             raise JaxpaError(f"{self.verb} takes one prompt, not a list")
         if any(isinstance(place, Box) for place in self.places) and len(self.places) > 1:
             raise JaxpaError("several places share one reference: give centres X,Y; a box goes to the subject's --at")
@@ -119,13 +120,13 @@ class Request:
             raise JaxpaError("places would have no effect: there is no subject to put there")
 
     @classmethod
-    def of(cls, prompt: Any = "", **words: Any) -> Self:
+    def of(cls, prompt: Any = None, **words: Any) -> Self:
         """A request from flat keywords, each of which goes to the group that has it: steps=4, level="token".
 
         A prompt may be a `TextEmbedding`. Raises JaxpaError for a keyword that no group has, with the nearest one.
         """
         if isinstance(prompt, TextEmbedding):
-            words["embedding"], prompt = prompt, ""
+            words["embedding"], prompt = prompt, None
         groups: dict[str, dict[str, Any]] = {name: {} for name in GROUPS}
         own, given = {each.name for each in fields(cls)}, set(words)
         for word in [word for word in words if word not in own]:
@@ -159,13 +160,27 @@ class Request:
         return self
 
     @property
+    def shows_something(self) -> bool:
+        """Whether anything says what the picture shows."""
+        return not self.prompt is self.embedding is self.image_prompt is None
+
+    def with_prompt(self) -> Self:
+        """The request itself, if it says what the picture shows. Raises JaxpaError for one that does not."""
+        if not self.shows_something:
+            raise JaxpaError(
+                "give a --prompt: what the picture shows (or an --embedding FILE, or an --image-prompt PICTURE)"
+            )
+        return self
+
+    @property
     def reads_text(self) -> bool:
         """Whether there is a prompt to encode: an image prompt needs none."""
         return self.embedding is None and (self.image_prompt is None or any(self.prompts))
 
     @property
     def prompts(self) -> tuple[str, ...]:
-        return (self.prompt,) if isinstance(self.prompt, str) else self.prompt
+        """One at least, which is empty where there is none."""
+        return self.prompt if isinstance(self.prompt, tuple) else (self.prompt or "",)
 
     @property
     def references(self) -> int:

@@ -381,3 +381,13 @@ def test_a_file_that_is_not_there(run, tmp_path):
     status, _, err = run("batch", tmp_path / "none.txt")
     assert (status, err.count("\n")) == (2, 1)
     assert "none.txt" in err
+
+
+@pytest.mark.parametrize(("name", "text"), [
+    ("a.jsonl", '{}\n{"seed": 3, "out": "a.png"}\n{"prompt": null}'), ("a.csv", "prompt,seed\n,3\n,4\n,5\n"),
+])  # fmt: skip
+def test_rows_that_say_nothing_of_their_picture(run, tmp_path, name, text):
+    (tmp_path / name).write_text(text)
+    status, _, err = run("batch", tmp_path / name)
+    assert (status, err.count("give a --prompt: what the picture shows")) == (2, 3), err
+    assert [file.name for file in tmp_path.iterdir()] == [name]

@@ -2,8 +2,12 @@
 
 import json
 
+from PIL import Image
+
+from jaxpa.media.images import save_image
 from jaxpa.media.subjects import Subject
 from jaxpa.request import provenance
+from jaxpa.request.origin import read_origin
 from jaxpa.request.record import from_json
 from jaxpa.request.request import Request
 from jaxpa.schedule import Steps
@@ -26,3 +30,14 @@ def test_the_request_of_one_picture():
     record = json.loads(json.dumps(made.as_record()))
     assert from_json(record, provenance.Provenance) == made
     assert next(iter(record)) == "format"
+
+
+def test_an_empty_prompt_that_was_left_out(tmp_path):
+    """Early records leave an empty prompt out, as they did all that is usual."""
+    networks = provenance.Networks(model="mini", sha256="f")
+    said = {"jaxpa": "0.1.0", "jax": "0.10", "device": "cpu", "checkpoint": networks}
+    made = provenance.Provenance(**said, request=Request(prompt=""), seed=5)
+    record = made.as_record()
+    assert record["request"].pop("prompt") == ""
+    save_image(Image.new("RGB", (8, 8)), tmp_path / "a.png", record)
+    assert read_origin(tmp_path / "a.png")[0] == made

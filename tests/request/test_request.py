@@ -75,6 +75,17 @@ def test_json_leaves_out_what_is_not_said():
         to_json(Request(subjects=(Subject(np.zeros((4, 4, 3), np.uint8)),)))
 
 
+def test_a_request_that_says_nothing():
+    """Nothing, which a plan takes, is told from an empty prompt, which is one; JSON keeps them apart."""
+    for said in (Request(), Request(sampling=Sampling(seed=3)), from_json('{"prompt": null}')):
+        with pytest.raises(JaxpaError, match="give a --prompt: what the picture shows"):
+            said.with_prompt()
+    for said in (Request(prompt=""), Request(embedding="a.safetensors"), Request(image_prompt="a.png")):
+        assert said.with_prompt() is said
+        assert from_json(to_json(said)) == said
+    assert to_json(Request(prompt="")) == {"prompt": ""}
+
+
 def test_the_schema_names_every_field():
     """Checked against the dataclasses, and it knows a wrong value."""
     found = schema()
