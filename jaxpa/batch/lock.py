@@ -76,6 +76,10 @@ class Owner:
             return None
 
     @property
+    def text(self) -> bytes:
+        return json.dumps(asdict(self)).encode()
+
+    @property
     def gone(self) -> bool:
         """Whether this was a process of this machine that has ended."""
         if self.machine != Owner.here().machine or self.id in _held:
@@ -104,10 +108,6 @@ class RemoteLock:
         self.system, path = open_url(self.url)
         self.path, self.owner, self.end = f"{path.rstrip('/')}/{NAME}", Owner.here(), threading.Event()
 
-    @property
-    def text(self) -> bytes:
-        return json.dumps(asdict(self.owner)).encode()
-
     def read(self) -> bytes | None:
         """What stands in it; None: there is none."""
         try:
@@ -120,7 +120,7 @@ class RemoteLock:
         if self.read() is not None:
             return False
         try:
-            self.system.pipe_file(self.path, self.text, mode="create")
+            self.system.pipe_file(self.path, self.owner.text, mode="create")
         except Exception:  # each file system has errors of its own
             if self.read() is None:
                 raise
@@ -129,7 +129,7 @@ class RemoteLock:
     def kept(self) -> bool:
         """Whether what was just written stays: where nothing is written at once, another one may have, too."""
         time.sleep(BEAT / 10)
-        return self.read() == self.text
+        return self.read() == self.owner.text
 
     def acquire(self) -> None:
         """Raises JaxpaError if another process has it."""
@@ -148,7 +148,7 @@ class RemoteLock:
         self.outlive(found)
         if self.read() != found:
             return False
-        self.system.pipe_file(self.path, self.text)
+        self.system.pipe_file(self.path, self.owner.text)
         if kept := self.kept():
             LOG.warning("%s was left by a process that has ended, and is taken over", f"{self.url}/{NAME}")
         return kept
@@ -173,17 +173,23 @@ class RemoteLock:
         """Show that its owner lives, until the end."""
         while not self.end.wait(BEAT):
             try:
-                if self.read() not in (self.text, None):
+                if not self.owned(self.read()):
                     LOG.warning("%s was taken over by another process, which does the same work", self.url)
                     return
-                self.owner = replace(self.owner, at=time.time())
-                self.system.pipe_file(self.path, self.text)
+                self.system.pipe_file(self.path, replace(self.owner, at=time.time()).text)
             except Exception as error:  # the next time, perhaps
                 LOG.warning("%s/%s cannot be renewed: %s", self.url, NAME, error)
 
+    def owned(self, found: bytes | None) -> bool:
+        """Whether what stands in it is of this owner, of whatever time; nothing is nobody else's."""
+        if found is None:
+            return True
+        owner = Owner.read(found)
+        return owner is not None and owner.id == self.owner.id
+
     def release(self) -> None:
         _held.discard(self.owner.id)
-        if self.read() == self.text:
+        if (found := self.read()) is not None and self.owned(found):
             self.system.rm_file(self.path)
 
 

@@ -5,6 +5,7 @@ most one batch waits for it. Lines fail one by one, and a batch that does not fi
 """
 
 import logging
+import os
 import time
 from collections import OrderedDict
 from collections.abc import Callable, Hashable, Iterable, Sequence
@@ -19,6 +20,7 @@ from PIL import Image
 
 from jaxpa.batch.groups import cast_of
 from jaxpa.batching import Part, Size, likeness, merge
+from jaxpa.checkpoint.load import Parts
 from jaxpa.encoders.text import TextEmbedding
 from jaxpa.errors import JaxpaError, memory_is_full
 from jaxpa.media.edits import MaskedPicture, StartPicture
@@ -30,7 +32,7 @@ from jaxpa.sampling import bound
 from jaxpa.tokens import Placement
 
 LOG = logging.getLogger(__name__)
-TEXTS, TRAJECTORIES = 1024, 16  # that are kept for the lines to come
+TEXT_BYTES, RECENT = 2**30, 16  # of texts, in the host's memory, and of what pictures gave, that lines to come may need
 
 
 class Work(Protocol):
@@ -67,7 +69,7 @@ class Outcome(NamedTuple):
 
 @dataclass(frozen=True)
 class Remembering(Pipeline):
-    """A pipeline that encodes every text once."""
+    """A pipeline that encodes every text once; what is known is kept out of the device's memory."""
 
     known: OrderedDict[str, TextEmbedding] = field(default_factory=OrderedDict)
 
@@ -78,14 +80,32 @@ class Remembering(Pipeline):
     def encode_text(self, prompts: str | Sequence[str], on_step: OnStep | None = None) -> TextEmbedding:
         each = [prompts] if isinstance(prompts, str) else list(prompts)
         if new := [text for text in dict.fromkeys(each) if text not in self.known]:
-            made = super().encode_text(new, on_step)
-            self.known.update((text, made[np.array([k])]) for k, text in enumerate(new))
+            made = jax.tree.map(np.asarray, super().encode_text(new, on_step))
+            self.known.update((text, made[k]) for k, text in enumerate(new))
+            if not isinstance(self.parts, Parts):
+                self.parts.texts.clear()
         for text in each:
             self.known.move_to_end(text)
         rows = [self.known[text] for text in each]
-        while len(self.known) > TEXTS:
+        while sum(each.txt.nbytes + each.vec.nbytes for each in self.known.values()) > TEXT_BYTES:
             self.known.popitem(last=False)
         return TextEmbedding.concatenate(rows)
+
+
+class Recent:
+    """The last `RECENT` arrays that were made, in the host's memory."""
+
+    def __init__(self) -> None:
+        self.known: OrderedDict[Hashable, Any] = OrderedDict()
+
+    def of(self, key: Hashable, make: Callable[[], jax.Array]) -> Any:
+        """What is known by this name, or is made."""
+        if key not in self.known:
+            self.known[key] = np.asarray(make())
+        self.known.move_to_end(key)
+        while len(self.known) > RECENT:
+            self.known.popitem(last=False)
+        return self.known[key]
 
 
 @dataclass
@@ -98,7 +118,8 @@ class _Lined:
     request: Request
     pictures: Any
     drawn: list[tuple[Image.Image, Size] | None]
-    seconds: float = 0.0
+    sampling: float = 0.0  # each is counted by one thread
+    writing: float = 0.0
     failed: bool = False
 
 
@@ -123,7 +144,7 @@ class Worker:
         self.pipe, self.size, self.done = Remembering.of(pipe), size, done
         self.stop: Stop = Event() if stop is None else stop
         self.buckets: dict[Hashable, list[_Unit]] = {}
-        self.trajectories: OrderedDict[Hashable, jax.Array] = OrderedDict()
+        self.recent = Recent()
         self.writing: Future[None] | None = None
 
     def run(self, lines: Iterable[tuple[Any, Work]]) -> None:
@@ -188,7 +209,7 @@ class Worker:
         start, times = pipe.encode_start(picture), request.times(pipe.spec, grid)
         embedded = None if request.embedding is None else pipe.read_embedding(request.embedding)
         count, guidance = len(request.prompts) if embedded is None else len(embedded), pipe.spec.guidance(said.guidance)
-        image = None if request.image_prompt is None else pipe.encode_image_prompt(request.image_prompt)
+        image = self._image_prompt(request)
         seeds = said.seeds(count)
         begun.drawn = [None] * len(seeds)
         for k, seed in enumerate(seeds):
@@ -202,13 +223,15 @@ class Worker:
         said = request.sampling
         times = request.times(self.pipe.spec, references.grid)
         key = cast, references.grid, times.tobytes(), said.solver
-        if key not in self.trajectories:
-            preset = request.switches(self.pipe.spec)
-            self.trajectories[key] = self.pipe.trajectory(references, preset, times, None, said.solver)
-        self.trajectories.move_to_end(key)
-        while len(self.trajectories) > TRAJECTORIES:
-            self.trajectories.popitem(last=False)
-        return self.trajectories[key]
+        preset = request.switches(self.pipe.spec)
+        return self.recent.of(key, lambda: self.pipe.trajectory(references, preset, times, None, said.solver))
+
+    def _image_prompt(self, request: Request) -> jax.Array | None:
+        """The text tokens of a request's image prompt, which its file's lines share."""
+        picture = request.image_prompt
+        if picture is None or not isinstance(picture, str | os.PathLike):
+            return None if picture is None else self.pipe.encode_image_prompt(picture)
+        return self.recent.of(os.fspath(picture), lambda: self.pipe.encode_image_prompt(picture))
 
     # Batches ---------------------------------------------------------------------------------------------------
 
@@ -243,7 +266,7 @@ class Worker:
             self._again(units, error)
             return
         for unit in units:
-            unit.of.seconds += (time.perf_counter() - start) / len(units)
+            unit.of.sampling += (time.perf_counter() - start) / len(units)
         self._written()
         self.writing = self.writer.submit(self._write, units, tokens, size)
         if not self.pipe.parts.resident:  # the autoencoder and the transformer take turns
@@ -310,11 +333,13 @@ class Worker:
                     feather = None if begun.request.editing is None else begun.request.editing.feather
                     image = begun.pictures.paste(image, feather, self.pipe.cell)
                 begun.drawn[unit.number] = image, size
-                begun.seconds += time.perf_counter() - start
+                begun.writing += time.perf_counter() - start
                 there = [each for each in begun.drawn if each is not None]
                 if len(there) < len(begun.drawn):
                     continue
-                drawn = Drawn([image for image, _ in there], [size for _, size in there], begun.seconds)
+                drawn = Drawn(
+                    [image for image, _ in there], [size for _, size in there], begun.sampling + begun.writing
+                )
                 made = begun.work.finish(begun.prepared, begun.pictures, drawn, self.pipe)
             except Exception as error:
                 self._report_failure(begun, error)

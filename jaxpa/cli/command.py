@@ -74,7 +74,8 @@ _headers: dict[tuple[Checkpoint, bool], "Source"] | None = None
 def headers_read_once() -> Iterator[None]:
     """Within this, a checkpoint's headers are read once, however often a command, or several, ask for them."""
     global _headers
-    before, _headers = _headers, {}
+    before = _headers
+    _headers = {} if before is None else before
     try:
         yield
     finally:

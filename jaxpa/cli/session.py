@@ -13,7 +13,7 @@ from jaxpa.batch.groups import sizes
 from jaxpa.batch.journal import Journal, Progress, key_of, read_progress
 from jaxpa.checkpoint.remote import make_folder, open_url
 from jaxpa.cli import console
-from jaxpa.cli.command import Made
+from jaxpa.cli.command import Made, headers_read_once
 from jaxpa.cli.lines import Job, in_order, shared
 from jaxpa.cli.signals import TERMINATED, finishing
 from jaxpa.errors import JaxpaError, OutputError
@@ -180,6 +180,10 @@ class LineRunner:
     def __call__(
         self, jobs: list[Job], size: Any, done: Callable[[tuple[Job, Made | None, Any]], None], stop: Any
     ) -> None:
+        with headers_read_once():  # in an actor, too
+            self.work(jobs, size, done, stop)
+
+    def work(self, jobs: list[Job], size: Any, done: Callable[[tuple[Job, Made | None, Any]], None], stop: Any) -> None:
         if stop.is_set():
             return
         from jaxpa.batch.worker import Worker

@@ -74,6 +74,28 @@ def test_silence(store, monkeypatch, text):
         assert Owner.read(store.cat_file(PATH)).machine == Owner.here().machine
 
 
+def test_a_renewal_that_fails(store, monkeypatch, caplog):
+    """The next one succeeds; the lock goes on, and is gone at the end."""
+    monkeypatch.setattr(lock, "BEAT", 0.05)
+    with Journal(URL).locked():
+        own = Owner.read(store.cat_file(PATH))
+        with monkeypatch.context() as patched:
+            patched.setattr(type(store), "pipe_file", lambda *_, **__: 1 / 0)
+            wait_for(lambda: "cannot be renewed" in caplog.text)
+        wait_for(lambda: Owner.read(store.cat_file(PATH)).at > own.at)
+        assert Owner.read(store.cat_file(PATH)).id == own.id
+    assert "taken over" not in caplog.text
+    assert not store.exists(PATH)
+
+
+def wait_for(what):
+    for _ in range(200):
+        if what():
+            return
+        time.sleep(0.05)
+    raise AssertionError("it did not come about in ten seconds")
+
+
 def test_many_at_once(store):
     """One of eight gets it, whether it is free or was left."""
     for before in (False, True):

@@ -6,10 +6,12 @@ import numpy as np
 import pytest
 from PIL import Image
 
+import jaxpa
 from jaxpa.batch import worker as worker_module
 from jaxpa.batch.groups import sizes
 from jaxpa.batch.worker import Remembering, Worker
 from jaxpa.batching import Size
+from jaxpa.checkpoint.stages import Staged
 from jaxpa.cli.command import headers_read_once
 from jaxpa.cli.lines import in_order, read_jobs
 from jaxpa.errors import JaxpaError
@@ -154,9 +156,20 @@ def test_an_end_that_is_asked_for(jobs):
 
 def test_texts_are_forgotten_longest_unused_first(jobs, monkeypatch):
     """A text that is asked for is there, however many have come since it was encoded."""
-    monkeypatch.setattr(worker_module, "TEXTS", 2)
     pipe = Remembering.of(jobs[0].command.load())
+    one = pipe.encode_text("a cat")
+    monkeypatch.setattr(worker_module, "TEXT_BYTES", 2 * (one.txt.nbytes + one.vec.nbytes))
     texts = ["a cat", "a car", "a house", "a cat", "a boat"]
     for known in (texts[:1], texts[:2], texts * 2, ["a cat", "a mug"]):
         np.testing.assert_array_equal(pipe.encode_text(known).txt, jobs[0].command.load().encode_text(known).txt)
     assert list(pipe.known) == ["a cat", "a mug"]
+
+
+def test_networks_that_take_turns_keep_no_texts(jobs):
+    """They are remembered once, in the host's memory."""
+    pipe = Remembering.of(jaxpa.load(resident=False))
+    for prompt in ("a cat", "a car"):
+        np.testing.assert_array_equal(pipe.encode_text(prompt).txt, jobs[0].command.load().encode_text(prompt).txt)
+    assert isinstance(pipe.parts, Staged)
+    assert not pipe.parts.texts
+    assert all(isinstance(each.txt, np.ndarray) for each in pipe.known.values())
