@@ -6,15 +6,17 @@
 TPU rows need `pip install 'jaxpa[tpu]'`, GPU rows `'jaxpa[gpu-plan]'`. Cycles are the TPU compiler's own estimate of
 one step, its attention kernel left out; ms are a roofline of one step's instructions on a GPU (`jaxpa.devices.hlo`).
 
-2026-11-25, jax 0.10.2, jax-cuda13-plugin 0.10.2, 1024 x 1024, 512 text tokens, bfloat16:
+2026-11-26, jax 0.10.2, jax-cuda13-plugin 0.10.2, 1024 x 1024, 512 text tokens, bfloat16:
 
     h100            22.48 GiB   82.7 ms (products 60.2, attention 15.0, fusions 7.5)     1003 launches a step
     h100 512        22.40 GiB   24.2 ms (products 20.1, attention 1.7, fusions 2.5)      1004
     h100 batch 4    23.30 GiB  330.6 ms (products 240.7, attention 60.2, fusions 29.7)   1006
     h100 reference  22.80 GiB  167.2 ms (products 120.4, attention 30.1, fusions 16.7)   1062, a step above tau
+    h100 int8       14.64 GiB   99.9 ms (products 60.2, attention 15.0, fusions 24.6)    1593
+    h100 w8a8       22.63 GiB  103.0 ms (products 60.2, attention 15.0, fusions 27.8)    2468, int8 at bfloat16's rate
     h100x4           5.85 GiB   24.9 ms (products 15.1, attention 3.8, fusions 6.0)      1307, 76 all-reduces of 27 MiB
 
-2026-11-26, libtpu 0.0.42.1, M cycles of a step, and of a double and a single block in it:
+libtpu 0.0.42.1, M cycles of a step, and of a double and a single block in it:
 
     v6e-1           22.77 GiB    226.6 (4.10, 3.90)
     v6e-1 512       22.27 GiB     78.5 (1.50, 1.31)
