@@ -18,7 +18,7 @@ from PIL import Image
 
 from jaxpa.adapters.lay import adapt
 from jaxpa.adapters.spec import Loras, to_loras
-from jaxpa.attention.observe import THRESHOLD, Attention, FoundMask, Look, Search, capture, find_mask
+from jaxpa.attention.observe import SCHEDULE, THRESHOLD, Attention, FoundMask, Look, Search, capture, find_mask
 from jaxpa.checkpoint.load import load_parts, load_stages
 from jaxpa.checkpoint.redux import find_redux, load_redux
 from jaxpa.checkpoint.source import resolve
@@ -31,8 +31,8 @@ from jaxpa.media import images
 from jaxpa.media.edits import MaskedPicture, prepare_edit
 from jaxpa.media.images import Picture
 from jaxpa.media.subjects import LoadedSubject, References, Subject, has_mask, load_subject
-from jaxpa.request.groups import Sampling
 from jaxpa.request.prepare import NotReferences, Pictures, prepare, standing_for
+from jaxpa.request.record import check_read
 from jaxpa.request.request import Request
 from jaxpa.runs import OnStep, Step, sampled
 from jaxpa.sampler import Sampler
@@ -195,9 +195,11 @@ class Pipeline(Sampler):
     ) -> tuple[Image.Image, jax.Array]:
         """Invert a picture and sample it back: (picture, noise (1, N, C)). What is lost is the inversion's error.
 
-        Further keywords: steps, sigmas, shift, height and width.
+        Further keywords: steps, sigmas, shift, solver, height and width.
         """
-        sampling = Sampling(**keywords)
+        request = Request.of(caption, **keywords)
+        check_read(request, (*SCHEDULE, "solver"), "reconstruct")
+        sampling = request.sampling
         picture = images.read_image(image)
         edit = prepare_edit(picture, None, self.canvas(picture.size, sampling.height, sampling.width), caption)
         references = edit.references(self.cell)
@@ -224,7 +226,8 @@ class Pipeline(Sampler):
 
         at: which steps of the schedule, 0 the noisiest; blocks: which, double blocks first; None: all (a map of 4608
         tokens is 81 MiB: choose). heads: each apart, (S, L, H, ...), instead of their mean. `.quadrants` takes the
-        maps apart. The run that is looked at is an untouched one. Further keywords: those of `request.Sampling`.
+        maps apart. The run that is looked at is an untouched one. Further keywords: those of `request.Sampling` for one
+        picture; of an inversion, steps, sigmas, shift, height and width.
         """
         with self.on_devices():
             return capture(self, Request.of(prompt, **keywords), image, Look(at, blocks, heads))
@@ -235,10 +238,11 @@ class Pipeline(Sampler):
         """Where a picture shows what a word names, from attention: `.soft` (h, w), `.tokens` (N,), `.pixels(size)`.
 
         caption: what the picture shows; the word must stand in it (None: "a picture of a" word). threshold: of the
-        map's range. Further keywords: steps; height and width of the canvas (None: the picture's aspect).
+        map's range. Further keywords: steps, sigmas and shift; height and width of the canvas (None: the picture's
+        aspect).
         """
         with self.on_devices():
-            return find_mask(self, image, Search(word, caption, threshold), Sampling(**keywords))
+            return find_mask(self, image, Search(word, caption, threshold), Request.of(**keywords))
 
     def with_mask(self, subject: Subject) -> LoadedSubject:
         """The subject, read, with its mask found by its word if it has none. Raises JaxpaError without either."""

@@ -75,9 +75,10 @@ def _seen_by(studio: Studio, own: Any, values: tuple[Any, ...]) -> Looks:
     h, w = spec.grid(*canvas)
     tokens, count = spec.settings.max_length + h * w, len(spec.times(sampling.steps, (h, w))) - 1
     steps = looks.chosen_steps(count, spec.blocks, tokens, h * w)
-    keywords = {"seed": sampling.seed, "steps": sampling.steps, "guidance": sampling.guidance}
-    size = {"height": sampling.height, "width": sampling.width}
-    found = pipe.attention(said.prompt, own, at=steps, **keywords, **size)
+    keywords = {"steps": sampling.steps, "height": sampling.height, "width": sampling.width}
+    if own is None:
+        keywords |= {"seed": sampling.seed, "guidance": sampling.guidance}
+    found = pipe.attention(said.prompt, own, at=steps, **keywords)
     if own is None:
         assert found.picture is not None
         return Looks(found, found.picture, words)

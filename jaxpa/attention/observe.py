@@ -26,7 +26,9 @@ from jaxpa.media import images
 from jaxpa.media.images import Picture
 from jaxpa.model import Model
 from jaxpa.request.groups import Sampling
+from jaxpa.request.record import check_read
 from jaxpa.request.request import Request
+from jaxpa.sampling import Velocity
 from jaxpa.tokens import Routing
 from jaxpa.transformer import FluxVelocity, Observer
 
@@ -97,9 +99,16 @@ class Look:
     heads: bool = False
 
 
+SCHEDULE = ("steps", "sigmas", "shift", "height", "width")  # what an inversion by Euler's steps reads of `Sampling`
+DRAWN = (*SCHEDULE, "seed", "guidance", "negative_prompt", "solver", "cache")  # and what a generation does
+
+
 def capture(model: Model, request: Request, image: Picture | None, look: Look) -> Attention:
     """`Pipeline.attention`: of a generation, or of the inversion of `image`."""
     said, spec = request.sampling, model.spec
+    check_read(request, DRAWN if image is None else SCHEDULE, "attention" + " of a picture" * (image is not None))
+    if len(said.seeds()) > 1:
+        raise JaxpaError(f"attention is of one picture, and here are {len(said.seeds())} seeds: give one")
     picture = None if image is None else images.read_image(image)
     if picture is None:
         canvas = (said.height or spec.settings.size, said.width or spec.settings.size)
@@ -115,9 +124,7 @@ def capture(model: Model, request: Request, image: Picture | None, look: Look) -
     # A forward of its own reads the maps, on the states of an untouched run, so observing cannot change them.
     if picture is None:
         velocity = model.guided(text, grid, guidance, model.negative(said.negative_prompt, guidance, 1))
-        x = model.noise(np.asarray(said.seeds(), np.uint32)[:1], grid)
-        run = sampling.sampling_run(velocity, x, jnp.asarray(times))
-        states = [x, *(progress.result for progress in stepped(run))]
+        states = _drawn(velocity, model.noise(np.asarray(said.seeds(), np.uint32), grid), times, said)
     else:
         x = model.encode_image(images.to_array(picture, *canvas)[None])
         states = [x] * len(times)
@@ -128,6 +135,14 @@ def capture(model: Model, request: Request, image: Picture | None, look: Look) -
     picture = model.decode(states[-1], *canvas)[0] if picture is None else None
     flow = tuple(float(times[i]) for i in wanted)
     return Attention(np.stack(maps), wanted, flow, kept, text.txt.shape[1], grid, picture)
+
+
+def _drawn(velocity: Velocity, x: jax.Array, times: np.ndarray, said: Sampling) -> list[jax.Array]:
+    """The states of a sampling (1, N, C), from noise to tokens: one at each of the S + 1 times."""
+    cache = None if said.cache is None else jnp.float32(said.cache)
+    run = sampling.sampling_run(velocity, x, jnp.asarray(times), solver=said.solver, cache=cache)
+    results = [progress.result for progress in stepped(run)]
+    return [x, *(results if cache is None else (tokens for tokens, _ in results))]
 
 
 @jax.jit
@@ -236,9 +251,10 @@ class Search:
             word_spans(self.caption, self.word)
 
 
-def find_mask(model: Model, image: Picture, search: Search, sampling: Sampling) -> FoundMask:
+def find_mask(model: Model, image: Picture, search: Search, request: Request) -> FoundMask:
     """`Pipeline.find_mask`."""
-    picture = images.read_image(image)
+    check_read(request, SCHEDULE, "find_mask")
+    picture, sampling = images.read_image(image), request.sampling
     canvas = model.spec.canvas(picture.size, sampling.height, sampling.width)
     array, times = images.to_array(picture, *canvas), sampling.times(model.spec, model.spec.grid(*canvas))
     caption = default_caption(search.word) if search.caption is None else search.caption

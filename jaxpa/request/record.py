@@ -6,7 +6,7 @@ line, 0.5 or "80%". Pictures are the names of their files.
 
 import json
 import os
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import MISSING, Field, asdict, fields, is_dataclass
 from functools import cache
 from typing import Any, TypeVar
@@ -18,7 +18,7 @@ from pydantic_core import PydanticOmit
 from jaxpa.errors import JaxpaError
 from jaxpa.presets import BlockTau, Preset
 from jaxpa.request.groups import show_block_tau, show_tau
-from jaxpa.request.request import Request
+from jaxpa.request.request import GROUPS, Request
 from jaxpa.schedule import Steps
 
 
@@ -79,6 +79,18 @@ def _plain(value: Any, name: str) -> Any:
 def said(group: Any) -> dict[str, Any]:
     """The fields of a dataclass that differ from their defaults."""
     return {each.name: getattr(group, each.name) for each in fields(group) if not _is_default(group, each)}
+
+
+def check_read(request: Request, read: Collection[str], what: str) -> None:
+    """Raise JaxpaError for what a request says beside its prompt that `what` would not read.
+
+    read: the fields of its sampling that count.
+    """
+    groups = {name: group for name in GROUPS if (group := getattr(request, name)) is not None}
+    unread = [name for name in said(request) if name not in (*groups, "prompt")]
+    unread += [name for group in groups.values() for name in said(group) if name not in read]
+    if unread:
+        raise JaxpaError(f"{unread[0]} would have no effect: {what} does not read it. Leave it out")
 
 
 def _is_default(group: Any, each: Field[Any]) -> bool:

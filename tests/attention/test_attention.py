@@ -133,6 +133,33 @@ def test_attention_of_a_generation(pipe):
     assert np.array_equal(seen.picture, pipe.generate("a red car on a beach", seed=3, steps=3)[0])
 
 
+@pytest.mark.parametrize("words", [{"solver": "heun"}, {"cache": 0.3}])
+def test_attention_of_another_way_to_sample(pipe, words):
+    """The picture is the one that `generate` draws with the same words, and not the one without them."""
+    usual = pipe.generate("a red car on a beach", seed=3, steps=3)[0]
+    own = pipe.generate("a red car on a beach", seed=3, steps=3, **words)[0]
+    assert not np.array_equal(own, usual)
+    seen = pipe.attention("a red car on a beach", at=[-1], blocks=[0], seed=3, steps=3, **words)
+    assert np.array_equal(seen.picture, own)
+
+
+@pytest.mark.parametrize(("call", "words", "said"), [
+    ("attention", {"num_images": 2}, "num_images would have no effect: attention does"),
+    ("attention", {"seed": [1, 2]}, "here are 2 seeds"),
+    ("attention", {"tau": 0.5}, "tau would have no effect"),
+    ("attention", {"image": "car.png", "solver": "heun"}, "solver would have no effect: attention of a picture"),
+    ("attention", {"image": "car.png", "guidance": 2}, "guidance would have no effect"),
+    ("find_mask", {"seed": 3}, "seed would have no effect: find_mask"),
+    ("find_mask", {"stepz": 3}, "no setting 'stepz': did you mean 'steps'"),
+    ("reconstruct", {"guidance": 3}, "guidance would have no effect: reconstruct"),
+    ("reconstruct", {"cache": 0.1}, "cache would have no effect: reconstruct"),
+])  # fmt: skip
+def test_keywords_that_are_not_read(pipe, call, words, said):
+    first = {"attention": ["a car"], "find_mask": ["car.png", "car"], "reconstruct": ["car.png"]}[call]
+    with pytest.raises(jaxpa.JaxpaError, match=said):
+        getattr(pipe, call)(*first, **words)
+
+
 def test_attention_of_an_inversion(pipe, pictures):
     heads = pipe.attention("a yellow car", pictures / "car.png", at=[1, 2], blocks=[1], heads=True, steps=3)
     mean = pipe.attention("a yellow car", pictures / "car.png", at=[1, 2], blocks=[1], steps=3)
