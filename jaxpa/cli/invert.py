@@ -1,17 +1,17 @@
 """The command that walks a picture to its noise and back."""
 
-from dataclasses import dataclass, field, fields
+from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, ClassVar, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
-from tyro.conf import OmitArgPrefixes
+from tyro.conf import OmitArgPrefixes, Suppress
 
 from jaxpa.cli import console
 from jaxpa.cli.command import Made, Making, report_of, spec_of
 from jaxpa.cli.files import Outputs
-from jaxpa.errors import JaxpaError
-from jaxpa.request.groups import Sampling
+from jaxpa.request.groups import Sampling, Seeds
 from jaxpa.request.request import Request
+from jaxpa.solvers import Name
 
 if TYPE_CHECKING:
     from PIL import Image
@@ -25,6 +25,19 @@ class Walk(NamedTuple):
     outputs: Outputs
 
 
+@dataclass(frozen=True, kw_only=True)
+class Walking(Sampling):
+    """How the picture is walked to its noise and back: what an inversion reads of `Sampling`."""
+
+    seed: Suppress[Seeds] = 0
+    num_images: Suppress[int] = 1
+    guidance: Suppress[float | None] = None
+    solver: Suppress[Name] = "euler"
+    cache: Suppress[float | None] = None
+    negative_prompt: Suppress[str | None] = None
+    batch_size: Suppress[int | None] = None
+
+
 @dataclass(kw_only=True)
 class InvertCommand(Making):
     """Walk a picture back to its noise and sample it again: how much an inversion loses."""
@@ -35,16 +48,11 @@ class InvertCommand(Making):
     """What the picture shows."""
     figure: bool = True  # type: ignore[misc]
     """Also write OUT-figure.png: the picture, what the autoencoder makes of it, and the result."""
-    sampling: OmitArgPrefixes[Sampling] = field(default_factory=Sampling)
-
-    READ: ClassVar = ("steps", "sigmas", "shift", "height", "width")
+    sampling: OmitArgPrefixes[Walking] = field(default_factory=Walking)
 
     def prepare(self) -> Walk:
         from jaxpa.media.images import read_image
 
-        for each in fields(Sampling):
-            if each.name not in self.READ and getattr(self.sampling, each.name) != each.default:
-                raise JaxpaError(f"--{each.name.replace('_', '-')} would have no effect: invert does not read it")
         spec, picture = spec_of(self.source(download=True)), read_image(self.image)
         spec.check_text_alone("invert")
         canvas = spec.canvas(picture.size, self.sampling.height, self.sampling.width)
@@ -65,7 +73,7 @@ class InvertCommand(Making):
                 pipe = self.load()
             edit = prepare_edit(picture, None, (height, width))
             with clock.stage("sample"):
-                said = {name: getattr(self.sampling, name) for name in self.READ}
+                said = {name: getattr(self.sampling, name) for name in ("steps", "sigmas", "shift")}
                 said |= {"height": height, "width": width}
                 made, _ = pipe.reconstruct(picture, caption=self.prompt, on_step=console.Progress(), **said)
                 (ceiling,) = pipe.decode(pipe.encode_image(edit.picture[None]), height, width)

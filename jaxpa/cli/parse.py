@@ -2,6 +2,7 @@
 
 import contextlib
 import inspect
+import typing
 from collections.abc import Sequence
 from dataclasses import MISSING, fields, is_dataclass, replace
 from functools import cache
@@ -14,10 +15,12 @@ from docstring_parser import parse_from_object
 
 from jaxpa.cli.command import spec_of
 from jaxpa.cli.flags import REGISTRY, group_subjects
+from jaxpa.cli.pictures import KeepingCommand
 from jaxpa.cli.start import with_settings
 from jaxpa.cli.words import check_words
 from jaxpa.errors import JaxpaError
 from jaxpa.request.groups import Checkpoint, Method, Sampling
+from jaxpa.request.request import EDITS
 from jaxpa.request.spec import Spec
 
 Parsed = TypeVar("Parsed")
@@ -113,16 +116,16 @@ def defaults(kind: type[Any], spec: Spec, preset: str | None) -> dict[str, Any]:
     settings = spec.settings
     of_picture = any(each.name == "image" and each.default is MISSING for each in fields(kind))
     size: dict[str, Any] = {} if of_picture else {"height": settings.size, "width": settings.size}
-    method = Method(preset=preset)  # type: ignore[arg-type]
-    chosen = method.switches(settings.preset)
+    groups = typing.get_type_hints(kind)  # a command may have some of their flags alone
+    chosen = Method(preset=preset).switches(settings.preset)  # type: ignore[arg-type]
+    if issubclass(kind, KeepingCommand):
+        chosen = replace(chosen, **EDITS)
     own = {each.name for each in fields(Method)} & {each.name for each in fields(type(chosen))} - {"tau"}
     tau = {"InpaintCommand": chosen.inpaint_tau, "OutpaintCommand": chosen.outpaint_tau}.get(kind.__name__, chosen.tau)
-    filled = replace(
-        method, preset=preset or settings.preset, tau=(tau,), **{name: getattr(chosen, name) for name in own}
-    )  # type: ignore[arg-type]
+    said = {name: getattr(chosen, name) for name in own} | {"preset": preset or settings.preset, "tau": (tau,)}
     return {
-        "sampling": Sampling(steps=settings.steps, guidance=settings.guidance, **size),
-        "method": filled,
+        "sampling": groups.get("sampling", Sampling)(steps=settings.steps, guidance=settings.guidance, **size),
+        "method": groups.get("method", Method)(**said),
         "steps": settings.steps,
         "coverage": chosen.coverage,
         "text_tokens": settings.max_length,

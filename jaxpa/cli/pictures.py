@@ -1,19 +1,19 @@
 """The commands that answer a request with pictures: generate, personalize, inpaint, outpaint, edit."""
 
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field, fields, replace
 from functools import cached_property
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-from tyro.conf import OmitArgPrefixes, UseAppendAction
+from tyro.conf import OmitArgPrefixes, Suppress, UseAppendAction
 
 from jaxpa.batch.table import read_prompts
 from jaxpa.cli.flags import Pad
 from jaxpa.cli.picturing import Picturing
 from jaxpa.errors import JaxpaError
 from jaxpa.media.subjects import Place, Subject
-from jaxpa.request.groups import Editing, Following, Method, Starting
+from jaxpa.request.groups import UNSET, Editing, Following, Method, Starting, Unset
 from jaxpa.request.request import Request
 from jaxpa.request.spec import Spec
 
@@ -128,6 +128,13 @@ class PersonalizeCommand(Picturing):
         return request.with_prompt().with_references()
 
 
+@dataclass(frozen=True, kw_only=True)
+class Keeping(Method):
+    """Personalize Anything, as far as it keeps a part of a picture."""
+
+    coverage: Suppress[float | Unset] = UNSET  # an edit keeps the tokens without a pixel that may change
+
+
 @dataclass(kw_only=True)
 class KeepingCommand(Picturing):
     """What changes a part of a picture and keeps the rest."""
@@ -143,7 +150,7 @@ class KeepingCommand(Picturing):
     feather: float | None = None
     """Pixels of the picture around what is new over which old and new are blended; kept pixels beyond them come back
     exactly. Default: half a token; 0: all kept pixels come back exactly."""
-    method: OmitArgPrefixes[Method] = field(default_factory=Method)
+    method: OmitArgPrefixes[Keeping] = field(default_factory=Keeping)
     figure: bool = True  # type: ignore[misc]
     """Also write OUT-figure.png: the inputs, their token masks, the results."""
 
@@ -151,8 +158,9 @@ class KeepingCommand(Picturing):
         raise NotImplementedError
 
     def request(self) -> Request:
+        method = Method(**{each.name: getattr(self.method, each.name) for each in fields(Method)})
         follow = following(self.control, self.edges)
-        return Request(**self.words(), method=self.method, editing=self.editing(), following=follow).with_prompt()
+        return Request(**self.words(), method=method, editing=self.editing(), following=follow).with_prompt()
 
 
 @dataclass(kw_only=True)

@@ -8,7 +8,7 @@ from dataclasses import MISSING, Field, fields, is_dataclass
 from functools import cache
 from typing import Any
 
-from tyro.conf import Positional, UseAppendAction
+from tyro.conf import Positional, Suppress, UseAppendAction
 
 from jaxpa.cli.flags import primitive
 from jaxpa.errors import JaxpaError, did_you_mean
@@ -20,6 +20,9 @@ def check_words(kind: type[Any], words: Sequence[str]) -> None:
     for flag, values in given:
         own = flag.replace("_", "-")
         off = own.removeprefix("no-")
+        if own in unread(kind):
+            verb = kind.__name__.removesuffix("Command").lower()
+            raise JaxpaError(f"--{own} would have no effect: {verb} does not read it. Leave it out")
         if own not in known and known.get(off) is not bool:
             raise JaxpaError(f"there is no flag --{flag} here{did_you_mean(flag, known)}")
         if own in known:
@@ -108,10 +111,26 @@ def flags_of(kind: type[Any]) -> dict[str, Any]:
     for each in fields(kind):
         hint = hints[each.name]
         group = isinstance(hint, type) and is_dataclass(hint)
+        if each.name in _suppressed(kind):
+            continue
         names = (getattr(said, "name", None) for said in getattr(named[each.name], "__metadata__", ()))
         name = next((name for name in names if isinstance(name, str)), each.name.replace("_", "-"))
         found |= flags_of(hint) if group else {name: hint}
     return found
+
+
+@cache
+def unread(kind: type[Any]) -> set[str]:
+    """The flags of a command's groups that other commands have and this one does not."""
+    groups = [hint for hint in typing.get_type_hints(kind).values() if isinstance(hint, type) and is_dataclass(hint)]
+    own = {name.replace("_", "-") for name in _suppressed(kind)}
+    return own.union(*map(unread, groups))
+
+
+@cache
+def _suppressed(kind: type[Any]) -> set[str]:
+    """The fields that are no flags."""
+    return {each.name for each in fields(kind) if _is_marked(kind, each, Suppress)}
 
 
 @cache

@@ -121,7 +121,7 @@ class Work(NamedTuple):
     flop: float
 
 
-def work_of(request: Request, run: Run, config: FluxConfig) -> Work:
+def _work_of(request: Request, run: Run, config: FluxConfig) -> Work:
     """What the networks do for a request with every tau."""
     r, n, images = run.references, run.tokens, run.images
     # Joined, the references' tokens belong to the images' own sequences; otherwise they are rows of their own.
@@ -210,7 +210,7 @@ def plan(
     work are at most these. Raises JaxpaError.
     """
     run, rounding = run_of(request, Spec(source.config, settings_of(source)), canvas), source.rounded(weights)
-    work, kind = work_of(request, run, source.config), np.dtype(default_dtype() if dtype is None else dtype)
+    work, kind = _work_of(request, run, source.config), np.dtype(default_dtype() if dtype is None else dtype)
     held = held_of(source, dtype, weights, resident)
     device = jax.devices()[0]
     together = images_together(request, run, held, device.platform)

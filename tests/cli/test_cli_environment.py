@@ -11,12 +11,17 @@ from pathlib import Path
 import pytest
 from PIL import Image
 
+from jaxpa.checkpoint.source import resolve
 from jaxpa.cli import console
+from jaxpa.cli.command import spec_of
 from jaxpa.cli.files import free, outputs, settle
+from jaxpa.cli.main import COMMANDS
+from jaxpa.cli.parse import defaults
 from jaxpa.cli.plan import PlanCommand
 from jaxpa.errors import JaxpaError
 from jaxpa.media.images import read_metadata, save_image
 from jaxpa.presets import PRESETS
+from jaxpa.request.request import Request
 
 ROOT = Path(__file__).parents[2]
 DEFAULT = Path("jaxpa.png")
@@ -239,6 +244,37 @@ def test_help_shows_the_defaults_of_the_model(name, run, capsys):
     if name == "generate":
         assert "mug, house, car, fish, mushroom, star, boat, cat" in text
         assert "(default: 96)" in text
+
+
+@pytest.mark.parametrize("name", ["inpaint", "outpaint"])
+@pytest.mark.parametrize("preset", [None, *PRESETS])
+def test_help_of_an_edit_shows_what_runs(name, preset):
+    """Every switch and tau as the request takes them where nothing is said."""
+    kind = COMMANDS[name]
+    shown = defaults(kind, spec := spec_of(resolve("mini")), preset)["method"]
+    part = {"mask": "mask.png"} if name == "inpaint" else {"pad": (8, 8, 8, 8)}
+    request = Request.of("a car", image="car.png", preset=preset, **part)
+    assert shown.given() == {key: getattr(request.switches(spec), key) for key in shown.given()}
+    assert {"start", "margin", "shuffle", "outline"} <= shown.given().keys()
+    assert shown.tau == request.taus(spec)
+
+
+@pytest.mark.parametrize(("name", "flags", "read"), [
+    ("invert", "seed num-images guidance solver cache negative-prompt batch-size", "--sigmas"),
+    ("inpaint", "coverage", "--margin"),
+    ("outpaint", "coverage", "--margin"),
+])  # fmt: skip
+def test_a_flag_that_a_command_does_not_read(name, flags, read, run, capsys):
+    """It is not in the help, nor among what completes, and whoever types it is told so in one line."""
+    with pytest.raises(SystemExit):
+        run(name, "--help")
+    text = capsys.readouterr().out
+    assert read in text
+    for flag in flags.split():
+        assert f"--{flag} " not in text
+        status, out, err = run(name, "--image", "x.png", f"--{flag}", 1)
+        assert (status, out) == (2, "")
+        assert err == f"jaxpa: --{flag} would have no effect: {name} does not read it. Leave it out\n"
 
 
 def test_help_breaks_lines_where_the_terminal_ends(run, capsys, monkeypatch):
