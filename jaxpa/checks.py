@@ -11,6 +11,8 @@ import jax.numpy as jnp
 import numpy as np
 from jax.core import Tracer
 
+from jaxpa.errors import quoted
+
 Size = int | str | None
 KINDS = {float: "floating-point", int: "whole", bool: "bool"}
 
@@ -35,7 +37,7 @@ def described(x: Any) -> str:
     """An array's type and shape, or what else it is."""
     if hasattr(x, "shape") and hasattr(x, "dtype"):
         return f"{x.dtype} {tuple(x.shape)}"
-    return f"{type(x).__name__} {x!r}"
+    return f"{type(x).__name__} {quoted(x)}"
 
 
 def known(x: Any) -> bool:
@@ -57,7 +59,7 @@ def _outside(x: Any, low: float, high: float) -> Any:
 def number(name: str, x: Any, low: Any = -np.inf, high: Any = np.inf) -> None:
     """A number or a scalar array of any real type, from low to high. Raises ValueError."""
     dtype = x.dtype if hasattr(x, "dtype") else np.asarray(x).dtype
-    if np.shape(x) or not jnp.issubdtype(dtype, np.number):
+    if np.shape(x) or not (jnp.issubdtype(dtype, np.floating) or jnp.issubdtype(dtype, np.integer)):
         raise ValueError(f"{name} must be a number, not {described(x)}")
     within(name, x, low, high)
 
@@ -66,13 +68,13 @@ def whole(name: str, x: Any, low: int) -> None:
     """A whole number of any type, at least `low`. Raises ValueError."""
     number(name, x)
     if not jnp.issubdtype(np.asarray(x).dtype, np.integer) or x < low:
-        raise ValueError(f"{name} must be a whole number, at least {low}, not {x!r}")
+        raise ValueError(f"{name} must be a whole number, at least {low}, not {quoted(x)}")
 
 
 def block_range(name: str, x: Any, count: int | None = None) -> None:
     """The numbers of a first and a last block, out of `count` where it is known. Raises ValueError."""
     if not isinstance(x, tuple | list) or len(x) != 2:
-        raise ValueError(f"{name} must be a first and a last block, such as (10, 20), not {x!r}")
+        raise ValueError(f"{name} must be a first and a last block, such as (10, 20), not {quoted(x)}")
     for each in x:
         whole(name, each, 0)
     if x[0] > x[1] or (count is not None and x[1] >= count):

@@ -2,7 +2,8 @@
 
 import math
 import operator
-from collections.abc import Callable, Iterable, Sequence
+import sys
+from collections.abc import Callable, Hashable, Iterable, Sequence
 from difflib import get_close_matches
 from typing import Any
 
@@ -44,30 +45,79 @@ def memory_is_full(error: BaseException) -> bool:
 # Values that a user gives: a right one is returned, a wrong one is named ---------------------------------------
 
 
-def whole(name: str, value: Any, least: int = 0, most: int | None = None) -> int:
+def quoted(value: Any, most: int = 200) -> str:
+    """A value as Python writes it, shortened; digits that Python itself would not write are told in words."""
+    digits = sys.get_int_max_str_digits()
+    if isinstance(value, int) and digits and value.bit_length() > 3 * digits:
+        return f"a number of {value.bit_length()} bits"
+    text = repr(value)
+    return text if len(text) <= most else f"{text[:most]} ..."
+
+
+def whole(name: str, value: Any, least: int = 0, most: int = sys.maxsize) -> int:
     """A whole number of any integer type, NumPy's and JAX's included, as an int. Raises JaxpaError for others."""
     try:
         number = None if isinstance(value, bool) else operator.index(value)
     except TypeError:
         number = None
-    if number is None or number < least or (most is not None and number > most):
-        limits = f"{least} or more" if most is None else f"{least} to {most}"
-        raise JaxpaError(f"{name} must be a whole number, {limits}, not {value!r}")
+    if number is None or number < least or number > most:
+        limits = f"{least} or more" if most == sys.maxsize else f"{least} to {most}"
+        raise JaxpaError(f"{name} must be a whole number, {limits}, not {quoted(value)}")
     return number
 
 
 def real(name: str, value: Any, least: float = -math.inf, most: float = math.inf) -> float:
     """A finite number of any real type as a float. Raises JaxpaError for others, and outside [least, most]."""
     try:
-        number = math.nan if isinstance(value, str | bytes | bool) else float(value)
-    except (TypeError, ValueError):
+        number = math.nan if isinstance(value, str | bytes | bool) or _is_flag(value) else float(value)
+    except (TypeError, ValueError, OverflowError):
         number = math.nan
     if not (math.isfinite(number) and least <= number <= most):
         limits = (
             "" if least == -math.inf else f", {least:g} or more" if most == math.inf else f" in [{least:g}, {most:g}]"
         )
-        raise JaxpaError(f"{name} must be a finite number{limits}, not {value!r}")
+        raise JaxpaError(f"{name} must be a finite number{limits}, not {quoted(value)}")
     return number
+
+
+def _is_flag(value: Any) -> bool:
+    """Whether it is a bool of NumPy or JAX."""
+    return getattr(getattr(value, "dtype", None), "kind", None) == "b"
+
+
+def flag(name: str, value: Any) -> bool:
+    """True or false, NumPy's and JAX's included, as a bool. Raises JaxpaError for others, which would count as true."""
+    if isinstance(value, bool) or (_is_flag(value) and getattr(value, "ndim", None) == 0):
+        return bool(value)
+    raise JaxpaError(f"{name} must be true or false, not {quoted(value)}")
+
+
+def text(name: str, value: Any) -> str:
+    """A string of UTF-8. Raises JaxpaError for others."""
+    if not isinstance(value, str):
+        raise JaxpaError(f"{name} must be a string, not {quoted(value)}")
+    try:
+        value.encode()
+    except UnicodeEncodeError:
+        raise JaxpaError(f"{name} {quoted(value)} is not text in UTF-8") from None
+    return value
+
+
+def several(name: str, value: Any, of: type) -> tuple[Any, ...]:
+    """Values of a type, or one alone, as a tuple. Raises JaxpaError for others."""
+    try:
+        found = tuple(value)
+    except TypeError:
+        found = (value,)
+    if not all(isinstance(each, of) for each in found):
+        raise JaxpaError(f"{name} must be a list of {of.__name__}, not {quoted(value)}")
+    return found
+
+
+def first_repeated(values: Iterable[Hashable]) -> Any:
+    """The first value that was there before; None: each is there once."""
+    seen: set[Hashable] = set()
+    return next((value for value in values if value in seen or seen.add(value)), None)
 
 
 def check_choice(
@@ -78,7 +128,8 @@ def check_choice(
     if (value is None or isinstance(value, str)) and value in options:
         return value
     listed = ", ".join(map(repr, options))
-    raise error(f"{name} must be one of {listed}, not {value!r}{did_you_mean(value, options)}")
+    near = did_you_mean(value, options) if isinstance(value, str) else ""
+    raise error(f"{name} must be one of {listed}, not {quoted(value)}{near}")
 
 
 def did_you_mean(word: object, known: Iterable[str | None]) -> str:

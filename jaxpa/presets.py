@@ -1,10 +1,11 @@
 """The method's switches, and the settings of its sources."""
 
 from dataclasses import dataclass
+from itertools import pairwise
 from typing import Literal, get_args
 
 from jaxpa import checks
-from jaxpa.errors import JaxpaError, check_choice
+from jaxpa.errors import JaxpaError, check_choice, quoted, whole
 from jaxpa.schedule import Steps
 
 Level = Literal["layer", "token"]
@@ -33,6 +34,8 @@ class BlockTau:
     tau: float | Steps
 
 
+MAX_GUIDANCE = 1e6  # far beyond any use; float32 overflows at 3e38
+MOST = {"margin": 1024, "sweeps": 1000, "outline": 255}  # in tokens, and of forwards in place of one
 EDIT = Steps(0.1)  # Section 3.4: what is kept is held for 90% of the steps
 
 
@@ -87,9 +90,7 @@ class Preset:
         for name, words in _WORDS.items():
             check_choice(name, getattr(self, name), words, JaxpaError)
         if not isinstance(self.soft, bool):
-            raise JaxpaError(f"soft must be true or false, not {self.soft!r}")
-        if self.outline < 0 or self.outline % 2 == 0 < self.outline:
-            raise JaxpaError(f"outline must be an odd number of tokens, or 0, not {self.outline}")
+            raise JaxpaError(f"soft must be true or false, not {quoted(self.soft)}")
         if self.level == "token" and (self.parts != "qkv" or self.blocks is not None or self.tau_blocks):
             raise JaxpaError(
                 'level "token" replaces whole tokens: parts, blocks and tau_blocks belong to level "layer"'
@@ -97,6 +98,7 @@ class Preset:
         try:
             if self.blocks is not None:
                 checks.block_range("blocks", self.blocks)
+                object.__setattr__(self, "blocks", tuple(self.blocks))
             for name in ("tau", "inpaint_tau", "outpaint_tau"):
                 value = getattr(self, name)
                 checks.number(name, value.share if isinstance(value, Steps) else value, 0, 1)
@@ -104,22 +106,23 @@ class Preset:
             for name in ("gamma", "eta", "shuffle", "coverage"):
                 checks.number(name, getattr(self, name), 0, 1)
             if self.guidance_inside is not None:
-                checks.number("guidance_inside", self.guidance_inside, 0)
-            for name in ("margin", "sweeps"):
-                checks.whole(name, getattr(self, name), 0)
+                checks.number("guidance_inside", self.guidance_inside, 0, MAX_GUIDANCE)
+            for name, most in MOST.items():
+                whole(name, getattr(self, name), 0, most)
+            if self.outline % 2 == 0 < self.outline:
+                raise ValueError(f"outline must be an odd number of tokens, or 0, not {self.outline}")
         except ValueError as error:
             raise JaxpaError(str(error)) from None
 
     def _check_tau_blocks(self) -> None:
-        taken = set()
         for own in self.tau_blocks:
             if not isinstance(own, BlockTau):
                 raise ValueError(f"tau_blocks must be a tuple of BlockTau, not of {own!r}")
             checks.block_range("tau_blocks", (own.first, own.last))
             checks.number("tau_blocks", own.tau.share if isinstance(own.tau, Steps) else own.tau, 0, 1)
-            if twice := taken & (blocks := set(range(own.first, own.last + 1))):
-                raise ValueError(f"tau_blocks give block {min(twice)} two values")
-            taken |= blocks
+        for before, own in pairwise(sorted(self.tau_blocks, key=lambda own: own.first)):
+            if own.first <= before.last:
+                raise ValueError(f"tau_blocks give block {own.first} two values")
 
 
 PRESETS = {

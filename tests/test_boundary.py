@@ -44,7 +44,7 @@ pytestmark = pytest.mark.usefixtures("as_users_call")
     ({"coverage": 2}, "coverage must lie"),
     ({"guidance_inside": -1}, "guidance_inside must lie"),
     ({"outline": 4}, "outline must be an odd number"),
-    ({"margin": -1}, "margin must be a whole number, at least 0"),
+    ({"margin": -1}, "margin must be a whole number, 0 to 1024"),
     ({"margin": 1.5}, "margin must be a whole number"),
     ({"sweeps": -1}, "sweeps must be a whole number"),
 ])  # fmt: skip

@@ -5,7 +5,7 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from jaxpa.errors import JaxpaError, real
+from jaxpa.errors import JaxpaError, quoted, real
 
 
 @dataclass(frozen=True)
@@ -17,7 +17,7 @@ class Lora:
 
     def __post_init__(self) -> None:
         if not isinstance(self.file, str | os.PathLike) or not os.fspath(self.file):
-            raise JaxpaError(f"a LoRA is the name of a file, or a pair of it and a scale, not {self.file!r}")
+            raise JaxpaError(f"a LoRA is the name of a file, or a pair of it and a scale, not {quoted(self.file)}")
         object.__setattr__(self, "file", os.fspath(self.file))
         object.__setattr__(self, "scale", real(f"the scale of {self.file}", self.scale))
 
@@ -41,8 +41,8 @@ def to_loras(said: Any) -> tuple[Lora, ...]:
     """One LoRA or several, each a `Lora`, a file's name (with `:SCALE` or not), or a pair (file, scale)."""
     if isinstance(said, str | os.PathLike | Lora):
         said = (said,)
-    if not isinstance(said, Iterable):
-        raise JaxpaError(f"loras is a list of files, or of pairs (file, scale), not {said!r}")
+    if not isinstance(said, Iterable) or not getattr(said, "ndim", 1):
+        raise JaxpaError(f"loras is a list of files, or of pairs (file, scale), not {quoted(said)}")
     return tuple(map(_to_lora, said))
 
 

@@ -8,7 +8,9 @@ FILE:SCALE, as its flag has it, or an object.
 import csv
 import io
 import json
+import os
 import shlex
+import stat
 import sys
 from collections.abc import Iterable, Iterator
 from dataclasses import asdict, dataclass, field, fields
@@ -16,13 +18,15 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from jaxpa.adapters.spec import parse_lora
-from jaxpa.errors import JaxpaError, did_you_mean
+from jaxpa.checkpoint.documents import check_regular
+from jaxpa.errors import JaxpaError, did_you_mean, first_repeated
 from jaxpa.request.groups import Checkpoint
 from jaxpa.request.record import from_json, schema
 from jaxpa.request.request import GROUPS, Request, home_of
 
 GROUPED = {**GROUPS, "checkpoint": Checkpoint}
 STDIN = "-"
+HANDED = ("/dev/", "/proc/")  # where a shell has the pipe of <(...); another pipe may have nobody who writes
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -49,8 +53,10 @@ class Line(NamedTuple):
 
 
 def read_text(file: str) -> str:
-    """The text of a file (`-`: stdin). Raises JaxpaError."""
+    """The text of a file, or of a pipe that a shell hands over (`-`: stdin). Raises JaxpaError."""
     try:
+        if file != STDIN and not (file.startswith(HANDED) and stat.S_ISFIFO(os.stat(file).st_mode)):
+            check_regular(Path(file))
         return sys.stdin.read() if file == STDIN else Path(file).read_text(encoding="utf-8-sig")
     except (OSError, UnicodeDecodeError, ValueError) as error:
         raise JaxpaError(f"{file} cannot be read: {error}") from None
@@ -103,9 +109,8 @@ def _objects(file: str, text: str) -> Iterator[Line]:
 
 def _once(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
     """An object whose names are said once each: of two values one would be lost."""
-    names = [name for name, _ in pairs]
-    if twice := [name for k, name in enumerate(names) if name in names[:k]]:
-        raise JaxpaError(f"{twice[0]!r} is given twice")
+    if (twice := first_repeated(name for name, _ in pairs)) is not None:
+        raise JaxpaError(f"{twice!r} is given twice")
     return dict(pairs)
 
 

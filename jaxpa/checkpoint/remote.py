@@ -9,6 +9,8 @@ from typing import Any
 
 from jaxpa.errors import CheckpointError, JaxpaError
 
+LOCAL = ("file://", "local://")  # URLs of this machine's own files, of which a checkpoint needs no copy
+
 
 def is_url(place: str) -> bool:
     """Whether a place is named as fsspec does it; `hf://` names a repository of the hub, which has a client of its
@@ -56,6 +58,8 @@ def fetch_url(url: str, download: bool = True) -> Path:
     try:
         system, path = open_url(url)
         files = system.find(path, detail=True)
+    except JaxpaError as error:
+        raise CheckpointError(str(error)) from None
     except Exception as error:  # each file system has errors of its own
         raise CheckpointError(f"{url} cannot be read: {error}") from error
     if not files:

@@ -24,7 +24,7 @@ from jaxpa.checkpoint.fingerprint import fingerprint
 from jaxpa.checkpoint.fit import TOKENIZERS
 from jaxpa.checkpoint.keys import Layout
 from jaxpa.checkpoint.parts import PARTS, Part, open_folder
-from jaxpa.checkpoint.remote import fetch_url, is_url
+from jaxpa.checkpoint.remote import LOCAL, fetch_url, is_url, open_url
 from jaxpa.checkpoint.single import open_single
 from jaxpa.config import (
     Asked,
@@ -239,8 +239,12 @@ def _resolve(source: str | Path, path: Path, components: str | Path | None, down
 
 def locate(source: str | Path, parts: Iterable[str] = PARTS, download: bool = True) -> Path:
     """The file or folder that a source names; a hub id is fetched, with the weights of these parts, and a URL whole."""
+    if not isinstance(source, str | os.PathLike) or not os.fspath(source):
+        raise CheckpointError(f"a model is 'mini', a hub id, a URL, or the name of a folder or a file, not {source!r}")
     if source == "mini":
         return find_mini()
+    if isinstance(source, str) and source.startswith(LOCAL):
+        source = open_url(source)[1]
     if isinstance(source, str) and (repo := hub.hub_id(source)):
         return hub.fetch(repo, parts, download)
     if isinstance(source, str) and is_url(source):

@@ -12,7 +12,7 @@ from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from jaxpa.errors import JaxpaError
+from jaxpa.errors import JaxpaError, first_repeated
 from jaxpa.media.images import check_output, read_metadata
 
 
@@ -43,8 +43,8 @@ def named(files: Sequence[Path], labels: Sequence[str], figure: bool = False) ->
 
 def check_labels(labels: Sequence[str]) -> None:
     """Raise JaxpaError for a picture that is asked for twice."""
-    if twice := [label for k, label in enumerate(labels) if label in labels[:k]]:
-        of_label = f" ({twice[0]})" if twice[0] else ""
+    if (twice := first_repeated(labels)) is not None:
+        of_label = f" ({twice})" if twice else ""
         raise JaxpaError(f"the same picture is asked for twice{of_label}: give each tau, seed and place once")
 
 

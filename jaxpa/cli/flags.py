@@ -10,7 +10,7 @@ from typing import Any, Literal
 from tyro.constructors import ConstructorRegistry, PrimitiveConstructorSpec, PrimitiveTypeInfo
 
 from jaxpa.adapters.spec import Lora, parse_lora
-from jaxpa.errors import JaxpaError, did_you_mean
+from jaxpa.errors import JaxpaError, did_you_mean, quoted
 from jaxpa.media.places import Place, parse_place, shortest, show_place
 from jaxpa.media.subjects import Subject
 from jaxpa.presets import BlockTau
@@ -105,7 +105,7 @@ def _parse_seeds(words: Sequence[str]) -> Seeds:
     try:
         numbers = tuple(int(word) for word in words)
     except ValueError:
-        raise JaxpaError(f"{' '.join(words)}: give whole numbers") from None
+        raise JaxpaError(f"{quoted(' '.join(words))}: give whole numbers") from None
     if not numbers:
         raise JaxpaError("needs a number")
     return numbers[0] if len(numbers) == 1 else numbers
@@ -177,7 +177,7 @@ def _one(kind: type, word: str) -> Any:
         if kind is float and not math.isfinite(value):
             raise ValueError
     except ValueError:
-        raise JaxpaError(f"{word!r} is not {'a whole number' if kind is int else 'a number'}") from None
+        raise JaxpaError(f"{quoted(word)} is not {'a whole number' if kind is int else 'a number'}") from None
     return value
 
 

@@ -6,6 +6,7 @@ import typing
 from collections.abc import Iterator, Sequence
 from dataclasses import MISSING, Field, fields, is_dataclass
 from functools import cache
+from pathlib import Path
 from typing import Any
 
 from tyro.conf import Positional, Suppress, UseAppendAction
@@ -49,6 +50,8 @@ def _check_stray(kind: type[Any], words: Sequence[str], given: Sequence[tuple[st
         raise JaxpaError(f"{missing.name.upper()} must be given: --help explains it")
     hints = typing.get_type_hints(kind)
     for each, word in zip(alone, stray, strict=False):
+        if not word:
+            raise JaxpaError(f"{each.name.upper()} is empty: --help explains it")
         if spec := primitive(hints[each.name]):
             _check_value(each.name.upper(), spec, [word])
 
@@ -158,6 +161,8 @@ def _check_values(flag: str, kind: Any, values: list[str]) -> None:
     """Raise JaxpaError for words that are no value of this type."""
     if kind is bool:
         return
+    if "" in values and Path in (kind, *typing.get_args(kind)):  # else it would be the working directory
+        raise JaxpaError(f"--{flag} needs a value, and here it is empty")
     many, spec = _reading(kind)
     if not values and not (spec is not None and spec.nargs == "*"):
         raise JaxpaError(f"--{flag} needs a value")

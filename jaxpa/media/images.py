@@ -264,6 +264,8 @@ def to_image(array: np.ndarray) -> Image.Image:
 def check_output(path: str | os.PathLike[str]) -> Path:
     """Whether a picture can be written there, asked before any long work. OutputError says why not."""
     path = Path(path)
+    if "\0" in str(path):
+        raise OutputError(f"{printable(str(path))}: no file has such a name")
     if os.path.isdir(path):  # unlike Path.is_dir, no error for a folder that may not be entered
         raise OutputError(f"{path} is a folder: name a file in it, such as {path / 'out.png'}")
     if path.suffix.lower() not in FORMATS:

@@ -12,7 +12,7 @@ import numpy as np
 
 from jaxpa import tokens
 from jaxpa.box import Box
-from jaxpa.errors import JaxpaError
+from jaxpa.errors import JaxpaError, quoted
 from jaxpa.media.masks import bounds
 from jaxpa.tokens import Placement
 
@@ -35,11 +35,12 @@ def to_place(at: Sequence[float] | None, name: str = "the subject") -> Place | N
         return None
     try:
         numbers = () if isinstance(at, str) else tuple(float(number) for number in at)
-    except (TypeError, ValueError):
+    except (TypeError, ValueError, OverflowError):
         numbers = ()
     if len(numbers) not in (2, 4):
         raise JaxpaError(
-            f"{name} at {at!r}: give a centre (x, y) or a box (left, top, right, bottom), in fractions of the canvas"
+            f"{name} at {quoted(at)}: give a centre (x, y) or a box (left, top, right, bottom), "
+            "in fractions of the canvas"
         )
     if not all(abs(number) <= FAR for number in numbers):  # NaN is not
         raise _off_canvas(name, numbers)

@@ -10,7 +10,7 @@ from PIL import Image
 
 from jaxpa.box import Box
 from jaxpa.encoders.text import word_spans
-from jaxpa.errors import JaxpaError
+from jaxpa.errors import JaxpaError, flag, text
 from jaxpa.media import figures, images, masks
 from jaxpa.media.images import Picture
 from jaxpa.media.places import Place, put, restrict, to_place, window
@@ -34,7 +34,7 @@ class Subject:
     flip: mirror it. stretch: fill the box, whatever the subject's own aspect.
     caption: what the picture shows; an inversion follows it.
 
-    JaxpaError: an `at` that is no place.
+    JaxpaError: an `at` that is no place, a flag that is no bool, words that are no text.
     """
 
     image: Picture
@@ -47,6 +47,10 @@ class Subject:
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "at", to_place(self.at, self.name))
+        for name in ("flip", "stretch"):
+            object.__setattr__(self, name, flag(name, getattr(self, name)))
+        for name in ("caption", "word"):
+            text(name, getattr(self, name))
 
     @property
     def name(self) -> str:

@@ -16,9 +16,9 @@ import pydantic
 
 from jaxpa.adapters.spec import Lora, to_loras
 from jaxpa.config import Asked, VariantName
-from jaxpa.errors import JaxpaError, check_choice, real, whole
+from jaxpa.errors import JaxpaError, check_choice, flag, quoted, real, text, whole
 from jaxpa.media.images import Picture
-from jaxpa.presets import PRESETS, BlockTau, Concat, Level, Parts, Path, Preset, Start
+from jaxpa.presets import MAX_GUIDANCE, PRESETS, BlockTau, Concat, Level, Parts, Path, Preset, Start
 from jaxpa.request.spec import MAX_STEPS, Spec
 from jaxpa.schedule import Steps
 from jaxpa.solvers import SOLVERS, Name
@@ -26,6 +26,7 @@ from jaxpa.solvers import SOLVERS, Name
 MAX_SEED = 2**32 - 1
 MAX_IMAGES = 1_000_000
 MIN_SHIFT = 1e-3
+MAX_CACHE = 1e6
 
 
 class Unset(enum.Enum):
@@ -75,12 +76,14 @@ def _check_block_taus(given: Any) -> tuple[BlockTau, ...]:
         try:
             given = [BlockTau(first, last, _check_tau(tau)) for (first, last), tau in given.items()]
         except (TypeError, ValueError):
-            raise JaxpaError(f"tau_blocks must be {{(first, last): tau}}, not {given!r}") from None
+            raise JaxpaError(f"tau_blocks must be {{(first, last): tau}}, not {quoted(given)}") from None
+    if not isinstance(given, Iterable) or not getattr(given, "ndim", 1):
+        given = (given,)
     found = tuple(
         parse_block_tau(own) if isinstance(own, str) else own for own in ([given] if isinstance(given, str) else given)
     )
     if bad := [own for own in found if not isinstance(own, BlockTau)]:
-        raise JaxpaError(f"tau_blocks must be {{(first, last): tau}}, not {bad[0]!r}")
+        raise JaxpaError(f"tau_blocks must be {{(first, last): tau}}, not {quoted(bad[0])}")
     return found
 
 
@@ -171,7 +174,7 @@ class Sampling:
 
     def __post_init__(self) -> None:
         set_ = object.__setattr__  # values of NumPy and JAX become plain ones
-        if isinstance(self.seed, Sequence) or getattr(self.seed, "ndim", 0):
+        if (isinstance(self.seed, Sequence) and not isinstance(self.seed, bytes)) or getattr(self.seed, "ndim", 0):
             seeds = tuple(whole("seed", each, 0, MAX_SEED) for each in self.seed)  # type: ignore[union-attr]
             if not seeds:
                 raise JaxpaError("seed is an empty list: give at least one")
@@ -181,13 +184,12 @@ class Sampling:
         else:
             set_(self, "seed", whole("seed", self.seed, 0, MAX_SEED))
         set_(self, "num_images", whole("num_images", self.num_images, 1, MAX_IMAGES))
-        limits = {"steps": MAX_STEPS, "height": None, "width": None, "batch_size": None}
-        for name, most in limits.items():
+        for name in ("steps", "height", "width", "batch_size"):
             if (value := getattr(self, name)) is not None:
-                set_(self, name, whole(name, value, 1, most))
+                set_(self, name, whole(name, value, 1, *[MAX_STEPS] * (name == "steps")))
         check_choice("solver", self.solver, SOLVERS, JaxpaError)
         if self.cache is not None:
-            set_(self, "cache", real("cache", self.cache, 0))
+            set_(self, "cache", real("cache", self.cache, 0, MAX_CACHE))
             if SOLVERS[self.solver].evaluations > 1:
                 raise JaxpaError(f"cache skips steps that ask the network once, and {self.solver} asks it more often")
         if self.shift is not None:
@@ -195,9 +197,9 @@ class Sampling:
         if self.sigmas is not None:
             set_(self, "sigmas", _check_sigmas(self.sigmas, self.steps))
         if self.guidance is not None:
-            set_(self, "guidance", real("guidance", self.guidance, 0))
-        if not isinstance(self.negative_prompt, str | None):
-            raise JaxpaError(f"negative_prompt must be a string, not {self.negative_prompt!r}")
+            set_(self, "guidance", real("guidance", self.guidance, 0, MAX_GUIDANCE))
+        if self.negative_prompt is not None:
+            text("negative_prompt", self.negative_prompt)
         self.seeds(1)
 
     def seeds(self, prompts: int = 1) -> tuple[int, ...]:
@@ -282,6 +284,8 @@ class Method:
         for name, value in self.given().items():
             if getattr(value, "ndim", None) == 0:  # NumPy's and JAX's scalars become plain numbers
                 object.__setattr__(self, name, value.item())  # type: ignore[union-attr]
+            elif isinstance(value, list):
+                object.__setattr__(self, name, tuple(value))
         self.switches("official")
 
     def given(self) -> dict[str, Any]:
@@ -345,6 +349,7 @@ class Editing:
             if len(pad) != 4:
                 raise JaxpaError(f"pad {pad}: give top, right, bottom and left in pixels")
             object.__setattr__(self, "pad", tuple(whole("pad", each) for each in pad))
+        text("caption", self.caption)
         object.__setattr__(self, "grow", real("grow", self.grow, 0))
         if self.feather is not None:
             object.__setattr__(self, "feather", real("feather", self.feather, 0))
@@ -387,5 +392,6 @@ class Following:
     def __post_init__(self) -> None:
         if (self.picture is None) == (self.control is None):
             raise JaxpaError("a request follows either a picture to change or a control picture: give one of them")
+        object.__setattr__(self, "edges", flag("edges", self.edges))
         if self.edges and self.control is None:
             raise JaxpaError("edges would have no effect: there is no control picture to find them in")

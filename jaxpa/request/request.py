@@ -29,7 +29,7 @@ import numpy as np
 
 from jaxpa.box import Box
 from jaxpa.encoders.text import TextEmbedding
-from jaxpa.errors import JaxpaError, did_you_mean
+from jaxpa.errors import JaxpaError, did_you_mean, quoted, several, text
 from jaxpa.media.images import Picture
 from jaxpa.media.places import Place, to_place
 from jaxpa.media.subjects import Subject
@@ -85,21 +85,21 @@ class Request:
 
     def __post_init__(self) -> None:
         if not isinstance(self.prompt, str | None):
-            prompts = tuple(self.prompt) if isinstance(self.prompt, Iterable) else (self.prompt,)
+            many = isinstance(self.prompt, Iterable) and getattr(self.prompt, "ndim", 1)
+            prompts = tuple(self.prompt) if many else (self.prompt,)
             if bad := [each for each in prompts if not isinstance(each, str)]:
-                raise JaxpaError(f"a prompt must be a string, not {bad[0]!r}")
+                raise JaxpaError(f"a prompt must be a string, not {quoted(bad[0])}")
             if not prompts:
                 raise JaxpaError("prompt is an empty list: give at least one")
             object.__setattr__(self, "prompt", prompts)
         for each in self.prompts:
-            try:
-                each.encode()
-            except UnicodeEncodeError:
-                raise JaxpaError(f"the prompt {each!r} is not text in UTF-8") from None
-        object.__setattr__(self, "subjects", tuple(self.subjects))
-        object.__setattr__(self, "places", tuple(to_place(place, "the last subject") for place in self.places))
-        if bad := [each for each in self.subjects if not isinstance(each, Subject)]:
-            raise JaxpaError(f"a subject must be a jaxpa.Subject, not {bad[0]!r}")
+            text("the prompt", each)
+        object.__setattr__(self, "subjects", several("subjects", self.subjects, Subject))
+        object.__setattr__(self, "places", _to_places(self.places))
+        for name, kind in {**GROUPS, "scene": Subject}.items():
+            group = getattr(self, name)
+            if not (isinstance(group, kind) or (group is None and name not in ("sampling", "method"))):
+                raise JaxpaError(f"{name} must be a {kind.__name__}, not {quoted(group)}")
         if self.editing is not None and (self.subjects or self.scene):
             raise JaxpaError("a request either edits a picture or brings subjects: make two")
         if self.starting is not None and self.verb != "generate":
@@ -272,6 +272,13 @@ class Request:
                     "references have no control picture of their own, so the network cannot be asked about them: say "
                     "--level token --path line --concat none"
                 )
+
+
+def _to_places(given: Any) -> tuple[Place | None, ...]:
+    """The places of a layout. Raises JaxpaError."""
+    if not isinstance(given, Iterable) or not getattr(given, "ndim", 1):
+        raise JaxpaError(f"places must be a list of centres (x, y), not {quoted(given)}")
+    return tuple(to_place(place, "the last subject") for place in given)
 
 
 # Which values name files; pictures, masks and encoded prompts in memory are none.

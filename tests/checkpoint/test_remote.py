@@ -5,7 +5,7 @@ import pytest
 from small_checkpoint import make
 
 from jaxpa.checkpoint.remote import fetch_url
-from jaxpa.checkpoint.source import resolve
+from jaxpa.checkpoint.source import find_mini, resolve
 from jaxpa.errors import CheckpointError
 
 
@@ -39,3 +39,13 @@ def test_what_cannot_be_fetched(cache):
         with pytest.raises(CheckpointError, match=said):
             fetch_url(url)
     assert not cache.exists() or not list(cache.iterdir())
+
+
+def test_files_of_this_machine_need_no_copy(tmp_path, monkeypatch):
+    """A URL of them is the path in it; nothing below a folder is walked through."""
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+    mini = find_mini()
+    assert resolve(f"file://{mini}").path == mini
+    with pytest.raises(CheckpointError, match="no checkpoint"):
+        resolve("file:///")
+    assert not (tmp_path / "cache").exists()

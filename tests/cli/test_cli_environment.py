@@ -14,7 +14,7 @@ from PIL import Image
 from jaxpa.checkpoint.source import resolve
 from jaxpa.cli import console
 from jaxpa.cli.command import spec_of
-from jaxpa.cli.files import free, outputs, settle
+from jaxpa.cli.files import check_labels, free, outputs, settle
 from jaxpa.cli.main import COMMANDS
 from jaxpa.cli.parse import defaults
 from jaxpa.cli.plan import PlanCommand
@@ -100,6 +100,40 @@ def test_an_embedding_file(run, folder):
     assert "give a --prompt" in run("generate")[2]
     assert "not both" in run("generate", "--prompt", "x", "--embedding", "star.safetensors")[2]
     assert "none.safetensors" in run("generate", "--embedding", "none.safetensors")[2]
+
+
+BESIDE_A_FILE = {
+    "a pipe": (["generate", "--prompts", "pipe"], "pipe cannot be read: this is a named pipe, not a file"),
+    "a pipe of requests": (["batch", "pipe", "--journal", "j"], "this is a named pipe, not a file"),
+    "a device": (["generate", "--prompts", "/dev/zero"], "this is a device, not a file"),
+    "a device of requests": (["batch", "/dev/zero", "--journal", "j"], "this is a device, not a file"),
+    "a pipe of text": (["generate", "--embedding", "pipe"], "named pipe"),
+    "no name": (["invert", "--prompt", "x", "--image", ""], "--image needs a value, and here it is empty"),
+    "no name to write": (["generate", "--prompt", "x", "--out="], "--out needs a value, and here it is empty"),
+    "no model": (["plan", "--model", ""], "a model is 'mini', a hub id, a URL, or the name of a folder or a file"),
+    "no picture": (["replay", ""], "PICTURE is empty"),
+    "a null": (["generate", "--prompt", "a red star", "--out", "a\0.png"], "no file has such a name"),
+    "digits": (["generate", "--prompt", "x", "--seed", "1" * 5000], "give whole numbers"),
+}
+
+
+@pytest.mark.parametrize("name", BESIDE_A_FILE)
+def test_what_is_no_file(run, folder, name):
+    """Refused at once: a pipe without a writer would be waited for, and a device read without end."""
+    os.mkfifo("pipe")
+    words, said = BESIDE_A_FILE[name]
+    status, _, err = run(*words)
+    assert (status, err.count("\n")) == (2, 1), err
+    assert said in err
+    assert len(err) < 300
+    assert [file.name for file in folder.iterdir()] == ["pipe"]
+
+
+def test_many_names(folder):
+    """Of 100,000 pictures the names are compared in a moment."""
+    check_labels([str(k) for k in range(100_000)])
+    with pytest.raises(JaxpaError, match=r"asked for twice \(7\)"):
+        check_labels([*map(str, range(100_000)), "7"])
 
 
 def test_a_preset_is_switched_off_on_the_command_line(run, folder, pictures, monkeypatch):

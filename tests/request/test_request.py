@@ -140,7 +140,16 @@ BAD = {
     "rising": {"sigmas": [0.5, 0.7]}, "the end": {"sigmas": [1, 0]}, "beyond noise": {"sigmas": [1.2, 0.5]},
     "twice": {"sigmas": [0.5, 0.5]}, "sigmas and steps": {"sigmas": [1, 0.5], "steps": 3}, "shift": {"shift": 0},
     "cache": {"cache": -0.1}, "cache of heun": {"cache": 0.1, "solver": "heun"}, "sigmas in words": {"sigmas": "1,0.5"},
-    "places of nothing": {"places": [(0.5, 0.5)]},
+    "places of nothing": {"places": [(0.5, 0.5)]}, "digits without end": {"seed": 10**5000},
+    "a float without end": {"guidance": 10**400}, "beyond float32": {"guidance": 1e38}, "bytes": {"seed": b"3"},
+    "a flag": {"shift": np.bool_(True)}, "infinite inside": {"guidance_inside": float("inf")},
+    "complex": {"gamma": 1j}, "an outline in words": {"outline": "3"}, "half an outline": {"outline": 1.5},
+    "a wide outline": {"outline": 10**10 + 1}, "many sweeps": {"sweeps": 10**9}, "a wide margin": {"margin": 10**20},
+    "a block twice, far": {"tau_blocks": ["0-99999999999=0.5", "5-6=0.1"]}, "a number of blocks": {"tau_blocks": 3},
+    "edges in words": {"control": "a.png", "edges": "no"}, "a name as scene": {"scene": "beach.png"},
+    "a name as group": {"sampling": "fast"}, "no subjects": {"subjects": 3}, "no scalar": {"prompt": np.array(3)},
+    "no places": {"places": 3, "subjects": [Subject("a.png")]}, "a caption": {"image": "a", "mask": "b", "caption": 3},
+    "surrogates elsewhere": {"negative_prompt": "\udc80"},
 }  # fmt: skip
 
 
@@ -148,6 +157,15 @@ BAD = {
 def test_bad_values_are_refused_when_they_are_given(name):
     with pytest.raises(JaxpaError):
         Request.of(**BAD[name])
+
+
+def test_a_subject_says_what_is_wrong_with_it():
+    for words in ({"flip": "no"}, {"stretch": 1}, {"caption": None}, {"word": "\udc80"}, {"at": 10**400}):
+        with pytest.raises(JaxpaError, match=next(iter(words))):
+            Subject("a.png", **words)
+    assert Subject("a.png", flip=np.bool_(True)).flip is True
+    assert Request(subjects=Subject("a.png")) == Request(subjects=(Subject("a.png"),))  # one is a list of one
+    assert Method(blocks=[1, 2]) == Method(blocks=(1, 2))
 
 
 def test_the_nearest_word():
