@@ -12,7 +12,7 @@ from typing import Any, NamedTuple
 import jax
 import numpy as np
 
-from jaxpa.personalize import Phase, Task, gate
+from jaxpa.personalize import Phase, Task
 from jaxpa.sampling import Guided
 from jaxpa.tokens import Routing
 
@@ -41,13 +41,23 @@ class Size(NamedTuple):
     references: int = 0
 
 
+def gate_of(tau: Any, times: Any) -> Hashable:
+    """What a task's tau decides: how many steps start above it; where the blocks have a tau each, these."""
+    taus = np.asarray(tau, np.float32)
+    return taus.tobytes() if taus.ndim else int(np.sum(np.asarray(times, np.float32)[:-1] > taus))
+
+
+def gate_of_part(part: Part) -> Hashable:
+    """That of a part's task; None without references."""
+    return gate_of(part.what.tau, part.what.times) if isinstance(part.what, Task) else None
+
+
 def likeness(part: Part) -> Hashable:
     """Parts of equal ones can be sampled together: the same shapes and kinds, schedule, gate and hold on references."""
     what, shared = part.what, ()
     if isinstance(what, Task):
-        taus = np.asarray(what.tau) if np.ndim(what.tau) else np.array(int(gate(what)))  # of blocks, or one gate
-        same = [taus, what.eta, what.times, *([] if what.cache is None else [what.cache])]
-        shared = (taus.shape, *(np.asarray(each).tobytes() for each in same))
+        same = [what.eta, what.times, *([] if what.cache is None else [what.cache])]
+        shared = (gate_of_part(part), *(np.asarray(each).tobytes() for each in same))
         what = replace(what, model=None, tau=0)  # type: ignore[arg-type]
     leaves, structure = jax.tree.flatten((what, part.x))
     return structure, tuple((np.shape(leaf), str(jax.numpy.result_type(leaf))) for leaf in leaves), shared

@@ -69,7 +69,7 @@ def connect(stop: threading.Event) -> SharedStop:
 
 
 class Task(NamedTuple):
-    """Jobs that are sampled together in batches of a size (None: that are not), and how to run them."""
+    """Jobs that are sampled together in batches of sizes by their gates (None: that are not), and how to run them."""
 
     jobs: list[Any]
     size: Any
@@ -106,7 +106,7 @@ def chunks(jobs: Sequence[Any], size: Any) -> Iterator[list[Any]]:
     for job in jobs:
         chunk.append(job)
         images += 1 if job.share is None else job.share.images
-        if size is None or images >= CHUNK * size.images:
+        if size is None or images >= CHUNK * max(each.images for each in size.values()):
             yield chunk
             chunk, images = [], 0
     if chunk:

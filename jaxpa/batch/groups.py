@@ -12,12 +12,13 @@ from typing import Any, NamedTuple
 
 import jax
 
-from jaxpa.batching import Size
+from jaxpa.batching import Size, gate_of
 from jaxpa.box import Box
 from jaxpa.devices.memory import Held, batch_that_fits
 from jaxpa.devices.plan import run_of
 from jaxpa.request.request import Request
 from jaxpa.request.spec import Spec
+from jaxpa.routing import block_taus
 
 MOST = 8  # images at once, if nobody says: more gain nothing, on two cores of a CPU as on one device that FLUX fills
 
@@ -25,11 +26,13 @@ MOST = 8  # images at once, if nobody says: more gain nothing, on two cores of a
 class Share(NamedTuple):
     """What a line brings to a group.
 
-    kind: lines of equal ones are sampled together (None: the line is run by itself); cast: those of equal ones have the
-    same references; images and references: how many; request, canvas (height, width): one of its kind, for the plan.
+    kind: lines of equal ones are sampled together (None: the line is run by itself); gates: what each tau decides
+    (`batching.gate_of`): pictures of equal ones share batches; cast: lines of equal ones have the same references;
+    images and references: how many; request, canvas (height, width): one of its kind, for the plan.
     """
 
     kind: Hashable
+    gates: tuple[Hashable, ...]
     cast: Hashable
     images: int
     references: int
@@ -53,14 +56,28 @@ def kind_of(request: Request, spec: Spec, canvas: tuple[int, int], references: i
         request.embedding is not None,
         request.image_prompt is not None,
     )
-    if request.following is not None or request.riding(spec) < request.references:  # the network reads a picture
+    if is_alone(request, spec):
         return None
     if not request.references:
         return own
     preset = request.switches(spec)
-    if preset.concat == "target":  # references see where they are put in one of the images
-        return None
     return (*own, references, preset.level, preset.concat, preset.parts, preset.blocks, preset.soft)
+
+
+def is_alone(request: Request, spec: Spec) -> bool:
+    """Whether a request's pictures share no batch with others'."""
+    if request.following is not None or request.riding(spec) < request.references:  # the network reads a picture
+        return True
+    # "target": references see where they are put in one of the images.
+    return request.references > 0 and request.switches(spec).concat == "target"
+
+
+def gates_of(request: Request, spec: Spec, canvas: tuple[int, int]) -> tuple[Hashable, ...]:
+    """Of every tau of a request what it decides; (None,) where none is asked for."""
+    if not request.riding(spec):
+        return (None,)
+    times, own = request.times(spec, spec.grid(*canvas)), request.switches(spec).tau_blocks
+    return tuple(gate_of(block_taus(tau, own, times, spec.blocks), times) for tau in request.taus(spec))
 
 
 def cast_of(request: Request, spec: Spec) -> Hashable:
@@ -80,30 +97,41 @@ def cast_of(request: Request, spec: Spec) -> Hashable:
     return repr(said), guidance
 
 
-def sizes(shares: Iterable[Share], asked: int | None) -> dict[Hashable, Size]:
-    """The batch of each kind: `asked` images, or as many as fit and `MOST` at most; no more than the file has."""
-    groups: dict[Hashable, list[Share]] = {}
+def sizes(shares: Iterable[Share], asked: int | None) -> dict[Hashable, dict[Hashable, Size]]:
+    """The batches of each kind by their gates: `asked` images, or as many as fit and `MOST` at most; no more than the
+    file has of such."""
+    kinds: dict[Hashable, dict[Hashable, list[Share]]] = {}
     for share in shares:
-        if share.kind is not None:
-            groups.setdefault(share.kind, []).append(share)
-    return {kind: _size(group, asked) for kind, group in groups.items()}
+        for gate in share.gates if share.kind is not None else ():
+            one = share._replace(gates=(gate,), images=share.images // len(share.gates))
+            kinds.setdefault(share.kind, {}).setdefault(gate, []).append(one)
+    return {kind: {gate: _size(group, asked) for gate, group in gates.items()} for kind, gates in kinds.items()}
 
 
 def _size(group: list[Share], asked: int | None) -> Size:
-    images, most = sum(share.images for share in group), asked
+    """The batch of pictures that can share one."""
+    images = sum(share.images for share in group)
     each = max(share.references for share in group)
-    if most is None:
-        run = run_of(group[0].request, group[0].spec, group[0].canvas)
-
-        def load_of(count: int) -> Any:
-            load = run.load(count, group[0].held)
-            return replace(load, rows=load.rows + each * (count - 1))  # every image with references of its own
-
-        most = batch_that_fits(load_of, min(images, MOST), jax.devices()[0].platform)
-    size = max(1, min(most, images))
+    size = min(_even(images, _most(group, images, each)) if asked is None else asked, images)
     casts = _casts(group, size)
     # Few sizes: another file should find its programs compiled.
     return Size(size, each * min(size, 2 ** math.ceil(math.log2(casts)) if casts else 0))
+
+
+def _most(group: list[Share], images: int, each: int) -> int:
+    """How many images fit, if nobody says; each: the references that one may have."""
+    run = run_of(group[0].request, group[0].spec, group[0].canvas)
+
+    def load_of(count: int) -> Any:
+        load = run.load(count, group[0].held)
+        return replace(load, rows=load.rows + each * (count - 1))  # every image with references of its own
+
+    return max(1, batch_that_fits(load_of, min(images, MOST), jax.devices()[0].platform))
+
+
+def _even(images: int, most: int) -> int:
+    """The smallest batch that needs no more of them than the largest: 9 images are 5 and 4, and not 8 and 1."""
+    return math.ceil(images / math.ceil(images / most))
 
 
 def _casts(group: list[Share], size: int) -> int:

@@ -8,7 +8,7 @@ import logging
 import os
 import time
 from collections import OrderedDict
-from collections.abc import Callable, Hashable, Iterable, Sequence
+from collections.abc import Callable, Hashable, Iterable, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, field, fields, replace
 from threading import Event
@@ -19,7 +19,7 @@ import numpy as np
 from PIL import Image
 
 from jaxpa.batch.groups import cast_of
-from jaxpa.batching import Part, Size, likeness, merge
+from jaxpa.batching import Part, Size, gate_of_part, likeness, merge
 from jaxpa.checkpoint.load import Parts
 from jaxpa.encoders.text import TextEmbedding
 from jaxpa.errors import JaxpaError, memory_is_full
@@ -137,11 +137,18 @@ class _Ended(BaseException):
 
 
 class Worker:
-    """pipe: the networks; size: of every batch; done: is told every line's outcome, by the thread that writes; stop: no
-    further batch is begun once it is set."""
+    """pipe: the networks; size: of every batch, or of those of each gate; done: is told every line's outcome, by the
+    thread that writes; stop: no further batch is begun once it is set."""
 
-    def __init__(self, pipe: Pipeline, size: Size, done: Callable[[Outcome], None], stop: Stop | None = None):
+    def __init__(
+        self,
+        pipe: Pipeline,
+        size: Size | Mapping[Hashable, Size],
+        done: Callable[[Outcome], None],
+        stop: Stop | None = None,
+    ):
         self.pipe, self.size, self.done = Remembering.of(pipe), size, done
+        self.most: int | None = None  # images at once, since the memory was full
         self.stop: Stop = Event() if stop is None else stop
         self.buckets: dict[Hashable, list[_Unit]] = {}
         self.recent = Recent()
@@ -243,12 +250,21 @@ class Worker:
         if not self._fits([*bucket, unit]):
             self._flush(bucket)
         bucket.append(unit)
-        if len(bucket) == self.size.images:
+        if len(bucket) == self._size_of(unit.part).images:
             self._flush(bucket)
 
+    def _size_of(self, part: Part) -> Size:
+        """The batch of a picture."""
+        size = self.size if isinstance(self.size, Size) else self.size[gate_of_part(part)]
+        images = size.images if self.most is None else min(size.images, self.most)
+        each = part.references
+        references = size.references if images == size.images else min(size.references, images * each)
+        return Size(images, max(references, each) if each else 0)
+
     def _fits(self, units: Sequence[_Unit]) -> bool:
+        size = self._size_of(units[0].part)
         casts = len({unit.part.cast for unit in units}) * units[0].part.references
-        return len(units) <= self.size.images and casts <= max(self.size.references, units[0].part.references)
+        return len(units) <= size.images and casts <= size.references
 
     def _flush(self, bucket: list[_Unit]) -> None:
         """Sample a batch, and let the other thread write it."""
@@ -257,13 +273,11 @@ class Worker:
         if not units:
             return
         start = time.perf_counter()
-        size = Size(self.size.images, max(self.size.references, units[0].part.references))
-        if not units[0].part.references:
-            size = size._replace(references=0)
+        size = self._size_of(units[0].part)
         try:
             tokens = self._sampled(units, size)
         except Exception as error:
-            self._again(units, error)
+            self._again(units, size.images, error)
             return
         for unit in units:
             unit.of.sampling += (time.perf_counter() - start) / len(units)
@@ -281,13 +295,11 @@ class Worker:
         said, times = request.sampling, request.times(pipe.spec, units[0].grid)
         return jax.block_until_ready(sampled(velocity, pipe.spread(x), times, None, said.solver, said.cache))
 
-    def _again(self, units: list[_Unit], error: Exception) -> None:
+    def _again(self, units: list[_Unit], images: int, error: Exception) -> None:
         """After a batch failed: in halves if the memory was full, else each line's pictures apart."""
         full, lines = memory_is_full(error), list({id(unit.of): unit.of for unit in units}.values())
-        if full and self.size.images > 1:
-            each = units[0].part.references
-            half = -(-self.size.images // 2)
-            self.size = Size(half, max(each, min(self.size.references, half * each)))
+        if full and images > 1:
+            self.most = half = -(-images // 2)
             LOG.warning("the memory is full: %d pictures at a time from here on", half)
             pieces = [units[start : start + half] for start in range(0, len(units), half)]
         elif len(lines) > 1 and not full:

@@ -6,7 +6,7 @@ from dataclasses import dataclass, field, fields, replace
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from jaxpa.batch.groups import Share, cast_of, kind_of
+from jaxpa.batch.groups import Share, cast_of, gates_of, kind_of
 from jaxpa.batch.names import Template
 from jaxpa.batch.table import STDIN, Line, read_table, row_of
 from jaxpa.checkpoint.remote import is_url
@@ -159,7 +159,8 @@ def _share_of(command: Any, prepared: Prepared) -> Share:
         kind = (command.checkpoint, command.mesh, kind)
     said = command.checkpoint
     held = held_of(command.source(), command.dtype, said.weights, said.keep_resident)
-    return Share(kind, cast_of(request, spec), len(prepared.made), request.references, request, canvas, spec, held)
+    gates, count = gates_of(request, spec, canvas), len(prepared.made)
+    return Share(kind, gates, cast_of(request, spec), count, request.references, request, canvas, spec, held)
 
 
 def parse(line: Line, model: str | None, folder: Path = Path()) -> tuple[Making, Any]:

@@ -139,7 +139,7 @@ class Session:
         tasks = [
             Task(chunk, size, run, self.cluster, cache and str(cache))
             for group, size in sized
-            for chunk in chunks(group, size)
+            for chunk in chunks(sorted(group, key=_gates_of), size)
         ]
         by_number = {job.number: job for group, _ in sized for job in group}
         devices = max((_devices_of(job.command.mesh) for job in by_number.values()), default=1)
@@ -219,6 +219,11 @@ class LineRunner:
             return
         lines: Any = ((job, job.command) for job in jobs)
         Worker(pipe, size, lambda each: sent((each.line, each.made, each.error)), stop).run(lines)
+
+
+def _gates_of(job: Job) -> str:
+    """An order in which pictures that can share a batch stand side by side, where a task has a few of them."""
+    return "" if job.share is None else repr(job.share.gates)
 
 
 def _devices_of(mesh: str | None) -> int:

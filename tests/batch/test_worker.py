@@ -10,7 +10,7 @@ import jaxpa
 from jaxpa.batch import worker as worker_module
 from jaxpa.batch.groups import sizes
 from jaxpa.batch.worker import Remembering, Worker
-from jaxpa.batching import Size
+from jaxpa.batching import Size, gate_of
 from jaxpa.checkpoint.stages import Staged
 from jaxpa.cli.command import headers_read_once
 from jaxpa.cli.lines import in_order, read_jobs
@@ -31,7 +31,7 @@ def jobs(tmp_path_factory, pictures):
         f"personalize {car} --at 0.4,0.6 --prompt 'a car' {CANVAS} --seed 1 2 --out car.png",
         f"personalize {cat} --prompt 'a cat' {CANVAS} --out cat.png",
         f"personalize {car} --prompt 'a red car' {CANVAS} --place 0.3,0.5 --place 0.6,0.5 --out layout.png",
-        f"inpaint {edit} --prompt 'a boat' {CANVAS} --tau 0.5 --out boat.png",
+        f"inpaint {edit} --prompt 'a boat' {CANVAS} --tau 0.99 --out boat.png",
         "generate --prompt 'a cat' --guidance 2 --height 64 --width 64 --steps 2 --out two.png",
     ]
     (folder / "jobs.txt").write_text("\n".join(lines))
@@ -94,9 +94,42 @@ def test_sizes_depend_on_the_whole_file(jobs):
     assert len(kinds) == 2  # edits ride with personalisations of their size
     found = sizes(shares, None)
     assert sizes(reversed(shares), None) == found
-    assert found[shares[0].kind] == Size(3, 0)
-    assert found[shares[1].kind] == Size(6, 4)  # three casts: a layout's places move the same reference
-    assert sizes(shares, 2)[shares[1].kind].images == 2
+    assert found[shares[0].kind] == {None: Size(3, 0)}
+    (usual,), (first,) = shares[1].gates, shares[4].gates  # how many of the two steps are above tau
+    assert (usual, first, shares[3].gates) == (2, 1, (2,))
+    # Two casts: a layout's places move the same reference. The edit alone has another gate.
+    assert found[shares[1].kind] == {usual: Size(5, 2), first: Size(1, 1)}
+    assert sizes(shares, 2)[shares[1].kind][usual].images == 2
+
+
+def test_each_gate_has_batches_of_its_own(jobs, together, monkeypatch):
+    """No row is sampled in vain, and the pictures are those of one fixed size."""
+    real, asked = worker_module.merge, []
+
+    def merge(parts, size):
+        asked.append((len(parts), size.images))
+        return real(parts, size)
+
+    monkeypatch.setattr(worker_module, "merge", merge)
+    personal = [jobs[k] for k in (2, 4)]
+    made, failed = run(personal, sizes([job.share for job in personal], None)[personal[0].share.kind])
+    assert failed == {}
+    assert asked == [(1, 1), (1, 1)]
+    same(made, {name: together[name] for name in made}, levels=1)
+
+
+@pytest.mark.parametrize(("taus", "counts"), [((0.95, 0.8, 0.5, 0.2), 1), ((0.9,), 9), ((0.9, 0.5), 17)])
+def test_sizes_waste_little(jobs, taus, counts):
+    """Against the definition: of the fewest batches that the limit allows, the smallest; by gate, from whole steps."""
+    share, limit = jobs[1].share, 8
+    times = np.linspace(1, 0, 9, dtype=np.float32)
+    gates = tuple(gate_of(np.float32(tau), times) for tau in taus)
+    assert gates == tuple(sum(float(time) > tau for time in times[:-1]) for tau in taus)
+    lines = [share._replace(gates=gates, images=len(taus)) for _ in range(counts)]
+    fewest = -(-counts // limit)
+    smallest = next(size for size in range(1, limit + 1) if -(-counts // size) == fewest)
+    found = sizes(lines, None)[share.kind]
+    assert {gate: size.images for gate, size in found.items()} == dict.fromkeys(gates, smallest)
 
 
 def test_a_full_memory_halves_the_batch(jobs, together, monkeypatch, caplog):
