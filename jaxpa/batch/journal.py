@@ -1,7 +1,7 @@
 """What is done, and what failed: a line of JSON each, beside the file, or an object each at an fsspec URL.
 
-An entry has the line's own words (`job`), and either the `files` that it made or why it `failed`; those of runs have
-their flags (`recall`). What a crash has torn is passed over: its line is made again.
+An entry has the line's own words (`job`), and either the `files` that it made, or those that were `wanted` and why it
+`failed`; those of runs have their flags (`recall`). What a crash has torn is passed over: its line is made again.
 """
 
 import json
@@ -9,7 +9,7 @@ import os
 import re
 import time
 import uuid
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from glob import escape
@@ -21,6 +21,7 @@ from jaxpa.checkpoint.remote import is_url, open_url
 from jaxpa.errors import JaxpaError, OutputError
 
 SUFFIX = ".done.jsonl"
+LATEST = 32e9  # seconds since 1970: before the year 3000
 
 
 @dataclass(frozen=True)
@@ -43,18 +44,15 @@ class Journal:
         return cls(str(file.with_name(name)), tuple(sorted(each for each in there if shares.fullmatch(each.name))))
 
     def entries(self) -> Iterator[dict[str, Any]]:
-        """What became of lines, as far as it can be read, of one journal after the other."""
-        return (each for each in self.everything() if "job" in each)
-
-    def everything(self) -> Iterator[dict[str, Any]]:
-        """Every entry that can be read: those of lines, and those that tell of runs (`recall`)."""
+        """Every entry that can be read, of one journal after the other: what became of lines, and what the runs were
+        asked for (`recall`)."""
         for text in self._texts():
             for line in text.split(b"\n"):
                 try:
                     entry: Any = json.loads(line)
                 except (ValueError, RecursionError):  # torn by a crash, or not of this program
                     continue
-                if isinstance(entry, dict):
+                if isinstance(entry, dict) and ("job" in entry or "run" in entry):
                     yield entry
 
     def _texts(self) -> Iterator[bytes]:
@@ -103,51 +101,78 @@ class Journal:
         return locked_url(self.place) if is_url(self.place) else locked_file(self.place)
 
 
-class Progress(NamedTuple):
-    """What a journal says of lines: the keys of those that are done, and why others failed; `again`: those that
-    failed for a reason that was not the line's own, and are tried again without being asked for."""
-
-    done: set[str]
-    failed: dict[str, str]
-    again: set[str]
+Key = tuple[str, tuple[str, ...]]
+"""What a line is known by: its words, and its files. Lines may say the same and have their names from a template."""
 
 
-def key_of(said: Any) -> str:
-    """What a line is known by."""
+def words_of(said: Any) -> str:
+    """What a line says, in one spelling."""
     return json.dumps(said, sort_keys=True, default=str)
 
 
+class Progress(NamedTuple):
+    """What a journal says of lines: the keys of those that are done, and why others failed; `again`: those that
+    failed for a reason that was not the line's own, and are tried again without being asked for; `ends`: when each
+    entry was written, in seconds since 1970, and how many pictures it has.
+    """
+
+    done: set[Key]
+    failed: dict[Key, str]
+    again: set[Key]
+    ends: list[tuple[float, int]]
+
+
 def read_progress(
-    entries: Iterable[dict[str, Any]], expected: dict[str, list[str]], place_of: Callable[[str], str] = str
+    entries: Iterable[dict[str, Any]], lines: Mapping[Key, bool], place_of: Callable[[str], str] = str
 ) -> Progress:
-    """expected: of each line its files, if they are all there; place_of: which file a name in an entry means."""
-    done, failed, again = set[str](), dict[str, str](), set[str]()
+    """lines: of each whether all its files are there; place_of: which file a name in an entry means."""
+    progress, alike = Progress(set(), {}, set(), []), dict[str, list[Key]]()
+    for key in lines:
+        alike.setdefault(key[0], []).append(key)
     for entry in entries:
-        key, files = key_of(entry["job"]), entry.get("files")
-        if "failed" in entry:
-            done.discard(key)
-            failed[key] = str(entry["failed"])
-            (again.add if entry.get("again") else again.discard)(key)
-        elif isinstance(files, list) and files and [place_of(str(each)) for each in files] == expected.get(key):
-            done.add(key)
-            failed.pop(key, None)
-            again.discard(key)
-    return Progress(done, failed, again)
+        made, at = "failed" not in entry, entry.get("at")
+        for key in _keys_in(entry, made, alike, place_of):
+            if key not in lines:  # of other flags, or not of this file any more
+                continue
+            if isinstance(at, int | float) and 0 <= at < LATEST:
+                progress.ends.append((at, len(key[1]) if made else 0))
+            if not made:
+                progress.done.discard(key)
+                progress.failed[key] = str(entry["failed"])
+                (progress.again.add if entry.get("again") else progress.again.discard)(key)
+            elif lines[key]:
+                progress.done.add(key)
+                progress.failed.pop(key, None)
+                progress.again.discard(key)
+    return progress
 
 
-def status(keys: dict[str, str], progress: Progress, entries: Iterable[dict[str, Any]]) -> dict[str, Any]:
-    """How far a file is: keys, of every line with its place. The rate is that of the last twenty entries."""
-    timed = [each for each in entries if isinstance(each.get("at"), int | float)]
-    last = sorted(timed, key=lambda each: each["at"])[-20:]  # of several shares
-    made = [len(each.get("files") or ()) for each in last]
-    seconds = last[-1]["at"] - last[0]["at"] if len(last) > 1 else 0
-    left = [key for key in keys if key not in progress.done and (key not in progress.failed or key in progress.again)]
+def _keys_in(
+    entry: dict[str, Any], made: bool, alike: Mapping[str, list[Key]], place_of: Callable[[str], str]
+) -> Iterable[Key]:
+    """Of which lines an entry tells; alike: the lines by what they say."""
+    if "job" not in entry:
+        return ()
+    words = words_of(entry["job"])
+    names = entry.get("files" if made else "wanted")
+    if isinstance(names, list) and names and words in alike:
+        return [(words, tuple(place_of(str(each)) for each in names))]
+    return () if made else alike.get(words, ())  # a failure in an older journal, which names no files
+
+
+def status(places: Mapping[Key, str], progress: Progress, since: float = 0.0) -> dict[str, Any]:
+    """How far a file is; places: where each line stands. The rate is that of the last twenty entries, of those that
+    were written `since` the latest run began: a pause between two runs is not work."""
+    last = sorted(each for each in progress.ends if each[0] >= since)[-20:]  # of several shares
+    seconds = last[-1][0] - last[0][0] if len(last) > 1 else 0
+    settled = progress.done | (progress.failed.keys() - progress.again)
+    left = [key for key in places if key not in settled]
     per_line = seconds / (len(last) - 1) if seconds else None
     return {
-        "lines": len(keys),
-        "made": sum(key in progress.done for key in keys),
-        "failed": {keys[key]: progress.failed[key] for key in keys if key in progress.failed},
+        "lines": len(places),
+        "made": sum(key in progress.done for key in places),
+        "failed": {places[key]: progress.failed[key] for key in places if key in progress.failed},
         "left": len(left),
-        "pictures_per_minute": round(60 * sum(made[1:]) / seconds, 1) if seconds else None,
+        "pictures_per_minute": round(60 * sum(count for _, count in last[1:]) / seconds, 1) if seconds else None,
         "seconds_left": round(per_line * len(left)) if per_line is not None else None,
     }

@@ -7,12 +7,12 @@ from dataclasses import dataclass, fields, replace
 from pathlib import Path
 from typing import Any, Literal
 
+from jaxpa.batch.journal import LATEST
 from jaxpa.checkpoint.remote import is_url
 from jaxpa.errors import JaxpaError
 from jaxpa.request.record import CONFIG, from_json, to_json
 
 FORMAT = 1
-LATEST = 32e9  # seconds since 1970: before the year 3000
 PLACES = ("out_dir", "journal")
 
 
@@ -51,6 +51,11 @@ class RunRecord:
         """Whether another run has every flag that is given here, in what tells them apart."""
         return all(getattr(self.pictures, name) in (None, getattr(other, name)) for name in FLAGS)
 
+    def repeats(self, entries: Iterable[Mapping[str, Any]]) -> bool:
+        """Whether the last run that a journal tells of was asked for the same."""
+        last = next(iter(runs_in(entries)), None)
+        return last is not None and replace(last, at=0.0) == replace(self, at=0.0)
+
     @property
     def words(self) -> str:
         """For a report."""
@@ -70,7 +75,10 @@ FLAGS = tuple(each.name for each in fields(RunRecord) if each.name not in ("form
 def runs_in(entries: Iterable[Mapping[str, Any]]) -> list[RunRecord]:
     """The runs that a journal tells of, each as it was begun last, the latest first."""
     found = sorted(filter(None, map(_read, entries)), key=lambda each: -each.at)
-    return [each for k, each in enumerate(found) if each.pictures not in [other.pictures for other in found[:k]]]
+    latest: dict[RunRecord, RunRecord] = {}
+    for each in found:
+        latest.setdefault(each.pictures, each)
+    return list(latest.values())
 
 
 def _read(entry: Mapping[str, Any]) -> RunRecord | None:

@@ -11,7 +11,7 @@ from typing import Any, Literal
 
 from tyro.conf import Positional
 
-from jaxpa.batch.journal import Journal, key_of, status
+from jaxpa.batch.journal import Journal, status
 from jaxpa.batch.recall import RunRecord, runs_in
 from jaxpa.checkpoint.remote import is_url
 from jaxpa.cli import console
@@ -78,11 +78,16 @@ class BatchCommand:
             if (value := getattr(self, name)) is not None:
                 whole(f"--{name.replace('_', '-')}", value, 1)
         check_platform()
-        share, runs = parse_share(self.share), self.runs()
+        share, journal, asked = parse_share(self.share), self.journal_of(), RunRecord.of(vars(self), self.folder)
+        if not (self.status or self.retry_failed or self.again):
+            return self.work(share, asked)
+        entries = list(journal.entries())
+        # The runs that are known, the latest first; where flags are given, those that had them.
+        runs = [each for each in runs_in(entries) if asked.fits(each)]
         if self.status:
-            return self.say_status(runs)
-        if not (runs and (self.retry_failed or self.again)):
-            return self.work(share, RunRecord.of(vars(self), self.folder))
+            return self.say_status(runs, {journal: entries})
+        if not runs:
+            return self.work(share, asked)
         console.LOG.info("as the %s", runs[0].words)
         command = self.as_in(runs[0])
         return command.work(share, replace(runs[0], batch_size=command.batch_size, at=time.time()))
@@ -103,24 +108,20 @@ class BatchCommand:
             raise JaxpaError(f"{self.file} is no file that a journal could stand beside: name one with --journal")
         return Journal.beside(Path(self.file), share)
 
-    def runs(self) -> list[RunRecord]:
-        """The runs of the file that are known, the latest first; of these, where flags are given, those that had
-        them."""
-        said = RunRecord.of(vars(self), self.folder)
-        return [each for each in runs_in(self.journal_of().everything()) if said.fits(each)]
-
     def as_in(self, run: RunRecord) -> "BatchCommand":
         """This command with the flags of a run."""
         flags = run.flags(self.folder)
         return replace(self, **flags | {"batch_size": self.batch_size or flags["batch_size"]})
 
     @contextlib.contextmanager
-    def read(self) -> Iterator[Batch]:
-        """The file, checked; within this, its pictures have a folder to be made in."""
+    def read(self, to_make: bool) -> Iterator[Batch]:
+        """The file, checked; within this, its pictures have a folder to be made in; to_make: whether they will be."""
         assert self.file is not None
         url = self.out_dir if self.out_dir is not None and is_url(self.out_dir) else None
         with contextlib.ExitStack() as stack:
             work = None if url is None else Path(stack.enter_context(TemporaryDirectory()))
+            if to_make and url is None and self.out_dir is not None:
+                stack.enter_context(made_folder(Path(self.out_dir)))
             jobs = read_jobs(self.file, Naming(self.model, self.out, self.out_dir), work)
             yield Batch(self.file, jobs, self.folder, work, url, self.batch_size)
 
@@ -128,35 +129,34 @@ class BatchCommand:
         """Make what is missing of what is asked for."""
         journal = self.journal_of(share)
         manner = Manner(share, self.engine, self.actors, self.retry_failed, self.again, self.json)
-        with self.read() as batch, journal.locked():
-            self.leave_word(asked, [journal, *self.pointers(share)])
-            return Session(batch, journal, manner).run()
+        with self.read(to_make=True) as batch, journal.locked():
+            session, entries = Session(batch, journal, manner), list(journal.entries())
+            session.ask(entries)
+            if session.todo or not asked.repeats(entries):  # where its work begins is a part of the rate
+                journal.append(asked.as_entry())
+            self.point_to(asked, share)
+            return session.run()
 
-    def pointers(self, share: tuple[int, int]) -> list[Journal]:
-        """What stands beside the file and says where the journal is, where that is elsewhere."""
-        assert self.file is not None
-        return [self.journal_beside(share)] if self.journal is not None and Path(self.file).is_file() else []
+    def point_to(self, asked: RunRecord, share: tuple[int, int]) -> None:
+        """Say beside the file where the journal is, where that is elsewhere."""
+        if self.journal is None or not Path(str(self.file)).is_file():
+            return
+        beside = self.journal_beside(share)
+        with contextlib.suppress(OutputError):  # a folder that is closed: that is why the journal is elsewhere
+            if not asked.repeats(beside.entries()):
+                beside.append(asked.as_entry())
 
-    def leave_word(self, asked: RunRecord, journals: Sequence[Journal]) -> None:
-        """Let the journal, which is the first, tell of this run; and the others, if they can be written."""
-        for each in journals:
-            last = next(iter(runs_in(each.everything())), None)
-            if last is not None and replace(last, at=0.0) == replace(asked, at=0.0):
-                continue
-            try:
-                each.append(asked.as_entry())
-            except OutputError:  # a folder that is closed: that is why the journal is elsewhere
-                if each is journals[0]:
-                    raise
-
-    def say_status(self, runs: Sequence[RunRecord]) -> int:
-        """How far each run is that made pictures of its own."""
+    def say_status(self, runs: Sequence[RunRecord], journals: dict[Journal, list[Any]]) -> int:
+        """How far each run is that made pictures of its own; journals: that have been read."""
         unread = 0
         for asked in runs or [None]:
             command = self if asked is None else self.as_in(asked)
             name = f"{self.file}, {asked.words}" if asked else str(self.file)
             try:
-                content = command.status_of()
+                journal = command.journal_of()
+                if journal not in journals:
+                    journals[journal] = list(journal.entries())
+                content = command.status_of(journals[journal], 0.0 if asked is None else asked.at)
             except JaxpaError as error:
                 if len(runs) < 2:
                     raise
@@ -169,11 +169,31 @@ class BatchCommand:
                 print("\n".join([f"{name}: {_in_words(content)}", *_failures(content)]))
         return unread
 
-    def status_of(self) -> dict[str, Any]:
-        with self.read() as batch:
-            journal = self.journal_of()
-            keys = {key_of(job.said): job.place for job in batch.jobs}
-            return status(keys, batch.progress(batch.jobs, journal), journal.entries())
+    def status_of(self, entries: Sequence[dict[str, Any]], since: float) -> dict[str, Any]:
+        """How far a run is that began last at a time; entries: of its journal."""
+        with self.read(to_make=False) as batch:
+            places = {batch.key_of(job): job.place for job in batch.jobs}
+            return status(places, batch.progress(batch.jobs, entries), since)
+
+
+@contextlib.contextmanager
+def made_folder(place: Path) -> Iterator[None]:
+    """A folder, made if it is not there, but none around it; it goes again if nothing comes into it. OutputError."""
+    try:
+        place.mkdir()
+    except FileExistsError:
+        if not place.is_dir():
+            raise OutputError(f"--out-dir {place} is no folder: name another") from None
+        yield
+        return
+    except OSError as error:
+        said = "the folder around it does not exist" if isinstance(error, FileNotFoundError) else error.strerror
+        raise OutputError(f"--out-dir {place} cannot be made: {said}") from None
+    try:
+        yield
+    finally:
+        with contextlib.suppress(OSError):
+            place.rmdir()
 
 
 def _in_words(content: dict[str, Any]) -> str:

@@ -6,7 +6,7 @@ from dataclasses import dataclass, field, fields, replace
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from jaxpa.batch.groups import Share, cast_of, gates_of, kind_of
+from jaxpa.batch.groups import Share, cast_of, gates_of, is_alone, kind_of
 from jaxpa.batch.names import Template
 from jaxpa.batch.table import STDIN, Line, read_table, row_of
 from jaxpa.checkpoint.remote import is_url
@@ -31,6 +31,7 @@ JOBS = {
     "invert": InvertCommand,
     "mask": MaskCommand,
 }
+ALIKE = 5  # faults that are shown of many alike
 
 
 @dataclass(kw_only=True)
@@ -47,8 +48,8 @@ class RowCommand(Picturing):
 class Job(NamedTuple):
     """A line of the file: where it stands, what it says, the command that this is, and the files that it makes.
 
-    names: of the files, as the journal has them. level: lines of level 1 read what those of level 0 make, and so on.
-    share: what it brings to a batch.
+    names: of the files, as the journal has them. makers: numbers of the lines that make what it reads. level: lines of
+    level 1 read what those of level 0 make, and so on. share: what it brings to a batch.
     """
 
     number: int
@@ -57,6 +58,7 @@ class Job(NamedTuple):
     command: Making
     files: list[Path]
     names: list[str]
+    makers: tuple[int, ...] = ()
     level: int = 0
     share: Share | None = None
 
@@ -98,17 +100,40 @@ def read_jobs(file: str, naming: Naming = Naming(), work: Path | None = None) ->
         try:
             located(command, folder)
             _name_outputs(command, line, naming, (folder, work))
-            level = claims.level(command.inputs())
-            job = with_files(Job(line.number, line.place, said, command, [], [], level), folder, work)
+            _check_batch_size(command)
+            makers, level = claims.makers(command.inputs())
+            job = with_files(Job(line.number, line.place, said, command, [], [], makers, level), folder, work)
             claims.add(job)
             jobs.append(shared(job) if level == 0 else job)  # else its inputs may not exist yet
         except JaxpaError as error:
             faults.append(f"{line.place}: {error}")
     if faults:
-        raise JaxpaError("\n".join(faults))
+        raise JaxpaError("\n".join(_few_of_each(faults)))
     if not jobs:
         raise JaxpaError(f"{file} holds no command: write one a line, such as: generate --prompt TEXT --out a.png")
     return jobs
+
+
+def _few_of_each(faults: Sequence[str]) -> list[str]:
+    """The faults, of many alike the first ones: of those that have the same words, whatever they name."""
+    alike: dict[str, list[str]] = {}
+    for fault in faults:
+        alike.setdefault(" ".join(word for word in fault.split() if word.rstrip(":,;.").isalpha()), []).append(fault)
+    shown: list[str] = []
+    for each in alike.values():
+        shown += each[:ALIKE]
+        shown += [f"... and {len(each) - ALIKE} more alike"] if len(each) > ALIKE else []
+    return shown
+
+
+def _check_batch_size(command: Making) -> None:
+    """Raise JaxpaError for a line that says how many pictures are sampled together, where lines share batches."""
+    if not isinstance(command, Picturing) or (request := command.request()).sampling.batch_size is None:
+        return
+    if not is_alone(request, spec_of(command.source())):
+        raise JaxpaError(
+            "batch_size would have no effect: lines share batches here. Leave it out, and say jaxpa batch --batch-size"
+        )
 
 
 def _share_networks(commands: Sequence[Making]) -> None:
@@ -170,7 +195,8 @@ def parse(line: Line, model: str | None, folder: Path = Path()) -> tuple[Making,
     """
     if isinstance(line.said, dict):
         record = line.said
-        if model is not None and "model" not in record and "model" not in record.get("checkpoint", {}):
+        group = record.get("checkpoint")
+        if model is not None and "model" not in record and not (isinstance(group, dict) and "model" in group):
             record = {**record, "model": model}
         row = row_of(record, text=Path(line.place.rpartition(":")[0]).suffix.lower() in (".csv", ".tsv"))
         command = RowCommand(
@@ -254,24 +280,43 @@ def _name_outputs(command: Making, line: Line, naming: Naming, places: tuple[Pat
 
 @dataclass
 class Claims:
-    """The files that the lines of a batch write, as far as they have been read: where each stands, and its level."""
+    """The files that the lines of a batch write, as far as they have been read, and by which line."""
 
-    places: dict[Path, tuple[str, int]] = field(default_factory=dict)
+    lines: dict[Path, Job] = field(default_factory=dict)
 
     def add(self, job: Job) -> None:
         """Raises JaxpaError if another line writes one of these files."""
         own = [file.absolute().resolve() for file in job.files]
         for file in own:
-            if file in self.places:
+            if file in self.lines:
                 raise JaxpaError(
-                    f"--out {job.command.out.name}: {file.name} is written by {self.places[file][0]} already"
+                    f"--out {job.command.out.name}: {file.name} is written by {self.lines[file].place} already"
                 )
-        self.places.update(dict.fromkeys(own, (job.place, job.level)))
+        self.lines.update(dict.fromkeys(own, job))
 
-    def level(self, inputs: Sequence[Path]) -> int:
-        """One more than that of the lines that make what is read; 0: it is all there."""
-        made = [self.places.get(file.absolute().resolve()) for file in inputs if "\0" not in str(file)]
-        return max((level + 1 for each in made if each for level in each[1:]), default=0)
+    def makers(self, inputs: Sequence[Path]) -> tuple[tuple[int, ...], int]:
+        """The numbers of the lines that make what is read, and a level above theirs; 0: it is all there."""
+        found = [self.lines.get(file.absolute().resolve()) for file in inputs if "\0" not in str(file)]
+        makers = [each for each in found if each is not None]
+        return tuple(each.number for each in makers), max((each.level + 1 for each in makers), default=0)
+
+
+def shares_of(jobs: Sequence[Job], count: int) -> list[int]:
+    """The process, of 1 to `count`, that takes each line: every one in turn, but lines that read what others make stay
+    with these, and all go where the first of them does."""
+    first: dict[int, int] = {}  # of each line, one before it with which it goes; itself, if there is none
+
+    def root(number: int) -> int:
+        while first[number] != number:
+            first[number] = number = first[first[number]]
+        return number
+
+    for job in jobs:
+        first[job.number] = job.number
+        together = {root(number) for number in (job.number, *job.makers)}
+        first.update(dict.fromkeys(together, min(together)))
+    order = {job.number: k for k, job in enumerate(jobs)}
+    return [order[root(job.number)] % count + 1 for job in jobs]
 
 
 def in_order(jobs: Sequence[Job]) -> Iterator[list[Job]]:

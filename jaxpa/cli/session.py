@@ -4,17 +4,17 @@ import math
 import os
 import threading
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
 
 from jaxpa.batch.groups import sizes
-from jaxpa.batch.journal import Journal, Progress, key_of, read_progress
+from jaxpa.batch.journal import Journal, Key, Progress, read_progress, words_of
 from jaxpa.checkpoint.remote import make_folder, open_url
 from jaxpa.cli import console
 from jaxpa.cli.command import Made, headers_read_once
-from jaxpa.cli.lines import Job, in_order, shared
+from jaxpa.cli.lines import Job, in_order, shared, shares_of
 from jaxpa.cli.signals import TERMINATED, finishing
 from jaxpa.errors import JaxpaError, OutputError
 
@@ -31,20 +31,23 @@ class Batch:
     out_url: str | None = None
     size: int | None = None
 
-    def progress(self, jobs: Sequence[Job], journal: Journal) -> Progress:
-        """What the journal says of the jobs, whose files must still be there."""
+    def key_of(self, job: Job) -> Key:
+        """What the journal knows a job by."""
+        files = job.names if self.out_url is not None else map(os.path.abspath, job.files)
+        return words_of(job.said), tuple(files)
+
+    def progress(self, jobs: Sequence[Job], entries: Iterable[dict[str, Any]]) -> Progress:
+        """What the journal's entries say of the jobs, whose files must still be there."""
         if self.out_url is not None:
             there = existing(self.out_url)
-            expected = {key_of(job.said): job.names for job in jobs if there.issuperset(job.names)}
-            return read_progress(journal.entries(), expected)
-        made = [job for job in jobs if all(file.exists() for file in job.files)]
-        expected = {key_of(job.said): [os.path.abspath(file) for file in job.files] for job in made}
-        return read_progress(journal.entries(), expected, self.place_of)
+            return read_progress(entries, {self.key_of(job): there.issuperset(job.names) for job in jobs})
+        lines = {self.key_of(job): all(file.exists() for file in job.files) for job in jobs}
+        return read_progress(entries, lines, self.place_of)
 
     def place_of(self, name: str) -> str:
         """The file that an entry means: from the batch's folder; of an older journal, from the working directory."""
-        there = os.path.abspath(self.folder / name)
-        return there if os.path.exists(there) else os.path.abspath(name)
+        there, here = os.path.abspath(self.folder / name), os.path.abspath(name)
+        return here if os.path.exists(here) and not os.path.exists(there) else there
 
 
 def existing(url: str) -> set[str]:
@@ -77,49 +80,54 @@ class Session:
     batch: Batch
     journal: Journal
     manner: Manner
+    todo: frozenset[int] = frozenset()
     made: int = 0
     failed: int = 0
-    total: int = 0
+    done_before: int = 0
+    failed_before: int = 0
     stop: threading.Event = field(default_factory=threading.Event)
     cluster: Any = None
 
+    def ask(self, entries: Iterable[dict[str, Any]]) -> None:
+        """Find out what there is to do, of what the journal says."""
+        (index, count), jobs = self.manner.share, self.batch.jobs
+        own = [job for job, share in zip(jobs, shares_of(jobs, count), strict=True) if share == index]
+        keys = {job.number: self.batch.key_of(job) for job in own}
+        done, failed = set[Key](), set[Key]()
+        if not self.manner.again:
+            progress = self.batch.progress(own, entries)
+            done = progress.done
+            failed = set() if self.manner.retry_failed else progress.failed.keys() - progress.again
+        self.todo = frozenset(number for number, key in keys.items() if key not in done | failed)
+        self.failed_before = len(failed)
+        self.done_before = len(own) - len(self.todo) - len(failed)
+
     def run(self) -> int:
-        said, batch, (index, count) = self.manner, self.batch, self.manner.share
-        own = [job for k, job in enumerate(batch.jobs) if k % count == index - 1]
-        if said.again:
-            skip, failed = set[str](), dict[str, str]()
-        else:
-            progress = batch.progress(own, self.journal)
-            failed = {} if said.retry_failed else {k: v for k, v in progress.failed.items() if k not in progress.again}
-            skip = progress.done | failed.keys()
-        keys = {job.number: key_of(job.said) for job in own}
-        todo = {job.number for job in own if keys[job.number] not in skip}
-        self.total = len(todo)
-        before = sum(keys[job.number] in failed for job in own)
-        if said.engine == "ray" and todo:
+        """Make what there is to do; the exit status."""
+        batch, before = self.batch, self.failed_before
+        if self.manner.engine == "ray" and self.todo:
             from jaxpa.batch.engine_ray import connect
 
             self.cluster = connect(self.stop)  # before SIGTERM is taken, which Ray would take itself
         with finishing(self.stop):
             for level in range(1 + max(job.level for job in batch.jobs)):
-                self.run_level([job for job in batch.jobs if job.level == level], todo)
-        line = f"{batch.name}: {self.made} made, {self.failed} failed, {len(own) - len(todo) - before} done before"
+                self.run_level([job for job in batch.jobs if job.level == level])
+        line = f"{batch.name}: {self.made} made, {self.failed} failed, {self.done_before} done before"
         line += f", {before} failed before (--retry-failed tries them again)" if before else ""
         if self.stop.is_set():
-            line += f"; stopped, {len(todo) - self.made - self.failed} left"
+            line += f"; stopped, {len(self.todo) - self.made - self.failed} left"
         console.LOG.info("%s", line)
         return TERMINATED if self.stop.is_set() else 1 if self.failed or before else 0
 
-    def run_level(self, jobs: list[Job], todo: set[int]) -> None:
+    def run_level(self, jobs: list[Job]) -> None:
         """Lines whose inputs are all there."""
-        ready: list[Job] = []
+        ready, todo = list[Job](), self.todo
         for job in jobs:
             try:
                 ready.append(shared(job) if job.level and (job.number in todo or job.share is None) else job)
-            except Exception as error:  # what should have made its input has failed
+            except Exception as error:
                 if job.number in todo:
                     self.done(job, None, error)
-                    todo.discard(job.number)
         # The size of a batch is that of the whole file's: what is done already counts.
         size = sizes([job.share for job in ready if job.share is not None], self.batch.size)
         groups = ([job for job in group if job.number in todo] for group in in_order(ready))
@@ -155,7 +163,9 @@ class Session:
             assert error is not None
             # What the line cannot help is tried again without being asked: a full disk, a full memory.
             own = isinstance(error, JaxpaError) and not isinstance(error, OutputError)
-            entry |= {"failed": said_of(error), "again": not own, "at": time.time()}
+            if job.level and not all(each.exists() for each in job.command.inputs()):
+                own = False  # nor that a line before it has failed
+            entry |= {"wanted": job.names, "failed": said_of(error), "again": not own, "at": time.time()}
             console.LOG.error("%s: %s", job.place, said_of(error))
             self.failed += 1
             self.journal.append(entry)
@@ -166,7 +176,7 @@ class Session:
         line = made.line
         if self.batch.out_url is not None:  # where they were made is gone by now
             line = line.replace(f"{self.batch.work}/", f"{self.batch.out_url.rstrip('/')}/")
-        console.report(self.manner.json, entry, [f"[{self.made + self.failed}/{self.total}] {line}"])
+        console.report(self.manner.json, entry, [f"[{self.made + self.failed}/{len(self.todo)}] {line}"])
 
 
 @dataclass

@@ -6,7 +6,7 @@ import os
 import fsspec
 import pytest
 
-from jaxpa.batch.journal import Journal, key_of, read_progress, status
+from jaxpa.batch.journal import Journal, read_progress, status, words_of
 from jaxpa.errors import JaxpaError, OutputError
 
 MADE, FAILED = {"job": ["a"], "files": ["a.png"]}, {"job": ["b"], "failed": "no such file", "again": False}
@@ -65,28 +65,56 @@ def test_objects_at_a_url():
         list(Journal("nothing://a").entries())
 
 
-def test_the_last_word_counts():
-    key = key_of(["a"])
-    failed = {"job": ["a"], "failed": "full", "again": True}
-    expected = {key: ["a.png"]}
-    assert read_progress([MADE], expected).done == {key}
-    assert read_progress([MADE], {}).done == set()  # its picture is gone
-    assert read_progress([MADE], {key: ["b.png"]}).done == set()  # another is asked for now
-    assert read_progress([failed, MADE], expected).failed == {}
-    progress = read_progress([MADE, failed], expected)
-    assert (progress.done, progress.failed, progress.again) == (set(), {key: "full"}, {key})
+def key(name, *files):
+    return words_of([name]), files
+
+
+@pytest.mark.parametrize("wanted", [{}, {"wanted": ["a.png"]}])  # journals of before failures named their files
+def test_the_last_word_counts(wanted):
+    a, failed = key("a", "a.png"), {"job": ["a"], "failed": "full", "again": True, **wanted}
+    assert read_progress([MADE], {a: True}).done == {a}
+    assert read_progress([MADE], {a: False}).done == set()  # its picture is gone
+    assert read_progress([MADE], {key("a", "b.png"): True}).done == set()  # another is asked for now
+    assert read_progress([failed, MADE], {a: True}).failed == {}
+    progress = read_progress([MADE, failed], {a: True})
+    assert (progress.done, progress.failed, progress.again) == (set(), {a: "full"}, {a})
+
+
+def test_lines_that_say_the_same_are_told_apart_by_their_files():
+    first, second = key("a", "1.png"), key("a", "2.png")
+    made, failed = {"job": ["a"], "files": ["2.png"]}, {"job": ["a"], "failed": "no such file", "wanted": ["1.png"]}
+    progress = read_progress([made], {first: False, second: True})
+    assert (progress.done, progress.failed) == ({second}, {})
+    progress = read_progress([failed, made], {first: False, second: True})
+    assert (progress.done, progress.failed) == ({second}, {first: "no such file"})
+    found = status({first: "f:1", second: "f:2"}, progress)
+    assert [found[name] for name in ("lines", "made", "left", "failed")] == [2, 1, 0, {"f:1": "no such file"}]
+    old = {"job": ["a"], "failed": "no such file"}  # as nobody knows which
+    assert read_progress([old], {first: False, second: True}).failed.keys() == {first, second}
 
 
 def test_status():
     entries = [{"job": [str(k)], "files": ["x", "y"], "at": 100.0 + 30 * k} for k in range(3)]
     entries.append({"job": ["9"], "failed": "no such file", "again": False, "at": 190.0})
-    keys = {key_of([str(k)]): f"jobs.txt:{k}" for k in range(10)}
-    progress = read_progress(entries, {key: ["x", "y"] for key in keys})
-    assert status(keys, progress, entries) == {
+    keys = {key(str(k), "x", "y"): f"jobs.txt:{k}" for k in range(10)}
+    progress = read_progress(entries, dict.fromkeys(keys, True))
+    assert status(keys, progress) == {
         "lines": 10, "made": 3, "failed": {"jobs.txt:9": "no such file"}, "left": 6,
         "pictures_per_minute": round(60 * 4 / 90, 1), "seconds_left": 180,
     }  # fmt: skip
-    assert json.dumps(status(keys, read_progress([], {}), []))
+    assert json.dumps(status(keys, read_progress([], {})))
+
+
+def test_a_pause_is_no_work():
+    """Ten lines last night, one every six seconds; ten this morning, one every three; and another file's in between."""
+    night = [{"job": [str(k)], "files": ["x"], "at": 1000.0 + 6 * k} for k in range(10)]
+    morning = [{"job": [str(10 + k)], "files": ["x"], "at": 50_000.0 + 3 * k} for k in range(10)]
+    others = [{"job": [str(k)], "files": ["another.png"], "at": 50_001.0 + k} for k in range(20)]
+    keys = {key(str(k), "x"): f"jobs.txt:{k}" for k in range(40)}
+    progress = read_progress([*night, *others, *morning], dict.fromkeys(keys, True))
+    found = status(keys, progress, since=49_990.0)
+    assert (found["made"], found["pictures_per_minute"], found["seconds_left"]) == (20, 20.0, 60)
+    assert status(keys, progress, since=50_027.0)["pictures_per_minute"] is None  # as of one entry nothing is known
 
 
 @pytest.mark.skipif(os.geteuid() == 0, reason="root may write everywhere")

@@ -32,8 +32,9 @@ def test_the_latest_of_each_first(tmp_path):
     for each in asked:
         journal.append(each.as_entry())
     journal.append({"job": ["a"], "failed": "x"})
-    assert runs_in(journal.everything()) == [asked[2], asked[1]]
-    assert list(journal.entries()) == [{"job": ["a"], "failed": "x"}]
+    assert runs_in(journal.entries()) == [asked[2], asked[1]]
+    assert asked[2].repeats(journal.entries())
+    assert not asked[0].repeats(journal.entries())  # of another size
     assert [RunRecord(out_dir="a").fits(each) for each in asked] == [True, False, True]
     assert all(RunRecord(batch_size=4).fits(each) for each in asked)
 

@@ -18,7 +18,7 @@ from PIL import Image
 from jaxpa.batch.journal import Journal
 from jaxpa.checkpoint.source import find_mini
 from jaxpa.cli.batch import parse_share
-from jaxpa.cli.lines import Naming, read_jobs
+from jaxpa.cli.lines import Job, Naming, read_jobs, shares_of
 from jaxpa.errors import JaxpaError, OutputError
 from jaxpa.pipeline import Pipeline
 
@@ -65,14 +65,46 @@ def test_what_is_done_stays_done(run, jobs, tmp_path):
 
 
 def test_shares(run, jobs, tmp_path):
-    """Every machine takes its own lines, and knows what the others did."""
-    shared = {i: run("batch", jobs, "--share", f"{i}/3", "--json")[1].splitlines() for i in (1, 2, 3)}
-    assert [len(lines) for lines in shared.values()] == [1, 1, 1]
-    assert len(list(tmp_path.glob("jobs.txt.*of3.done.jsonl"))) == 3
+    """Every machine takes its own lines, with those that read what these make, and knows what the others did."""
+    shared = {i: run("batch", jobs, "--share", f"{i}/3", "--json")[1].splitlines() for i in (3, 2, 1)}
+    assert {i: [json.loads(line)["line"] for line in lines] for i, lines in shared.items()} == {
+        1: [3],
+        2: [4, 5],
+        3: [],
+    }
     assert "0 made, 0 failed, 3 done before" in run("batch", jobs)[2]
     for text in ("0/2", "3/2", "1", "a/b"):
         with pytest.raises(JaxpaError, match="I/N"):
             parse_share(text)
+
+
+def test_what_goes_together_to_one_share():
+    """Against the definition: parts of the graph of lines and their makers, found by walking through it."""
+    makers = {1: (), 2: (), 3: (), 4: (1,), 5: (), 6: (2, 3), 7: (6,), 8: (), 9: (4, 5)}
+    jobs = [Job(number, "", None, None, [], [], makers[number]) for number in makers]
+
+    def around(number, seen):
+        seen.add(number)
+        for other in makers.keys() - seen:
+            if other in makers[number] or number in makers[other]:
+                around(other, seen)
+        return seen
+
+    for count in (1, 2, 4):
+        want = [(min(around(number, set())) - 1) % count + 1 for number in makers]
+        assert shares_of(jobs, count) == want
+
+
+def test_a_line_whose_maker_fails(run, jobs, pictures):
+    """It is not to blame: it is left for the next run, which tries it again when what it reads is there."""
+    caption = "a car" + 80 * " and a car" + " and a mug"  # the word stands beyond the tokens that are read
+    lines, words = jobs.read_text().splitlines(), ["--word", "mug", "--caption", caption, "--out", "mask.png"]
+    jobs.write_text("\n".join([shlex.join(map(str, ["mask", "--image", pictures / "car.png", *words])), lines[4]]))
+    status, _, err = run("batch", jobs)
+    assert (status, "0 made, 2 failed, 0 done before" in err) == (1, True), err
+    assert "1 failed, 0 done before, 1 failed before" in run("batch", jobs)[2]
+    content = json.loads(run("batch", jobs, "--status", "--json")[1])
+    assert (content["made"], content["left"], len(content["failed"])) == (0, 1, 2)
 
 
 def test_a_failure_leaves_the_others(run, jobs, tmp_path, pictures):
@@ -234,6 +266,36 @@ def test_a_run_is_known_by_its_file(run, rows, tmp_path, monkeypatch):
     (tmp_path / "work").rename(tmp_path / "moved")
     assert "2 of 2 lines made" in run("batch", "--status", "moved/rows.jsonl", "--out-dir", "b")[1]
     assert "2 done before" in run("batch", "moved/rows.jsonl", "--out-dir", "moved/a", "--out", "{line}.png")[2]
+
+
+def test_equal_lines_into_a_new_folder(run, rows, tmp_path):
+    """Each is known by its own file; the folder that is named is made, but none around it."""
+    rows.write_text("\n".join([rows.read_text().splitlines()[0]] * 2))
+    status, _, err = run("batch", rows, "--out-dir", "work/a/b")
+    assert (status, err.count("\n"), "the folder around it does not exist" in err) == (2, 1, True)
+    assert run("batch", rows, "--out-dir", "work/a")[0] == 0
+    first = made(tmp_path)
+    assert first.keys() == {"work/a/00001.png", "work/a/00002.png"}
+    (tmp_path / "work" / "a" / "00001.png").unlink()
+    assert "1 of 2 lines made, 0 failed, 1 left" in run("batch", "--status", rows)[1]
+    assert "1 made, 0 failed, 1 done before" in run("batch", rows, "--out-dir", "work/a")[2]
+    assert made(tmp_path) == first
+    entries = [json.loads(line) for line in Path(f"{rows}.done.jsonl").read_text().splitlines()]
+    assert ["run" in entry for entry in entries] == [True, False, False, True, False]  # from where its rate counts
+
+
+def test_faults_that_are_alike_are_not_all_said(run, rows, tmp_path):
+    """And a folder that was made for nothing does not stay."""
+    lines = [json.dumps({"prompt": "a star", "out": f"none/{k}.png", **SMALL}) for k in range(9)]
+    sized = {"prompt": "a star", "batch_size": 2, **SMALL}
+    rows.write_text("\n".join([*lines, json.dumps(sized), json.dumps({"prompt": "a star", "sed": 3})]))
+    status, out, err = run("batch", rows, "--out-dir", "a")
+    assert (status, out, err.count("does not exist"), "\n... and 4 more alike\n" in err) == (2, "", 5, True), err
+    assert "rows.jsonl:10: batch_size would have no effect" in err
+    assert "jaxpa batch --batch-size" in err
+    assert "did you mean 'seed'" in err
+    assert err.count("\n") == 8
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["work"]
 
 
 def test_journals_of_before_runs_told_their_flags(run, rows, tmp_path):

@@ -6,10 +6,10 @@ from pathlib import Path
 
 import pytest
 from fuzzing import altered, damaged, fuzz, values
-from hypothesis import given
+from hypothesis import example, given
 from hypothesis import strategies as st
 
-from jaxpa.batch.journal import Journal, key_of, read_progress, status
+from jaxpa.batch.journal import Journal, read_progress, status, words_of
 from jaxpa.batch.names import Template, slug
 from jaxpa.cli.command import headers_read_once
 from jaxpa.cli.lines import Naming, read_jobs
@@ -37,12 +37,12 @@ def folder(tmp_path):
     return tmp_path
 
 
-def read(folder, name, content):
+def read(folder, name, content, model=None):
     """The jobs of such a file, whose results go to `out`; nothing is written by reading it."""
     file = folder / "in" / name
     file.write_bytes(content)
     try:
-        jobs = read_jobs(str(file), Naming(None, "{line}-{seed}-{prompt}.png", str(folder / "out")))
+        jobs = read_jobs(str(file), Naming(model, "{line}-{seed}-{prompt}.png", str(folder / "out")))
     except JaxpaError:
         return []
     finally:
@@ -54,9 +54,11 @@ def read(folder, name, content):
 
 
 @fuzz
-@given(st.lists(altered(ROW) | values, max_size=3))
-def test_objects(folder, rows):
-    read(folder, "jobs.jsonl", "\n".join(map(json.dumps, rows)).encode())
+@given(st.lists(altered(ROW) | values, max_size=3), st.sampled_from([None, "mini"]))
+@example([{"prompt": "a", "checkpoint": None}], "mini")
+@example([{"prompt": "a", "checkpoint": [["model"]]}], "mini")
+def test_objects(folder, rows, model):
+    read(folder, "jobs.jsonl", "\n".join(map(json.dumps, rows)).encode(), model)
 
 
 @fuzz
@@ -72,9 +74,12 @@ def test_tables(folder, content, name):
 
 
 @fuzz
-@given(damaged(COMMANDS) | st.lists(lines, max_size=3).map(lambda found: "\n".join(found).encode("utf-8", "replace")))
-def test_commands(folder, content):
-    read(folder, "jobs.txt", content)
+@given(
+    damaged(COMMANDS) | st.lists(lines, max_size=3).map(lambda found: "\n".join(found).encode("utf-8", "replace")),
+    st.sampled_from([None, "mini"]),
+)
+def test_commands(folder, content, model):
+    read(folder, "jobs.txt", content, model)
 
 
 @fuzz
@@ -111,14 +116,14 @@ def test_journals(folder, data):
     file = folder / "jobs.done.jsonl"
     file.write_bytes(content)
     journal = Journal(str(file))
-    expected = {key_of(each["job"]): each["files"] for each in entries}
-    progress = read_progress(journal.entries(), expected)
-    assert progress.done <= expected.keys()
+    keys = [(words_of(each["job"]), tuple(each["files"])) for each in entries]
+    progress = read_progress(journal.entries(), dict.fromkeys(keys, True))
+    assert progress.done <= set(keys)
     intact = set(content.split(b"\n"))
-    for each in entries:
+    for key, each in zip(keys, entries, strict=True):
         if json.dumps(each).encode() in intact and b'"failed"' not in content:
-            assert key_of(each["job"]) in progress.done
-    status({key: key for key in expected}, progress, journal.entries())
+            assert key in progress.done
+    json.dumps(status({key: key[0] for key in keys}, progress), allow_nan=False)
     journal.append({"job": {"prompt": "new"}, "files": ["new.png"]})
-    assert key_of({"prompt": "new"}) in {key_of(each["job"]) for each in journal.entries()}
+    assert list(journal.entries())[-1]["job"] == {"prompt": "new"}
     file.unlink()
