@@ -121,7 +121,7 @@ class BatchCommand:
         with contextlib.ExitStack() as stack:
             work = None if url is None else Path(stack.enter_context(TemporaryDirectory()))
             if to_make and url is None and self.out_dir is not None:
-                stack.enter_context(made_folder(Path(self.out_dir)))
+                stack.enter_context(_made_folder(Path(self.out_dir)))
             jobs = read_jobs(self.file, Naming(self.model, self.out, self.out_dir), work)
             yield Batch(self.file, jobs, self.folder, work, url, self.batch_size)
 
@@ -177,7 +177,7 @@ class BatchCommand:
 
 
 @contextlib.contextmanager
-def made_folder(place: Path) -> Iterator[None]:
+def _made_folder(place: Path) -> Iterator[None]:
     """A folder, made if it is not there, but none around it; it goes again if nothing comes into it. OutputError."""
     try:
         place.mkdir()
