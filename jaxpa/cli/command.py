@@ -1,8 +1,9 @@
 """What the commands have in common: a checkpoint, the files that they write, a report."""
 
+import itertools
 import os
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field, replace
 from functools import lru_cache
 from pathlib import Path
@@ -19,6 +20,8 @@ from jaxpa.request.request import Request
 from jaxpa.request.spec import Spec
 
 if TYPE_CHECKING:  # the networks are imported when a command runs
+    from PIL import Image
+
     from jaxpa.checkpoint.source import Source
     from jaxpa.devices.timing import Clock
     from jaxpa.pipeline import Pipeline
@@ -211,9 +214,32 @@ class Making(Command):
 
     def settle(self, made: list[dict[str, Any]]) -> Outputs:
         files.check_labels(files.labels(made))
-        if self.naming is None and self.out == self.DEFAULT:
+        if self.counts_on:
             return files.free(self.out, files.labels(made), self.sheet_wanted)
         return files.settle(self.outputs_of(made), self.inputs(), self.force)
+
+    @property
+    def counts_on(self) -> bool:
+        """Whether its files have the default name, and count on where that is taken."""
+        return self.naming is None and self.out == self.DEFAULT
+
+    def still_free(self, outputs: Outputs, made: list[dict[str, Any]]) -> Outputs:
+        """The files when it comes to writing: another command may have taken the default name by now."""
+        return self.settle(made) if self.counts_on else outputs
+
+    def save(self, image: "Image.Image", file: Path, record: dict[str, Any]) -> Path:
+        """Write a picture, and say where: a default name that is taken in this moment counts on."""
+        from jaxpa.media.images import save_image
+
+        if not self.counts_on:
+            save_image(image, file, record)
+            return file
+        names = (file.with_name(f"{file.stem}-{count}{file.suffix}") for count in itertools.count(2))
+        for each in itertools.chain([file], names):
+            with suppress(FileExistsError):
+                save_image(image, each, record, fresh=True)
+                return each
+        raise AssertionError  # there are names without end
 
     def run(self) -> int:
         made = self.make(self.prepare())

@@ -65,7 +65,7 @@ class InvertCommand(Making):
     def make(self, prepared: Walk) -> Made:
         from jaxpa.media.edits import prepare_edit
         from jaxpa.media.figures import sheet
-        from jaxpa.media.images import psnr, save_image, to_image
+        from jaxpa.media.images import psnr, to_image
 
         picture, (height, width), outputs = prepared
         with console.clock() as clock:
@@ -82,10 +82,12 @@ class InvertCommand(Making):
         content = {"prompt": self.prompt, "model": self.checkpoint.model, "image": str(self.image)}
         content |= {"psnr": error, "psnr_autoencoder": best, "height": height, "width": width}
         shown = content if self.keep_paths else content | self.named_alone()
-        save_image(made, outputs.files[0], shown)
+        outputs = self.still_free(outputs, [{}])
+        outputs = outputs._replace(files=[self.save(made, outputs.files[0], shown)])
         if outputs.figure is not None:
             labels = ("input", f"autoencoder\n{best:.1f} dB", f"inverted, resampled\n{error:.1f} dB")
-            save_image(sheet([list(zip(labels, (old, ceiling, made), strict=True))]), outputs.figure, shown)
+            walked = sheet([list(zip(labels, (old, ceiling, made), strict=True))])
+            outputs = outputs._replace(figure=self.save(walked, outputs.figure, shown))
         report = report_of(outputs, content, clock)
         found = f"reconstruction {error:.1f} dB; the autoencoder alone reaches {best:.1f} dB"
         return report._replace(line=f"{report.line}; {found}")

@@ -82,7 +82,6 @@ class MaskCommand(Masking, Making):
         return with_inputs(MaskProvenance(**self.made_by(), mask=mask), self.keep_paths)
 
     def make(self, prepared: Sketch) -> Made:
-        from jaxpa.media.images import save_image
         from jaxpa.media.masks import to_grey, token_mask
 
         picture, mask, grid, coverage, outputs = prepared
@@ -98,9 +97,12 @@ class MaskCommand(Masking, Making):
             "grid": grid,
             "coverage": coverage,
         }
-        save_image(to_grey(mask), outputs.files[0], replace(self.record(), found=found).as_record())
+        outputs = self.still_free(outputs, [{}])
+        record = replace(self.record(), found=found).as_record()
+        outputs = outputs._replace(files=[self.save(to_grey(mask), outputs.files[0], record)])
         if outputs.figure is not None:
-            save_image(self.sheet(picture, soft, mask, tokens, grid), outputs.figure, {"figure": ["mask"]})
+            sheet = self.sheet(picture, soft, mask, tokens, grid)
+            outputs = outputs._replace(figure=self.save(sheet, outputs.figure, {"figure": ["mask"]}))
         content, line = report_of(outputs, {"image": str(self.image), "word": self.word, **found})
         line += f": {share:.0%} of the picture, {tokens.sum()} of {grid[0]} x {grid[1]} tokens"
         return Made(content, line)

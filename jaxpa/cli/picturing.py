@@ -210,9 +210,8 @@ class Picturing(Making):
     def write(self, prepared: Prepared, results: Results, pipe: "Pipeline") -> Made:
         """The pictures with how they were made inside, and the report."""
         from jaxpa.devices.plan import plan, remember, signature
-        from jaxpa.media.images import save_image
 
-        request, made, outputs = prepared.request, prepared.made, prepared.outputs
+        request, made, outputs = prepared.request, prepared.made, self.still_free(prepared.outputs, prepared.made)
         pictures, images, clock, programs, forwards = results
         canvas = canvas_of(pictures, pipe.spec) or (images[0].height, images[0].width)
         source, parts = self.source(), pipe.parts
@@ -225,12 +224,15 @@ class Picturing(Making):
         }
         if outputs.figure is not None:
             labels = files.labels(made)
-            save_image(_sheet_of(pictures, images, labels, pipe.cell), outputs.figure, {"figure": labels})
+            sheet = _sheet_of(pictures, images, labels, pipe.cell)
+            outputs = outputs._replace(figure=self.save(sheet, outputs.figure, {"figure": labels}))
         if programs is None:
             programs = [_program_of(request, costs["batch_size"], self.mesh)] * len(images)
+        written = list[Path]()
         for k, (file, image) in enumerate(zip(outputs.files, images, strict=True)):
             own = self.picture_record(prepared, k, programs[k])
-            save_image(image, file, replace(own, resolved=resolved).as_record())
+            written.append(self.save(image, file, replace(own, resolved=resolved).as_record()))
+        outputs = outputs._replace(files=written)
         remember(console.compilation_cache(), signature(source, request, costs))
         common = {
             "prompt": request.prompt or "",

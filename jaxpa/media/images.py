@@ -296,18 +296,22 @@ def _options(metadata: dict[str, Any] | None, form: str) -> dict[str, Any]:
     return options
 
 
-def save_image(image: Image.Image, path: str | os.PathLike[str], metadata: dict[str, Any] | None = None) -> None:
+def save_image(
+    image: Image.Image, path: str | os.PathLike[str], metadata: dict[str, Any] | None = None, fresh: bool = False
+) -> None:
     """Write .png, .jpg or .webp with the metadata inside; a reader sees the old file or the whole new one.
 
-    OutputError: as `check_output`; a disk that is full.
+    OutputError: as `check_output`; a disk that is full. fresh: FileExistsError where there is a file of this name.
     """
     path = check_output(path)
     form = FORMATS[path.suffix.lower()]
     if form != "PNG" and image.mode not in ("L", "RGB"):
         image = read_image(image)
     try:
-        with replacing(path) as file:
+        with replacing(path, fresh) as file:
             image.save(file, form, **_options(metadata, form))
+    except FileExistsError:
+        raise
     except (OSError, ValueError) as error:
         raise OutputError(f"{path} could not be written: {getattr(error, 'strerror', None) or _line(error)}") from error
 

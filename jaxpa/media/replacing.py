@@ -1,5 +1,6 @@
 """Files that appear whole: written beside their place, synced, and renamed."""
 
+import errno
 import hashlib
 import os
 from collections.abc import Iterator
@@ -20,10 +21,11 @@ def _part_of(path: Path) -> Path:
 
 
 @contextmanager
-def replacing(path: Path) -> Iterator[IO[bytes]]:
+def replacing(path: Path, fresh: bool = False) -> Iterator[IO[bytes]]:
     """A file to write into, which takes its place at the end of the block; where that fails, nothing is left.
 
-    A reader sees the old file or the whole new one, after a crash of the machine too. Raises OSError.
+    A reader sees the old file or the whole new one, after a crash of the machine too. Raises OSError. fresh: where
+    there is a file of this name by then, that is a FileExistsError: of several processes one is the first.
     """
     part = _part_of(path)
     file = _claimed(part)
@@ -34,6 +36,8 @@ def replacing(path: Path) -> Iterator[IO[bytes]]:
             os.fsync(file.fileno())
             if fcntl is None:
                 file.close()
+            if fresh and os.path.lexists(path):
+                raise FileExistsError(errno.EEXIST, os.strerror(errno.EEXIST), str(path))
             os.replace(part, path)  # while the lock is held: nobody else is writing into it
     except BaseException:
         part.unlink(missing_ok=True)

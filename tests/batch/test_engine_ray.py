@@ -43,9 +43,11 @@ def test_sigterm(tmp_path):
         [*words, *flags], env=environment, cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
     )
     assert process.stdout is not None
+    assert process.stderr is not None
     first = next(line for line in process.stdout if line.startswith("{"))
     process.send_signal(signal.SIGTERM)
-    out, err = process.communicate(timeout=300)
+    out, err = process.stdout.read(), process.stderr.read()  # communicate() misses what was read ahead of `first`
+    process.wait(300)
     assert process.returncode == 143, err
     told = [json.loads(line)["files"][0] for line in (first + out).splitlines() if line.startswith("{")]
     assert 1 <= len(told) < 64

@@ -8,6 +8,7 @@ import subprocess
 import sys
 from pathlib import Path
 
+import numpy as np
 import pytest
 from PIL import Image
 
@@ -16,6 +17,7 @@ from jaxpa.cli import console
 from jaxpa.cli.command import spec_of
 from jaxpa.cli.files import check_labels, free, outputs, settle
 from jaxpa.cli.main import COMMANDS
+from jaxpa.cli.mask import MaskCommand
 from jaxpa.cli.parse import defaults
 from jaxpa.cli.plan import PlanCommand
 from jaxpa.errors import JaxpaError
@@ -44,6 +46,22 @@ def test_a_default_name_counts_on(folder):
     picture("jaxpa-2-figure.png")
     assert free(DEFAULT, [""], True).files == [Path("jaxpa-3.png")]
     assert free(DEFAULT, ["0", "1"], False).files == [Path("jaxpa-0.png"), Path("jaxpa-1.png")]
+
+
+def test_two_commands_at_once_take_two_names(folder, monkeypatch):
+    """All are prepared before one writes; the last finds its name taken in the very moment."""
+    Image.new("RGB", (100, 100)).save("in.png")
+    commands = [MaskCommand(image=Path("in.png"), box=f"0.1,0.2,0.9,0.{k}") for k in (9, 8, 7)]
+    prepared = [command.prepare() for command in commands]
+    assert {each.outputs.files[0] for each in prepared} == {Path("mask.png")}
+    monkeypatch.setattr(commands[2], "still_free", lambda outputs, _: outputs, raising=False)
+    said = [command.make(each).content for command, each in zip(commands, prepared, strict=True)]
+    assert [each["files"] for each in said] == [["mask.png"], ["mask-2.png"], ["mask-3.png"]]
+    assert [each["figure"] for each in said] == ["mask-figure.png", "mask-2-figure.png", "mask-figure-2.png"]
+    for k, each in zip((9, 8, 7), said, strict=True):  # each has its own
+        mask = np.asarray(Image.open(each["files"][0])) > 127
+        assert abs(mask.mean() - 0.8 * (k - 2) / 10) < 0.01
+    assert len(list(folder.iterdir())) == 7
 
 
 def test_only_pictures_of_this_package_are_replaced(folder):

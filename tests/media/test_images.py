@@ -7,6 +7,7 @@ import struct
 import subprocess
 import sys
 import zlib
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import jax.numpy as jnp
@@ -339,6 +340,24 @@ def test_save_replaces_and_a_failure_leaves_the_old_file(tmp_path: Path, monkeyp
         images.save_image(Image.new("RGB", (4, 4), "blue"), path)
     assert message(error) == f"{path} could not be written: disk full"
     assert path.read_bytes() == before
+    assert os.listdir(tmp_path) == ["a.png"]
+
+
+def test_of_many_at_once_one_takes_a_fresh_name(tmp_path: Path) -> None:
+    path, taken = tmp_path / "a.png", []
+
+    def write(level: int) -> int | None:
+        try:
+            images.save_image(Image.new("L", (64, 64), level), path, fresh=True)
+        except FileExistsError:
+            taken.append(level)
+            return None
+        return level
+
+    with ThreadPoolExecutor(8) as pool:
+        made = [level for level in pool.map(write, range(16)) if level is not None]
+    assert (len(made), len(taken)) == (1, 15)
+    assert np.asarray(Image.open(path)).min() == np.asarray(Image.open(path)).max() == made[0]
     assert os.listdir(tmp_path) == ["a.png"]
 
 
