@@ -104,7 +104,7 @@ def read_jobs(file: str, naming: Naming = Naming(), work: Path | None = None) ->
             makers, level = claims.makers(command.inputs())
             job = with_files(Job(line.number, line.place, said, command, [], [], makers, level), folder, work)
             claims.add(job)
-            jobs.append(shared(job) if level == 0 else job)  # else its inputs may not exist yet
+            jobs.append(shared(job) if level == 0 else _foreseen(job))  # its inputs may not exist yet
         except JaxpaError as error:
             faults.append(f"{line.place}: {error}")
     if faults:
@@ -167,15 +167,30 @@ def _name_in(folder: Path, file: Path) -> str:
 def shared(job: Job) -> Job:
     """The job with what it brings to a batch, once all that it reads is there. Raises JaxpaError."""
     prepared = job.command.prepare()
-    return job._replace(share=_share_of(job.command, prepared) if isinstance(prepared, Prepared) else None)
+    if not isinstance(prepared, Prepared):
+        return job._replace(share=None)
+    canvas = canvas_of(prepared.pictures, spec_of(job.command.source()))
+    return job._replace(share=_share_of(job.command, prepared.request, canvas, len(prepared.made)))
 
 
-def _share_of(command: Any, prepared: Prepared) -> Share:
-    """What a line brings to the batch of its kind; kind None: it is run by itself."""
+def _foreseen(job: Job) -> Job:
+    """The job with what it will bring to a batch, where no picture decides the canvas: then the size of its batches
+    depends neither on which of the lines that it waits for succeed, nor on who makes these. Raises JaxpaError."""
+    if not isinstance(job.command, Picturing):
+        return job
+    request, spec = job.command.request(), spec_of(job.command.source())
+    request.check(spec)
+    if request.verb not in ("generate", "personalize") or request.starting or request.following:
+        return job
+    return job._replace(share=_share_of(job.command, request, None, len(job.command.combinations(request, spec))))
+
+
+def _share_of(command: Any, request: Request, canvas: tuple[int, int] | None, count: int) -> Share:
+    """What a line of so many pictures brings to the batch of its kind; kind None: it is run by itself. canvas: (height,
+    width), if a picture decides it."""
     from jaxpa.devices.plan import held_of
 
-    request, pictures, spec = prepared.request, prepared.pictures, spec_of(command.source())
-    canvas = canvas_of(pictures, spec)
+    spec = spec_of(command.source())
     if canvas is None:
         h, w = spec.grid(request.sampling.height, request.sampling.width)
         canvas = h * spec.cell, w * spec.cell
@@ -184,7 +199,7 @@ def _share_of(command: Any, prepared: Prepared) -> Share:
         kind = (command.checkpoint, command.mesh, kind)
     said = command.checkpoint
     held = held_of(command.source(), command.dtype, said.weights, said.keep_resident)
-    gates, count = gates_of(request, spec, canvas), len(prepared.made)
+    gates = gates_of(request, spec, canvas)
     return Share(kind, gates, cast_of(request, spec), count, request.references, request, canvas, spec, held)
 
 

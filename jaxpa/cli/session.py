@@ -121,15 +121,17 @@ class Session:
 
     def run_level(self, jobs: list[Job]) -> None:
         """Lines whose inputs are all there."""
-        ready, todo = list[Job](), self.todo
+        ready, shares, todo = list[Job](), list[Any](), self.todo
         for job in jobs:
             try:
-                ready.append(shared(job) if job.level and (job.number in todo or job.share is None) else job)
+                job = shared(job) if job.level and (job.number in todo or job.share is None) else job
+                ready.append(job)
             except Exception as error:
                 if job.number in todo:
                     self.done(job, None, error)
-        # The size of a batch is that of the whole file's: what is done already counts.
-        size = sizes([job.share for job in ready if job.share is not None], self.batch.size)
+            shares.append(job.share)
+        # The size of a batch is that of the whole file's: what is done, or cannot be done yet, counts as well.
+        size = sizes([share for share in shares if share is not None], self.batch.size)
         groups = ([job for job in group if job.number in todo] for group in in_order(ready))
         groups = [group for group in groups if group]
         sized = [(group, size.get(None if group[0].share is None else group[0].share.kind)) for group in groups]

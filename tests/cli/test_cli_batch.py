@@ -18,8 +18,9 @@ from PIL import Image
 from jaxpa.batch.journal import Journal
 from jaxpa.checkpoint.source import find_mini
 from jaxpa.cli.batch import parse_share
-from jaxpa.cli.lines import Job, Naming, read_jobs, shares_of
+from jaxpa.cli.lines import Job, Naming, read_jobs, shared, shares_of
 from jaxpa.errors import JaxpaError, OutputError
+from jaxpa.media.images import read_metadata
 from jaxpa.pipeline import Pipeline
 
 
@@ -96,15 +97,28 @@ def test_what_goes_together_to_one_share():
 
 
 def test_a_line_whose_maker_fails(run, jobs, pictures):
-    """It is not to blame: it is left for the next run, which tries it again when what it reads is there."""
+    """It is not to blame: it is left for the next run, which tries it again when what it reads is there. The others'
+    batches are as large as if it had been made beside them."""
     caption = "a car" + 80 * " and a car" + " and a mug"  # the word stands beyond the tokens that are read
-    lines, words = jobs.read_text().splitlines(), ["--word", "mug", "--caption", caption, "--out", "mask.png"]
-    jobs.write_text("\n".join([shlex.join(map(str, ["mask", "--image", pictures / "car.png", *words])), lines[4]]))
+    car = shlex.quote(str(pictures / "car.png"))
+    small = "--prompt 'a car' --steps 1 --height 64 --width 64 --no-figure"
+    lines = [
+        f"mask --image {car} --no-figure --word mug --caption '{caption}' --out none.png",
+        f"mask --image {car} --no-figure --box 0.1,0.2,0.9,0.9 --out mask.png",
+        f"personalize --subject {car} --mask none.png {small} --out a.png",
+        f"personalize --subject {car} --mask mask.png {small} --out b.png",
+    ]
+    jobs.write_text("\n".join(lines))
+    foreseen = [job.share for job in read_jobs(str(jobs))[2:]]
     status, _, err = run("batch", jobs)
-    assert (status, "0 made, 2 failed, 0 done before" in err) == (1, True), err
-    assert "1 failed, 0 done before, 1 failed before" in run("batch", jobs)[2]
+    assert (status, "2 made, 2 failed, 0 done before" in err) == (1, True), err
+    assert read_metadata(jobs.parent / "b.png")["program"]["images"] == 2
+    assert "0 made, 1 failed, 2 done before, 1 failed before" in run("batch", jobs)[2]
     content = json.loads(run("batch", jobs, "--status", "--json")[1])
-    assert (content["made"], content["left"], len(content["failed"])) == (0, 1, 2)
+    assert (content["made"], content["left"], len(content["failed"])) == (2, 1, 2)
+    shutil.copy(jobs.parent / "mask.png", jobs.parent / "none.png")
+    assert [shared(job).share for job in read_jobs(str(jobs))[2:]] == foreseen
+    assert "1 made, 0 failed, 2 done before, 1 failed before" in run("batch", jobs)[2]
 
 
 def test_a_failure_leaves_the_others(run, jobs, tmp_path, pictures):
