@@ -40,7 +40,7 @@ class BatchCommand:
     """For lines that name no file: a template such as {line:05d}-{seed}.png, of line, seed, tau, place, verb and
     prompt."""
     out_dir: str | None = None
-    """Where the files go, instead of the file's folder; a fsspec URL (gs://, s3://) too."""
+    """Where the files go, instead of the file's folder; made if it is not there. A fsspec URL (gs://, s3://) too."""
     journal: str | None = None
     """Where the journal is, instead of beside the file; a fsspec URL too. Beside the file it is then said where."""
     batch_size: int | None = None

@@ -282,8 +282,10 @@ def test_a_run_is_known_by_its_file(run, rows, tmp_path, monkeypatch):
     assert "2 done before" in run("batch", "moved/rows.jsonl", "--out-dir", "moved/a", "--out", "{line}.png")[2]
 
 
-def test_equal_lines_into_a_new_folder(run, rows, tmp_path):
-    """Each is known by its own file; the folder that is named is made, but none around it."""
+def test_equal_lines_into_a_new_folder(run, rows, tmp_path, monkeypatch):
+    """Each is known by its own file; the folder that is named is made, but none around it. The journal is read once."""
+    real, reads = Journal.entries, []
+    monkeypatch.setattr(Journal, "entries", lambda self: (reads.append(self.place), real(self))[1])
     rows.write_text("\n".join([rows.read_text().splitlines()[0]] * 2))
     status, _, err = run("batch", rows, "--out-dir", "work/a/b")
     assert (status, err.count("\n"), "the folder around it does not exist" in err) == (2, 1, True)
@@ -292,6 +294,7 @@ def test_equal_lines_into_a_new_folder(run, rows, tmp_path):
     assert first.keys() == {"work/a/00001.png", "work/a/00002.png"}
     (tmp_path / "work" / "a" / "00001.png").unlink()
     assert "1 of 2 lines made, 0 failed, 1 left" in run("batch", "--status", rows)[1]
+    assert reads == [f"{rows}.done.jsonl"] * 2  # of one run, and of a status
     assert "1 made, 0 failed, 1 done before" in run("batch", rows, "--out-dir", "work/a")[2]
     assert made(tmp_path) == first
     entries = [json.loads(line) for line in Path(f"{rows}.done.jsonl").read_text().splitlines()]
