@@ -31,7 +31,8 @@ from jaxpa.devices.memory import Held
 from jaxpa.devices.sharding import over_rows
 from jaxpa.encoders import text
 from jaxpa.encoders.text import TextEmbedding, Tokenizers
-from jaxpa.errors import JaxpaError
+from jaxpa.errors import JaxpaError, quoted
+from jaxpa.errors import text as words
 from jaxpa.media import images
 from jaxpa.media.edits import Followed, MaskedPicture, StartPicture
 from jaxpa.media.images import Picture
@@ -157,12 +158,11 @@ class Model:
         Warns if an encoder does not read all of a prompt. Raises JaxpaError for anything but text.
         """
         if not isinstance(prompts, str | Sequence) or isinstance(prompts, bytes):
-            raise JaxpaError(f"prompts must be a string or a list of strings, not {prompts!r}")
+            raise JaxpaError(f"prompts must be a string or a list of strings, not {quoted(prompts)}")
         prompts = [prompts] if isinstance(prompts, str) else list(prompts)
         if not prompts:
             raise JaxpaError("there is no prompt to encode")
-        if bad := [each for each in prompts if not isinstance(each, str)]:
-            raise JaxpaError(f"a prompt must be a string, not {bad[0]!r}")
+        prompts = [words("a prompt", each) for each in prompts]
         rows: dict[str, TextEmbedding] = {} if isinstance(self.parts, Parts) else self.parts.texts
         if new := [prompt for prompt in dict.fromkeys(prompts) if prompt not in rows]:
             clip_ids, t5_ids, _ = self.tokenizers.tokenize(new, self.settings.max_length)

@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 from jax.sharding import Mesh
 from jax.typing import DTypeLike
@@ -26,7 +27,7 @@ from jaxpa.config import Asked, VariantName
 from jaxpa.devices.plan import all_stay
 from jaxpa.devices.sharding import automatic, rules
 from jaxpa.encoders.text import TextEmbedding, Tokenizers
-from jaxpa.errors import JaxpaError
+from jaxpa.errors import JaxpaError, flag, quoted
 from jaxpa.media import images
 from jaxpa.media.edits import MaskedPicture, prepare_edit
 from jaxpa.media.images import Picture
@@ -53,7 +54,7 @@ class Pipeline(Sampler):
 
         prepared: what `prepare` has made of the request's pictures (None: it is made here). on_step: hears each step.
         """
-        request.with_prompt().check(self.spec)
+        _checked(request).with_prompt().check(self.spec)
         with self.on_devices():
             return self._made(request, self.prepare(request) if prepared is None else prepared, on_step)
 
@@ -71,7 +72,7 @@ class Pipeline(Sampler):
 
     def prepare(self, request: Request) -> Pictures | None:
         """A request's pictures, masks and places on the canvas; a mask is found by its word. None: it has none."""
-        if request.editing is None and request.subjects:
+        if _checked(request).editing is None and request.subjects:
             request = dataclasses.replace(request, subjects=tuple(self.with_mask(each) for each in request.subjects))
         return prepare(request, self.spec)
 
@@ -253,6 +254,23 @@ class Pipeline(Sampler):
         return dataclasses.replace(subject, mask=found.pixels(subject.image.size).astype(np.float32))
 
 
+def _checked(request: Any) -> Request:
+    if isinstance(request, Request):
+        return request
+    raise JaxpaError(f"what is asked for must be a jaxpa.request.request.Request, not {quoted(request)}")
+
+
+def _read_dtype(dtype: Any) -> np.dtype:
+    """A type that networks can have. Raises JaxpaError for others."""
+    try:
+        found = np.dtype(dtype)
+    except (TypeError, ValueError):
+        found = np.dtype(bool)
+    if not jnp.issubdtype(found, jnp.floating) or found.itemsize < 2:
+        raise JaxpaError(f"networks are of dtype float32 or bfloat16, not {quoted(dtype)}")
+    return found
+
+
 def _places(keywords: dict[str, Any]) -> dict[str, Any]:
     """`at`, as Python says it, is the layout of a request."""
     at = keywords.pop("at", None)
@@ -289,6 +307,10 @@ def load(
     Raises CheckpointError with everything that is wrong.
     """
     mesh = None if mesh is None else automatic(mesh)
+    dtype = None if dtype is None else _read_dtype(dtype)
+    for name, value in {"resident": resident, "keep_loras": keep_loras}.items():
+        if value is not None:
+            flag(name, value)
     found = resolve(source, components, variant=variant)
     found = adapt(found, loras := to_loras(loras), keep_loras, weights)
     beside = None if redux is None else find_redux(redux)

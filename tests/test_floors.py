@@ -16,7 +16,8 @@ import pytest
 ROOT = Path(__file__).parent.parent
 PACKAGE = ROOT / "jaxpa"
 FLOORS = (
-    "arrays box config errors checks",
+    "arrays box config errors",
+    "checks",
     "tokens rope schedule seeds loops solvers partition",
     "layers caching",
     "kernels quantised lowrank",

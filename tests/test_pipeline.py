@@ -307,6 +307,32 @@ def test_bad_arguments_are_named(pipe, words):
         pipe.generate("a car", **words)
 
 
+WRONG = {
+    "a prompt": lambda pipe, car: pipe.encode_text("\udc80"),
+    "a size": lambda pipe, car: pipe.grid(64.5, 64),
+    "a mesh": lambda pipe, car: jaxpa.load("mini", mesh="data=2"),
+    "whole numbers": lambda pipe, car: jaxpa.load("mini", "int32"),
+    "no type": lambda pipe, car: jaxpa.load("mini", 3),
+    "a word as a flag": lambda pipe, car: jaxpa.load("mini", resident="no"),
+    "a number as a model": lambda pipe, car: jaxpa.load(3),  # type: ignore[arg-type]
+    "a name as a scene": lambda pipe, car: pipe.personalize("a car", [car], "beach.png"),
+    "a word": lambda pipe, car: pipe.find_mask(car.image, 3),
+    "a caption": lambda pipe, car: pipe.find_mask(car.image, "car", 3),
+    "a threshold": lambda pipe, car: pipe.find_mask(car.image, "car", threshold="0.5"),
+    "a step": lambda pipe, car: pipe.attention("a car", at=0),
+    "a block": lambda pipe, car: pipe.attention("a car", blocks=["first"]),
+    "no padding": lambda pipe, car: pipe.outpaint(car.image, "a car", None),
+    "no request": lambda pipe, car: pipe.make("a car"),
+    "nothing to prepare": lambda pipe, car: pipe.prepare(None),
+}
+
+
+@pytest.mark.parametrize("name", WRONG)
+def test_what_is_of_another_type_is_refused(pipe, subject, as_users_call, name):
+    with pytest.raises(jaxpa.JaxpaError):
+        WRONG[name](pipe, subject)
+
+
 def test_what_a_picture_shows_must_be_said(pipe, subject):
     for make in (lambda: pipe.generate(None), lambda: pipe.personalize(None, [subject]), lambda: pipe.make(Request())):
         with pytest.raises(jaxpa.JaxpaError, match="give a --prompt"):

@@ -6,7 +6,7 @@ map; walking along the attention among image tokens smooths it over the object (
 """
 
 import math
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from functools import partial
 
@@ -19,7 +19,7 @@ from jaxpa import sampling
 from jaxpa.attention import maps as attention
 from jaxpa.attention.maps import Quadrants
 from jaxpa.encoders.text import word_spans
-from jaxpa.errors import JaxpaError
+from jaxpa.errors import JaxpaError, quoted, real, text, whole
 from jaxpa.inversion import ForwardTimes, forward_times
 from jaxpa.loops import stepped
 from jaxpa.media import images
@@ -78,8 +78,13 @@ def _maps(velocity: FluxVelocity, x: jax.Array, t: jax.Array, blocks: jax.Array,
     return jnp.concatenate([double, single])[blocks, 0]
 
 
+MANY = 1 << 31  # more than there are of anything
+
+
 def _chosen(numbers: Sequence[int] | None, count: int, what: str) -> tuple[int, ...]:
-    chosen = tuple(range(count)) if numbers is None else tuple(numbers)
+    if numbers is not None and not isinstance(numbers, Iterable):
+        raise JaxpaError(f"{what}s are chosen by a list of numbers, not {quoted(numbers)}")
+    chosen = tuple(range(count)) if numbers is None else tuple(whole(f"a {what}", k, -MANY) for k in numbers)
     if bad := [k for k in chosen if not -count <= k < count]:
         raise JaxpaError(f"there is no {what} {bad[0]}: this run has 0 to {count - 1}")
     if not chosen:
@@ -243,12 +248,12 @@ class Search:
     threshold: float = THRESHOLD
 
     def __post_init__(self) -> None:
-        if not 0 < self.threshold < 1:
+        if not 0 < real("the threshold", self.threshold) < 1:
             raise JaxpaError(f"the threshold {self.threshold} must lie between 0 and 1: {THRESHOLD} is usual")
-        if not self.word.strip():
+        if not text("the word", self.word).strip():
             raise JaxpaError("the word is empty: say what the picture shows")
         if self.caption is not None:
-            word_spans(self.caption, self.word)
+            word_spans(text("the caption", self.caption), self.word)
 
 
 def find_mask(model: Model, image: Picture, search: Search, request: Request) -> FoundMask:

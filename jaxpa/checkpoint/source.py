@@ -39,7 +39,7 @@ from jaxpa.config import (
     flux_schnell,
     shown,
 )
-from jaxpa.errors import CheckpointError, check_choice, did_you_mean
+from jaxpa.errors import CheckpointError, check_choice, did_you_mean, quoted
 from jaxpa.quantised import DTYPES
 
 MARKER = "jaxpa.json"  # a folder's own settings; in a converted folder with "format": "jaxpa"
@@ -240,7 +240,8 @@ def _resolve(source: str | Path, path: Path, components: str | Path | None, down
 def locate(source: str | Path, parts: Iterable[str] = PARTS, download: bool = True) -> Path:
     """The file or folder that a source names; a hub id is fetched, with the weights of these parts, and a URL whole."""
     if not isinstance(source, str | os.PathLike) or not os.fspath(source):
-        raise CheckpointError(f"a model is 'mini', a hub id, a URL, or the name of a folder or a file, not {source!r}")
+        known = "'mini', a hub id, a URL, or the name of a folder or a file"
+        raise CheckpointError(f"a model is {known}, not {quoted(source)}")
     if source == "mini":
         return find_mini()
     if isinstance(source, str) and source.startswith(LOCAL):

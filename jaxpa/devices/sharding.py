@@ -19,7 +19,7 @@ from jax.sharding import AbstractMesh, AxisType, Mesh, NamedSharding
 from jax.sharding import PartitionSpec as P
 
 from jaxpa.backbones.registry import BACKBONES
-from jaxpa.errors import JaxpaError
+from jaxpa.errors import JaxpaError, quoted
 
 DATA, MODEL = "data", "model"
 
@@ -82,6 +82,8 @@ def automatic(mesh: Mesh) -> Mesh:
 
     Raises JaxpaError where it has other axes.
     """
+    if not isinstance(mesh, Mesh):
+        raise JaxpaError(f"a mesh is a jax.sharding.Mesh (see make_mesh), not {quoted(mesh)}")
     if unknown := [name for name in mesh.axis_names if name not in (DATA, MODEL)]:
         raise JaxpaError(f"the mesh has an axis {unknown[0]!r}: its axes are called {DATA!r} and {MODEL!r}")
     missing = [name for name in (DATA, MODEL) if name not in mesh.axis_names]

@@ -8,7 +8,7 @@ import numpy as np
 from PIL import Image
 
 from jaxpa.box import Box
-from jaxpa.errors import JaxpaError
+from jaxpa.errors import JaxpaError, quoted
 from jaxpa.media import images, masks
 from jaxpa.media.subjects import References
 from jaxpa.tokens import Placement
@@ -156,13 +156,14 @@ def pad_picture(picture: Image.Image, pad: Sequence[int]) -> tuple[Image.Image, 
 
     JaxpaError: a pad that is not four whole numbers from 0 up, or that makes more pixels than `images.max_pixels`.
     """
-    if len(pad) != 4 or any(not isinstance(side, int | np.integer) or side < 0 for side in pad) or not any(pad):
-        raise JaxpaError(f"pad {tuple(pad)}: give top, right, bottom and left in whole pixels, 0 or more, not all 0")
+    sides = pad if isinstance(pad, Sequence | np.ndarray) else ()
+    if len(sides) != 4 or any(not isinstance(side, int | np.integer) or side < 0 for side in pad) or not any(pad):
+        raise JaxpaError(f"pad {quoted(pad)}: give top, right, bottom and left in whole pixels, 0 or more, not all 0")
     top, right, bottom, left = pad = tuple(map(int, pad))
     width, height = picture.width + left + right, picture.height + top + bottom
     if max(pad) > 8 * max(picture.size) or width * height > images.max_pixels():
         raise JaxpaError(
-            f"pad {pad} is out of range for a picture of {picture.width} x {picture.height} pixels: "
+            f"pad {quoted(pad)} is out of range for a picture of {picture.width} x {picture.height} pixels: "
             f"give 8 times its longer side at most, and {images.max_pixels():,} pixels in all"
         )
     around = ((top, bottom), (left, right))

@@ -79,6 +79,8 @@ def _upright(image: Image.Image) -> Image.Image:
     if image.getexif().get(ExifTags.Base.Orientation, 1) != 1:
         image = ImageOps.exif_transpose(image)
     image.load()
+    if image.mode in ("P", "PA") and image.palette is None:
+        raise ValueError("its palette is missing")
     if image.mode in PREMULTIPLIED:
         return image.convert(PREMULTIPLIED[image.mode])
     return image if image.mode in COLOUR_MODES or image.mode[0] in "IF" else image.convert("RGB")

@@ -13,7 +13,7 @@ from PIL import Image
 from scipy import ndimage
 
 from jaxpa.box import Box
-from jaxpa.errors import JaxpaError
+from jaxpa.errors import JaxpaError, quoted, real
 
 RANGES = (1, 2**8 - 1, 2**16 - 1, 2**31 - 1, 2**32 - 1)  # what 32-bit numbers and floats may count up to
 SCANLINES = 16  # in every row of a polygon's pixels
@@ -63,10 +63,14 @@ def box_mask(box: Sequence[float], size: tuple[int, int]) -> np.ndarray:
 
     A pixel that the box covers in part has that share. JaxpaError: a box that is empty or leaves the picture.
     """
-    if len(box) != 4:
-        raise JaxpaError(f"the box {tuple(box)} needs four numbers: left, top, right, bottom")
-    box = Box(*box)
-    _check_inside(np.asarray(box, np.float64), f"the box {tuple(box)}")
+    try:
+        sides = np.asarray(box, np.float64)
+    except (TypeError, ValueError, OverflowError):
+        sides = np.empty(0)
+    if sides.shape != (4,):
+        raise JaxpaError(f"the box {quoted(box)} needs four numbers: left, top, right, bottom")
+    box = Box(*map(float, sides))
+    _check_inside(sides, f"the box {tuple(box)}")
     if box.empty:
         raise JaxpaError(
             f"the box {tuple(box)} is empty: give left, top, right, bottom with left < right and top < bottom"
@@ -91,9 +95,12 @@ def polygon_mask(points: Sequence[tuple[float, float]], size: tuple[int, int]) -
     It closes itself; where it crosses itself, the even-odd rule holds. Every row is cut along `SCANLINES` lines, on
     which the cover of each pixel is exact. JaxpaError: fewer than three points, or one off the picture.
     """
-    if len(points) < 3 or any(len(point) != 2 for point in points):
-        raise JaxpaError(f"a polygon needs three points x,y or more, not {list(points)}")
-    corners = np.asarray(points, np.float64)
+    try:
+        corners = np.asarray(points, np.float64)
+    except (TypeError, ValueError, OverflowError):
+        corners = np.empty(0)
+    if corners.ndim != 2 or corners.shape[-1] != 2 or len(corners) < 3:
+        raise JaxpaError(f"a polygon needs three points x,y or more, not {quoted(points)}")
     outside = ~((corners >= 0) & (corners <= 1)).all(1)
     if outside.any():
         _check_inside(corners[outside], f"the point {tuple(points[int(outside.argmax())])}")
@@ -152,7 +159,7 @@ def _distances(region: np.ndarray, limit: float) -> Iterator[tuple[slice, np.nda
 
 
 def _check_pixels(verb: str, pixels: float) -> None:
-    if not 0 <= pixels < np.inf:
+    if not 0 <= real(f"pixels to {verb} a mask by", pixels) < np.inf:
         raise JaxpaError(f"cannot {verb} a mask by {pixels} pixels: give 0 or more")
 
 

@@ -60,7 +60,7 @@ class Spec:
     def grid(self, height: int | None = None, width: int | None = None) -> tuple[int, int]:
         """The canvas in tokens (h, w). Raises JaxpaError for a side that is not a multiple of a token's."""
         size = self.settings.size
-        height, width = (size if side is None else side for side in (height, width))
+        height, width = (size if side is None else whole("a side of the canvas", side, 1) for side in (height, width))
         near = [max(1, round(side / self.cell)) * self.cell for side in (height, width)]
         if [height, width] != near:
             raise JaxpaError(

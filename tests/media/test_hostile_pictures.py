@@ -1,6 +1,8 @@
 """Pictures of every mode and files of every kind of damage: a right result, or an error of one line."""
 
 import io
+import struct
+import zlib
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -102,3 +104,17 @@ def test_hostile_files(tmp_path: Path, name: str, data: st.DataObject) -> None:
         elif read is images.read_image:
             assert got.mode == "RGB"
             assert got.width * got.height <= images.MAX_PIXELS
+
+
+def test_a_palette_that_is_missing(tmp_path: Path) -> None:
+    """A PNG of palette indices without a palette, which Pillow opens."""
+
+    def chunk(kind: bytes, body: bytes) -> bytes:
+        return struct.pack(">I", len(body)) + kind + body + struct.pack(">I", zlib.crc32(kind + body))
+
+    header = chunk(b"IHDR", struct.pack(">IIBBBBB", 4, 4, 8, 3, 0, 0, 0))
+    body = header + chunk(b"IDAT", zlib.compress(bytes(20))) + chunk(b"IEND", b"")
+    (tmp_path / "a.png").write_bytes(b"\x89PNG\r\n\x1a\n" + body)
+    for read in (images.read_image, images.read_mask):
+        with pytest.raises(JaxpaError, match="its palette is missing"):
+            read(tmp_path / "a.png")

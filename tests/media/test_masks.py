@@ -279,3 +279,15 @@ def test_token_mask_errors() -> None:
     for coverage in (0, 1.1, float("nan")):
         with pytest.raises(JaxpaError, match="above 0 and at most 1, not"):
             masks.token_mask(dot, 4, 4, coverage)
+
+
+@pytest.mark.parametrize("draw", [
+    lambda: masks.box_mask(None, (8, 8)), lambda: masks.box_mask(("left", 0, 1, 1), (8, 8)),
+    lambda: masks.box_mask((1j, 0, 1, 1), (8, 8)), lambda: masks.polygon_mask(3, (8, 8)),
+    lambda: masks.polygon_mask([0, 0, 1, 1], (8, 8)), lambda: masks.polygon_mask([(0, 0), (1, 1), ("x", 0)], (8, 8)),
+    lambda: masks.grow(np.ones((8, 8)), "3"), lambda: masks.feather(np.ones((8, 8)), None),
+    lambda: masks.shrink(np.ones((8, 8)), 1j),
+])  # fmt: skip
+def test_what_is_no_number(as_users_call, draw):
+    with pytest.raises(JaxpaError):
+        draw()
