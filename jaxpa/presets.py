@@ -1,8 +1,9 @@
 """The method's switches, and the settings of its sources."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from functools import lru_cache
 from itertools import pairwise
-from typing import Literal, get_args
+from typing import Any, Literal, get_args
 
 from jaxpa import checks
 from jaxpa.errors import JaxpaError, check_choice, quoted, whole
@@ -138,3 +139,16 @@ PRESETS = {
 def asks_network(preset: Preset) -> bool:
     """Whether the reference's way to noise asks the network."""
     return preset.path == "ode" or (preset.path == "rf" and preset.gamma < 1)
+
+
+def switched(preset: Preset, given: dict[str, Any]) -> Preset:
+    """A preset with other values of some switches. Raises JaxpaError for a bad one."""
+    try:
+        return _switched(preset, **given)
+    except TypeError:  # a value without a hash
+        return replace(preset, **given)
+
+
+@lru_cache(maxsize=256, typed=True)  # a request asks several times, and most lines of a batch ask for the same
+def _switched(preset: Preset, **given: Any) -> Preset:
+    return replace(preset, **given)

@@ -45,7 +45,7 @@ ROOMS = {  # modules in the order in which they build on each other
     "media": "masks figures replacing images places subjects edits edges",
     "request": "spec groups request record code provenance origin prepare",
     "attention": "maps observe",
-    "devices": "processes cost memory sharding timing plan targets hlo programs compiled elsewhere bench",
+    "devices": "processes cost memory sharding timing plan known targets hlo programs compiled elsewhere bench",
     "evaluation": "metrics scores evaluate",
     "batch": "table names lock journal recall groups worker engine_ray",
     "app": "picks desk jobs looks parts laying personal editing looking page",

@@ -31,7 +31,7 @@ if TYPE_CHECKING:  # the networks are imported when a command runs
 class Prepared(NamedTuple):
     """A request that was checked: its pictures as arrays (None: a mask is still to be found), results and files.
 
-    record: how its first picture comes to be.
+    record: how its first picture comes to be; costs: its plan.
     """
 
     request: Request
@@ -39,6 +39,7 @@ class Prepared(NamedTuple):
     made: list[dict[str, Any]]
     outputs: Outputs
     record: "Provenance"
+    costs: dict[str, Any]
 
 
 class Results(NamedTuple):
@@ -145,7 +146,7 @@ class Picturing(Making):
         if self.preview is not None:
             files.settle(Outputs([self.preview_file]), self.inputs(), self.force)
         check_room(_largest(request), outputs.files)
-        return Prepared(request, pictures, made, outputs, record)
+        return Prepared(request, pictures, made, outputs, record, costs)
 
     def record(self, request: Request) -> "Provenance":
         """How the first picture of a request comes to be; its files are read for their hashes."""
@@ -209,13 +210,11 @@ class Picturing(Making):
 
     def write(self, prepared: Prepared, results: Results, pipe: "Pipeline") -> Made:
         """The pictures with how they were made inside, and the report."""
-        from jaxpa.devices.plan import plan, remember, signature
+        from jaxpa.devices.known import remember, signature
 
         request, made, outputs = prepared.request, prepared.made, self.still_free(prepared.outputs, prepared.made)
         pictures, images, clock, programs, forwards = results
-        canvas = canvas_of(pictures, pipe.spec) or (images[0].height, images[0].width)
-        source, parts = self.source(), pipe.parts
-        costs = plan(source, request, pipe.dtype, canvas, self.checkpoint.weights, parts.resident)
+        costs = self.costs(prepared, canvas_of(pictures, pipe.spec) or (images[0].height, images[0].width), pipe)
         resolved = {
             **{name: costs[name] for name in ("steps", "width", "height")},
             "guidance": pipe.spec.guidance(request.sampling.guidance),
@@ -228,12 +227,12 @@ class Picturing(Making):
             outputs = outputs._replace(figure=self.save(sheet, outputs.figure, {"figure": labels}))
         if programs is None:
             programs = [_program_of(request, costs["batch_size"], self.mesh)] * len(images)
+            remember(console.compilation_cache(), signature(self.source(), request, costs, self.mesh))
         written = list[Path]()
         for k, (file, image) in enumerate(zip(outputs.files, images, strict=True)):
             own = self.picture_record(prepared, k, programs[k])
             written.append(self.save(image, file, replace(own, resolved=resolved).as_record()))
         outputs = outputs._replace(files=written)
-        remember(console.compilation_cache(), signature(source, request, costs))
         common = {
             "prompt": request.prompt or "",
             "model": self.checkpoint.model,
@@ -252,6 +251,16 @@ class Picturing(Making):
         if request.editing is None:
             return report
         return report._replace(line=f"{report.line}; {request.verb} by {costs['drawn_by']}{enlarged(pictures)}")
+
+    def costs(self, prepared: Prepared, canvas: tuple[int, int], pipe: "Pipeline") -> dict[str, Any]:
+        """The plan of what was drawn: the one that was made before, unless the networks lie otherwise in memory."""
+        from jaxpa.devices.plan import plan
+
+        said, resident = self.checkpoint, pipe.parts.resident
+        drawn = {"height": canvas[0], "width": canvas[1], "dtype": pipe.dtype.name, "resident": resident}
+        if all(prepared.costs[name] == value for name, value in drawn.items()):
+            return prepared.costs
+        return plan(self.source(), prepared.request, pipe.dtype, canvas, said.weights, resident)
 
     def picture_record(self, prepared: Prepared, k: int, program: "Program") -> "Provenance":
         """How picture k of a request came to be."""
@@ -276,10 +285,10 @@ def _largest(request: Request) -> Request:
 
 def _program_of(request: Request, together: int, mesh: str | None) -> "Program":
     """What a request's pictures come from where so many are sampled together; see `Sampler`."""
+    from jaxpa.devices.plan import images_of
     from jaxpa.request.provenance import Program
 
-    places, seeds = max(1, len(request.places)), request.sampling.seeds(len(request.prompts))
-    return Program(images=places * min(len(seeds), max(1, together // places)), mesh=mesh)
+    return Program(images=images_of(request, together), mesh=mesh)
 
 
 def enlarged(pictures: "MaskedPicture") -> str:

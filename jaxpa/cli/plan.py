@@ -24,7 +24,7 @@ class Compiling:
     device: str | None = None
     """v5e-1, v5e-8, v5p-8, v6e-1, v6e-4, h100, h100x8, ...: what its own compiler makes of the program."""
     mesh: str | None = None
-    """How its chips are used: data=D,model=M. Default: the first that fits."""
+    """How its chips are used, or the devices here: data=D,model=M. Default: the first that fits; one device here."""
     config: Literal["dev", "schnell"] | None = None
     """FLUX.1 at its full size, without any file, instead of --model."""
 
@@ -61,7 +61,8 @@ class PlanCommand(Command):
     def run(self) -> int:
         from jaxpa.cli.command import spec_of
         from jaxpa.devices.elsewhere import elsewhere, format_elsewhere
-        from jaxpa.devices.plan import format_plan, plan, signature, was_compiled
+        from jaxpa.devices.known import signature, was_compiled
+        from jaxpa.devices.plan import format_plan, plan
 
         source = self.source()
         spec = spec_of(source)
@@ -73,7 +74,8 @@ class PlanCommand(Command):
         if away:
             content |= elsewhere(source, request, content, away, self.compiling.mesh)
         else:
-            content["compiled"] = was_compiled(console.compilation_cache(), signature(source, request, content))
+            name = signature(source, request, content, self.compiling.mesh)
+            content["compiled"] = was_compiled(console.compilation_cache(), name)
         if self.json:
             console.report(True, content, ())
         else:

@@ -4,6 +4,7 @@ sharding   which device holds which part of which parameter
 cost       FLOPs, bytes and forwards, from configurations alone
 memory     what a run takes, and what this machine has
 plan       what a run will take, before anything loads
+known      which runs find their programs compiled
 targets    devices by the names under which they are rented
 programs   what a command runs, with shapes and shardings in place of arrays
 compiled   such a program compiled for a device that is not here, and what its compiler makes of it

@@ -10,6 +10,7 @@ look-up of embeddings do not count; a convolution's taps on padding do. The numb
 tables. This is pure Python: nothing here needs JAX.
 """
 
+from functools import lru_cache
 from typing import Literal
 
 from jaxpa.backbones.backbone import BackboneConfig
@@ -60,6 +61,11 @@ def weight_bytes(config: FluxConfig, itemsize: int, weights: Rounding = WIDE) ->
 
     weights: of the blocks of the transformer and of T5 (`jaxpa.quantised`), one byte a number and four an output.
     """
+    return dict(_weight_bytes(config, itemsize, weights))
+
+
+@lru_cache(maxsize=64)  # a plan asks several times, and a batch plans every line
+def _weight_bytes(config: FluxConfig, itemsize: int, weights: Rounding) -> dict[str, int]:
     sizes = {name: count * itemsize for name, count in weight_parameters(config).items()}
     if weights.transformer is not None:
         sizes["transformer"] -= backbone_of(config.transformer).work(config.transformer, 0, 0, 0).saved(itemsize)

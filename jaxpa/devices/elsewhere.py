@@ -9,16 +9,15 @@ from jaxpa.checkpoint.load import settings_of
 from jaxpa.checkpoint.source import Source
 from jaxpa.config import Rounding, Weights
 from jaxpa.devices.compiled import compiled, missing
-from jaxpa.devices.memory import Held, transformer_bytes
+from jaxpa.devices.memory import GIB, Held, transformer_bytes
 from jaxpa.devices.plan import Run, run_of
 from jaxpa.devices.programs import Job
 from jaxpa.devices.sharding import DATA, MODEL, read_sides
 from jaxpa.devices.targets import Target, find
 from jaxpa.errors import JaxpaError
+from jaxpa.request.groups import Sampling
 from jaxpa.request.request import Request
 from jaxpa.request.spec import Spec
-
-GIB = 2.0**30
 
 
 def parse_mesh(text: str, target: Target) -> tuple[int, int]:
@@ -30,8 +29,8 @@ def parse_mesh(text: str, target: Target) -> tuple[int, int]:
     return data, model
 
 
-def _job_of(run: Run, dtype: str, above: int, weights: Weights | None = None) -> Job:
-    """The program of a run's first tau; `above` is the number of steps that start above it."""
+def _job_of(run: Run, said: Sampling, dtype: str, weights: Weights | None = None) -> Job:
+    """The program of a run's first tau."""
     job = Job(
         run.spec.config.transformer,
         run.grid,
@@ -44,8 +43,10 @@ def _job_of(run: Run, dtype: str, above: int, weights: Weights | None = None) ->
         dtype=dtype,
         weights=weights,
         beside=run.beside,
+        solver=said.solver,
+        cache=said.cache is not None,
     )
-    return job if run.preset is None else replace(job, preset=run.preset, above=above)
+    return job if run.preset is None else replace(job, preset=run.preset, above=run.above[0])
 
 
 def elsewhere(
@@ -86,7 +87,7 @@ def elsewhere(
             "usable_bytes": usable,
             "fits": peak <= usable,
         }
-    job = _job_of(run, content["dtype"], content["steps_above_tau"][0], content["weights"])
+    job = _job_of(run, request.sampling, content["dtype"], content["weights"])
     report = compiled(replace(job, adaptation=source.adaptation), target, sides)
     beside = {part: size for part, size in content["weight_bytes"].items() if part != "transformer"}
     # The plan's weight_bytes are those of all parts; the program's are the network's share on one device.

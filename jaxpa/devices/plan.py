@@ -1,13 +1,10 @@
 """What a request will cost, from a checkpoint's headers alone: memory, sample-forwards, FLOPs."""
 
-import hashlib
-import json
-from dataclasses import asdict
-from pathlib import Path
+from dataclasses import dataclass
+from functools import cached_property
 from typing import Any, NamedTuple
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 
 from jaxpa.checkpoint.load import default_dtype, settings_of
@@ -15,6 +12,7 @@ from jaxpa.checkpoint.source import Source
 from jaxpa.config import Asked, FluxConfig
 from jaxpa.devices import cost
 from jaxpa.devices.memory import (
+    GIB,
     SHARE,
     Held,
     Load,
@@ -30,13 +28,13 @@ from jaxpa.presets import Preset, asks_network
 from jaxpa.request.request import Request
 from jaxpa.request.spec import Spec
 from jaxpa.routing import block_taus
-from jaxpa.schedule import steps_above
 from jaxpa.solvers import evaluations
 
 REDUX_TOKENS = 27 * 27  # of an image prompt: SigLIP's patches of 14 pixels at 384 x 384
 
 
-class Run(NamedTuple):
+@dataclass(frozen=True, eq=False)
+class Run:
     """A request on a checkpoint, in numbers.
 
     grid: (h, w) in tokens; text: tokens; times: (S + 1,); gates: a flow time for each tau; images: how many at each
@@ -67,10 +65,10 @@ class Run(NamedTuple):
     def steps(self) -> int:
         return len(self.times) - 1
 
-    @property
+    @cached_property
     def above(self) -> list[int]:
-        """The steps that start above each tau."""
-        return [int(steps_above(jnp.asarray(self.times), gate)) for gate in self.gates]
+        """The steps that start above each tau: `schedule.steps_above`, without a device."""
+        return [int((self.times[:-1] > np.float32(gate)).sum()) for gate in self.gates]
 
     @property
     def level(self) -> cost.Level:
@@ -158,6 +156,12 @@ def images_together(request: Request, run: Run, held: Held, platform: str) -> in
     return fits * places
 
 
+def images_of(request: Request, together: int) -> int:
+    """How many images a program draws where at most so many are sampled together: all places of some seeds."""
+    places, seeds = max(1, len(request.places)), len(request.sampling.seeds(len(request.prompts)))
+    return places * min(seeds, max(1, together // places))
+
+
 def held_of(
     source: Source, dtype: Any = None, weights: Asked | None = None, resident: bool | None = None, over: int = 1
 ) -> Held:
@@ -209,21 +213,25 @@ def plan(
     this includes the finished pictures if they share the device's memory. Where the request has a `cache`, forwards and
     work are at most these. Raises JaxpaError.
     """
-    run, rounding = run_of(request, Spec(source.config, settings_of(source)), canvas), source.rounded(weights)
-    work, kind = _work_of(request, run, source.config), np.dtype(default_dtype() if dtype is None else dtype)
-    held = held_of(source, dtype, weights, resident)
-    device = jax.devices()[0]
-    together = images_together(request, run, held, device.platform)
-    load = run.load(max(1, together), held)
-    images = run.images * len(run.gates)
-    results = result_bytes(load, images) if device.platform == "cpu" else 0
-    height, width = (side * run.spec.cell for side in run.grid)
+    run = run_of(request, Spec(source.config, settings_of(source)), canvas)
+    rounding, kind = source.rounded(weights), np.dtype(default_dtype() if dtype is None else dtype)
     return {
         "model": source.name,
         "dtype": kind.name,
         "weights": rounding.transformer,
         "text_weights": rounding.text_encoder_2,
-        "device": device.device_kind,
+        "device": jax.devices()[0].device_kind,
+        **_facts(run),
+        **_forwards(_work_of(request, run, source.config)),
+        "weight_bytes": cost.weight_bytes(source.config, kind.itemsize, rounding),
+        **_memory(request, run, held_of(source, dtype, weights, resident)),
+    }
+
+
+def _facts(run: Run) -> dict[str, Any]:
+    """What is drawn, and in how many steps."""
+    height, width = (side * run.spec.cell for side in run.grid)
+    return {
         "height": height,
         "width": width,
         "variant": run.spec.variant.name,
@@ -233,22 +241,36 @@ def plan(
         "text_tokens": run.text,
         "steps": run.steps,
         "references": run.references,
-        "images": images,
+        "images": run.images * len(run.gates),
         "level": run.level if run.references else None,
         "tau": run.gates if run.references else [],
         "steps_above_tau": run.above,
         "inversion_steps": run.inversion,
+    }
+
+
+def _forwards(work: Work) -> dict[str, Any]:
+    return {
         "sample_forwards": work.forwards,
         "tflop_per_forward": work.flop_per_forward / 1e12,
         "tflop": work.flop / 1e12,
-        "weight_bytes": cost.weight_bytes(source.config, kind.itemsize, rounding),
-        "lora_bytes": held.kept * kind.itemsize,
-        "redux_bytes": held.redux * kind.itemsize,
+    }
+
+
+def _memory(request: Request, run: Run, held: Held) -> dict[str, Any]:
+    """What is sampled together, and what that takes on this machine."""
+    platform = jax.devices()[0].platform
+    together = max(1, images_together(request, run, held, platform))
+    load = run.load(together, held)
+    results = result_bytes(load, run.images * len(run.gates)) if platform == "cpu" else 0
+    return {
+        "lora_bytes": held.kept * held.itemsize,
+        "redux_bytes": held.redux * held.itemsize,
         "resident": held.resident,
-        "stage_bytes": stage_bytes(load, device.platform),
-        "batch_size": max(1, together),
-        "activation_bytes": activation_bytes(load, device.platform),
-        "memory_bytes": peak_bytes(load, device.platform) + results,
+        "stage_bytes": stage_bytes(load, platform),
+        "batch_size": together,
+        "activation_bytes": activation_bytes(load, platform),
+        "memory_bytes": peak_bytes(load, platform) + results,
         "machine_bytes": machine_bytes(),
     }
 
@@ -259,7 +281,7 @@ def _of(count: int, what: str) -> str:
 
 def format_plan(content: dict[str, Any]) -> str:
     """The dictionary of `plan`, as a small table."""
-    c, gib = content, 2.0**30
+    c, gib = content, GIB
     tau = "".join(f", {a} of them above tau {t:.3g}" for a, t in zip(c["steps_above_tau"], c["tau"], strict=False))
     inversion = f", {c['inversion_steps']} of inversion" if c["inversion_steps"] else ""
     rows = {
@@ -280,36 +302,3 @@ def format_plan(content: dict[str, Any]) -> str:
     if "compiled" in c:
         rows["programs"] = "compiled before, from the cache" if c["compiled"] else "to be compiled on the first run"
     return "\n".join(f"{name:<9}{value}" for name, value in rows.items())
-
-
-COMPILED_IN = ("level", "path", "start", "concat", "parts", "blocks", "sweeps")  # switches that programs depend on
-
-
-def signature(source: Source, request: Request, content: dict[str, Any]) -> str:
-    """A name for a run's compiled programs: a hash of their shapes, switches, device and version of JAX."""
-    spec = Spec(source.config, settings_of(source))
-    preset = request.switches(spec) if request.riding(spec) else None
-    switches = {} if preset is None else {k: getattr(preset, k) for k in COMPILED_IN}
-    switches["solver"] = request.sampling.solver
-    switches["cache"] = request.sampling.cache is not None
-    switches["tau_blocks"] = preset is not None and bool(preset.tau_blocks)
-    named = ("dtype", "weights", "device", "height", "width", "steps", "references", "images", "drawn_by")
-    shapes = {k: content[k] for k in (*named, "text_weights", "picture_tokens", "lora_bytes")}
-    text = json.dumps([asdict(source.config), switches, shapes, jax.__version__], sort_keys=True)
-    return hashlib.sha256(text.encode()).hexdigest()[:24]
-
-
-def was_compiled(cache: Path | None, name: str) -> bool:
-    """Whether a run of this signature has left its programs in the cache; None: there is no cache."""
-    return cache is not None and (cache / "runs" / name).exists()
-
-
-def remember(cache: Path | None, name: str) -> None:
-    """Note that a run of this signature has filled the cache, if there is one."""
-    if cache is None:
-        return
-    try:
-        (cache / "runs").mkdir(parents=True, exist_ok=True)
-        (cache / "runs" / name).touch()
-    except OSError:  # the pictures are worth more than this note
-        return

@@ -31,6 +31,7 @@ from jaxpa.presets import PRESETS, Preset
 from jaxpa.quantised import DTYPES, Quantised, of_scale
 from jaxpa.routing import context_routing, context_size, join, replacement_index, replacement_weight
 from jaxpa.sampling import Accompanied, Guided
+from jaxpa.solvers import Name
 from jaxpa.tokens import Placement, Routing, grid_positions
 
 
@@ -41,7 +42,7 @@ class Job:
     above: how many steps start above tau, if they are to be counted.
     guided: classifier-free guidance, two rows an image, for a checkpoint that does not embed its guidance. weights: of
     the blocks (None: of `dtype`). beside: tokens of a picture in every sequence. adaptation: what lies beside the
-    weights.
+    weights. cache: whether steps may skip the network; a compiled program counts as if none did.
     """
 
     config: BackboneConfig
@@ -57,11 +58,22 @@ class Job:
     dtype: DTypeLike = jnp.bfloat16
     weights: Weights | None = None
     beside: int = 0
+    solver: Name = "euler"
+    cache: bool = False
     adaptation: Adaptation | None = field(default=None, compare=False)  # the network's shapes say it
 
     @property
     def tokens(self) -> int:
         return self.grid[0] * self.grid[1]
+
+    @property
+    def threshold(self) -> jax.Array | None:
+        """Of skipped steps."""
+        return jnp.float32(0.1) if self.cache else None
+
+    def drawn(self, made: Any) -> jax.Array:
+        """The tokens of a sampling, without the count that comes with them where steps may be skipped."""
+        return made[0] if self.cache else made
 
 
 class Text(NamedTuple):
@@ -79,13 +91,14 @@ class Text(NamedTuple):
 
 
 class Reference(NamedTuple):
-    """A personalisation's arrays: a `Task`'s, masks (R, N), placement (G, R, N)."""
+    """A personalisation's arrays: a `Task`'s, masks (R, N), placement (G, R, N), and shares (R, N) of soft masks."""
 
     trajectory: jax.Array
     eta: jax.Array
     tau: jax.Array
     masks: jax.Array
     placement: Placement
+    shares: jax.Array | None = None
 
 
 def program(job: Job, mesh: Mesh, platform: str) -> tuple[Callable[..., jax.Array], tuple[Any, ...]]:
@@ -142,7 +155,8 @@ def _reference(job: Job) -> Reference:
     placement = Placement(_shape(g, r, n, dtype=jnp.int32), _shape(g, r, n, dtype=bool))  # type: ignore[arg-type]
     trajectory = _shape(job.steps + 1, r, n, job.config.velocity_channels)
     tau = _shape(job.config.blocks) if job.preset.tau_blocks else _shape()
-    return Reference(trajectory, _shape(job.steps), tau, _shape(r, n, dtype=bool), placement)  # type: ignore[arg-type]
+    masks, shares = _shape(r, n, dtype=bool), _shape(r, n) if job.preset.soft else None
+    return Reference(trajectory, _shape(job.steps), tau, masks, placement, shares)  # type: ignore[arg-type]
 
 
 def _placed(array: jax.ShapeDtypeStruct, mesh: Mesh, rows: tuple[int, ...]) -> jax.ShapeDtypeStruct:
@@ -172,7 +186,8 @@ class _Sample:
     job: Job
 
     def __call__(self, model: Any, text: Text, x: jax.Array, times: jax.Array) -> jax.Array:
-        return sampling.sample(_conditions(self.job, text).bind(model), x, times)
+        job, velocity = self.job, _conditions(self.job, text).bind(model)
+        return job.drawn(sampling.sample(velocity, x, times, solver=job.solver, cache=job.threshold))
 
 
 @dataclass(frozen=True)
@@ -182,10 +197,9 @@ class _Personalize:
     def __call__(self, model: Any, text: Text, x: jax.Array, times: jax.Array, reference: Reference) -> jax.Array:
         job, preset = self.job, self.job.preset
         rows, alone = _conditions(job, text, job.references), _conditions(job, text)
-        weight = replacement_weight(preset.parts, preset.blocks, job.config.blocks)
-        early = Phase(
-            rows if preset.level == "layer" else alone, Routing(replacement_index(reference.placement), weight)
-        )
+        source = replacement_index(reference.placement)
+        weight = replacement_weight(preset.parts, preset.blocks, job.config.blocks, reference.shares, source)
+        early = Phase(rows if preset.level == "layer" else alone, Routing(source, weight))
         task = Task(
             reference.trajectory,
             reference.eta,
@@ -195,8 +209,10 @@ class _Personalize:
             self.late(text, reference),
             model,
             preset.level,
+            job.solver,
+            job.threshold,
         )
-        return personalize.sample(task, x)
+        return job.drawn(personalize.sample(task, x))
 
     def late(self, text: Text, reference: Reference) -> Phase:
         """After tau: the images alone, with the references' tokens in their sequences, or with the references."""

@@ -10,9 +10,8 @@ import re
 from dataclasses import dataclass
 from typing import Any, Literal
 
+from jaxpa.devices.memory import GIB
 from jaxpa.errors import JaxpaError
-
-GIB = 2**30
 
 
 @dataclass(frozen=True)

@@ -7,7 +7,7 @@ import enum
 import itertools
 import math
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass, fields, replace
+from dataclasses import dataclass, fields
 from decimal import Decimal, InvalidOperation
 from typing import Annotated, Any, Literal, TypeAlias
 
@@ -18,7 +18,7 @@ from jaxpa.adapters.spec import Lora, to_loras
 from jaxpa.config import Asked, VariantName
 from jaxpa.errors import JaxpaError, check_choice, flag, quoted, real, text, whole
 from jaxpa.media.images import Picture
-from jaxpa.presets import MAX_GUIDANCE, PRESETS, BlockTau, Concat, Level, Parts, Path, Preset, Start
+from jaxpa.presets import MAX_GUIDANCE, PRESETS, BlockTau, Concat, Level, Parts, Path, Preset, Start, switched
 from jaxpa.request.spec import MAX_STEPS, Spec
 from jaxpa.schedule import Steps
 from jaxpa.solvers import SOLVERS, Name
@@ -296,7 +296,7 @@ class Method:
     def switches(self, usual: str) -> Preset:
         """The preset with what is said over it; `usual` is the checkpoint's own. Raises JaxpaError for a bad value."""
         name = usual if self.preset is None else self.preset
-        return replace(PRESETS[name] if isinstance(name, str) else name, **self.given())
+        return switched(PRESETS[name] if isinstance(name, str) else name, self.given())
 
     def check(self, usual: str) -> Preset:
         """`switches`, if the run reads each one that is said. Raises JaxpaError for one that it would not."""

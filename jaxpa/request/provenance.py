@@ -9,7 +9,7 @@ import json
 import os
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field, fields, replace
-from functools import lru_cache
+from functools import cache, lru_cache
 from importlib import metadata
 from pathlib import Path, PurePosixPath
 from typing import Any, Literal, TypeVar
@@ -169,7 +169,12 @@ def versions() -> dict[str, Any]:
     """Of this package, of JAX, and the kind of device that it runs on."""
     import jax
 
-    return {"jaxpa": metadata.version("jaxpa"), "jax": jax.__version__, "device": jax.devices()[0].device_kind}
+    return {"jaxpa": _version(), "jax": jax.__version__, "device": jax.devices()[0].device_kind}
+
+
+@cache
+def _version() -> str:
+    return metadata.version("jaxpa")
 
 
 def networks_of(said: Checkpoint, source: Source, dtype: str, keep_paths: bool) -> Networks:
@@ -223,8 +228,14 @@ def with_files(record: Record, name: Callable[[str, str], str]) -> Record:
     """The record with another name for every file: name(its place in the record, file)."""
     groups = {group: getattr(record, group, None) for group in ("request", "mask", "checkpoint")}
     data = {group: to_json(value) for group, value in groups.items() if value is not None}
-    named = _renamed(data, "", name)
-    return replace(record, **{group: from_json(named[group], type(groups[group])) for group in named})
+    changed = set[str]()
+
+    def hear(place: str, file: str) -> str:
+        changed.add(place.partition(".")[0])
+        return name(place, file)
+
+    named = _renamed(data, "", hear)
+    return replace(record, **{group: from_json(named[group], type(groups[group])) for group in changed})
 
 
 def _renamed(value: Any, place: str, name: Callable[[str, str], str]) -> Any:

@@ -1,7 +1,9 @@
 """Which attention a device's program has, seen in what its compiler is handed: neither one need be here."""
 
+import math
 import re
 from dataclasses import replace
+from typing import Any
 
 import jax
 import numpy as np
@@ -11,6 +13,7 @@ from jax.sharding import AxisType, Mesh
 
 from jaxpa import kernels
 from jaxpa.config import TransformerConfig
+from jaxpa.devices import cost
 from jaxpa.devices.programs import Job, program
 from jaxpa.presets import PRESETS
 
@@ -34,6 +37,52 @@ def lowered(job: Job, platform: str) -> str:
     mesh = Mesh(np.array(jax.devices()[:1]).reshape(1, 1), ("data", "model"), axis_types=(AxisType.Auto,) * 2)
     function, arguments = program(job, mesh, platform)
     return jax.jit(function).trace(*arguments).lower(lowering_platforms=(platform,)).as_text()
+
+
+def products(job: Job) -> float:
+    """The FLOP of a sampling's products, counted in what JAX traces: loops with their trips, if they are known, and
+    of branches for several platforms the longest."""
+    mesh = Mesh(np.array(jax.devices()[:1]).reshape(1, 1), ("data", "model"), axis_types=(AxisType.Auto,) * 2)
+    function, arguments = program(job, mesh, "cpu")
+
+    def count(jaxpr: Any) -> float:
+        total = 0.0
+        for one in jaxpr.eqns:
+            inner = [
+                each for value in one.params.values() for each in (value if isinstance(value, tuple) else (value,))
+            ]
+            inner = [getattr(each, "jaxpr", each) for each in inner if hasattr(getattr(each, "jaxpr", each), "eqns")]
+            joined = max if one.primitive.name == "cond" else sum
+            total += one.params.get("length", 1) * joined([0.0, *map(count, inner)])
+            if one.primitive.name == "dot_general":
+                (contracted, _), _ = one.params["dimension_numbers"]
+                depth = math.prod(one.invars[0].aval.shape[axis] for axis in contracted)
+                total += 2 * depth * one.outvars[0].aval.size
+        return total
+
+    return count(jax.make_jaxpr(function)(*arguments).jaxpr)
+
+
+SMALL = replace(PLAIN, grid=(4, 4), text_tokens=8, dtype="float32", steps=2)
+DRAWN = replace(SMALL, references=1, masked=16, above=1, preset=replace(PRESETS["official"], concat=None))
+
+
+@pytest.mark.parametrize("job", [SMALL, DRAWN], ids=["plain", "references"])
+def test_the_solver_is_in_the_program(job):
+    """Heun's asks the network twice a step. Attention's padding on another platform is counted too: within a tenth."""
+    euler, heun, ab2 = (products(replace(job, solver=solver)) for solver in ("euler", "heun", "ab2"))
+    rows = 1 + 1 + job.references if job.references else job.steps  # a step on either side of tau, or all steps
+    step = rows * cost.transformer_flops(CONFIG, 16, 8)
+    assert ab2 == euler
+    assert heun - euler == pytest.approx(step, rel=0.1)
+    assert products(replace(job, cache=True)) == pytest.approx(euler, rel=0.02)  # a glance costs little
+
+
+def test_a_soft_mask_is_in_the_program():
+    """The shares of the mask are an argument that something reads."""
+    jobs = (replace(DRAWN, preset=replace(PRESETS["official"], soft=soft)) for soft in (False, True))
+    heads = (re.search(r"func public @main\((.*?)\) ->", lowered(job, "cpu"), re.DOTALL) for job in jobs)
+    assert [head and head[1].count("tensor<1x16xf32>") for head in heads] == [0, 1]
 
 
 def logits(text: str) -> list[str]:
