@@ -16,11 +16,11 @@ import pytest
 from PIL import Image
 
 from jaxpa.batch.journal import Journal
+from jaxpa.batch.worker import Outcome, Worker
 from jaxpa.checkpoint.source import find_mini
 from jaxpa.cli.batch import parse_share
 from jaxpa.cli.lines import Job, Naming, read_jobs, shared, shares_of
 from jaxpa.errors import JaxpaError, OutputError
-from jaxpa.media.images import read_metadata
 from jaxpa.pipeline import Pipeline
 
 
@@ -96,7 +96,7 @@ def test_what_goes_together_to_one_share():
         assert shares_of(jobs, count) == want
 
 
-def test_a_line_whose_maker_fails(run, jobs, pictures):
+def test_a_line_whose_maker_fails(run, jobs, pictures, monkeypatch):
     """It is not to blame: it is left for the next run, which tries it again when what it reads is there. The others'
     batches are as large as if it had been made beside them."""
     caption = "a car" + 80 * " and a car" + " and a mug"  # the word stands beyond the tokens that are read
@@ -110,15 +110,22 @@ def test_a_line_whose_maker_fails(run, jobs, pictures):
     ]
     jobs.write_text("\n".join(lines))
     foreseen = [job.share for job in read_jobs(str(jobs))[2:]]
+    asked = []
+
+    def full(self, lines):
+        for line, _ in lines:
+            asked.append((line.number, [size.images for size in self.size.values()]))
+            self.done(Outcome(line, None, OutputError("the disk is full")))
+
+    monkeypatch.setattr(Worker, "run", full)
     status, _, err = run("batch", jobs)
-    assert (status, "2 made, 2 failed, 0 done before" in err) == (1, True), err
-    assert read_metadata(jobs.parent / "b.png")["program"]["images"] == 2
-    assert "0 made, 1 failed, 2 done before, 1 failed before" in run("batch", jobs)[2]
+    assert (status, "1 made, 3 failed, 0 done before" in err) == (1, True), err
+    assert "0 made, 2 failed, 1 done before, 1 failed before" in run("batch", jobs)[2]
+    assert asked == [(4, [2])] * 2
     content = json.loads(run("batch", jobs, "--status", "--json")[1])
-    assert (content["made"], content["left"], len(content["failed"])) == (2, 1, 2)
+    assert (content["made"], content["left"], len(content["failed"])) == (1, 2, 3)
     shutil.copy(jobs.parent / "mask.png", jobs.parent / "none.png")
     assert [shared(job).share for job in read_jobs(str(jobs))[2:]] == foreseen
-    assert "1 made, 0 failed, 2 done before, 1 failed before" in run("batch", jobs)[2]
 
 
 def test_a_failure_leaves_the_others(run, jobs, tmp_path, pictures):
