@@ -56,6 +56,7 @@ class Rounding(NamedTuple):
         return self._asdict().get(component)
 
 
+TIME_WIDTH = 256  # channels of the sinusoids of time and guidance
 WIDE = Rounding()  # no block has fewer bits than the rest
 
 

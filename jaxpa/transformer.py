@@ -21,13 +21,11 @@ from jax.typing import DTypeLike
 from jaxpa import checks
 from jaxpa.arrays import Array, Float, Index, Int
 from jaxpa.blocks import DoubleBlock, Shared, SingleBlock, chunks, modulate
-from jaxpa.config import TransformerConfig
+from jaxpa.config import TIME_WIDTH, TransformerConfig
 from jaxpa.layers import Linear, MLPEmbedder, Numbered, stack, timestep_embedding
 from jaxpa.partition import by_groups, over_data, row_groups
 from jaxpa.rope import table
 from jaxpa.tokens import Routing
-
-TIME_WIDTH = 256
 
 
 class BlockTrace(NamedTuple):

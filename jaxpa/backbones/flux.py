@@ -7,15 +7,13 @@ from typing import TYPE_CHECKING, Any
 from jaxpa.backbones.backbone import Backbone
 from jaxpa.backbones.shapes import Shape, axes, count_blocks
 from jaxpa.backbones.tables import Layer, Row, Stored, Work, row
-from jaxpa.config import AutoencoderConfig, CLIPConfig, T5Config, TransformerConfig
+from jaxpa.config import TIME_WIDTH, AutoencoderConfig, CLIPConfig, T5Config, TransformerConfig
 
 if TYPE_CHECKING:
     import jax
 
     from jaxpa.encoders.text import TextEmbedding
     from jaxpa.transformer import Flux, FluxConditions
-
-TIME_WIDTH = 256  # channels of the sinusoids of time and guidance
 
 
 # Where its modules are stored ----------------------------------------------------------------------------------

@@ -13,9 +13,9 @@ ID = re.compile(r"[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*")
 COMMIT = re.compile(r"[0-9a-f]{40}")
 PREFIX = "hf://"
 
-# Variants lie beside the files that are wanted, under names that match the same patterns.
 PATIENCE = 20  # seconds until a server that says nothing is given up
 
+# They lie beside the files that are wanted, under names that match the same patterns.
 VARIANTS = ["*.fp16.*", "*.fp8*", "*.int8*", "*.non_ema*", "*.onnx", "*.bin", "*.msgpack"]
 
 

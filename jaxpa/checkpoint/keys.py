@@ -261,10 +261,11 @@ class Leaf:
 def leaves(name: str, config: Config, layout: Layout) -> list[Leaf]:
     """All parameters of a component, in the order in which the module flattens."""
     flat = jax.tree_util.tree_flatten_with_path(abstract(name, config, np.dtype(np.float32)))[0]
-    return [_leaf(name, config, layout, _path(path), value.shape) for path, value in flat]
+    return [_leaf(name, config, layout, path_of(path), value.shape) for path, value in flat]
 
 
-def _path(path: Any) -> str:
+def path_of(path: Any) -> str:
+    """A parameter's path in dots."""
     return jax.tree_util.keystr(path, simple=True, separator=".").removesuffix(".value")
 
 

@@ -22,6 +22,7 @@ from jax.sharding import PartitionSpec as P
 
 from jaxpa.backbones.backbone import BackboneConfig
 from jaxpa.backbones.registry import backbone_of
+from jaxpa.checkpoint.keys import path_of
 from jaxpa.layers import Numbered
 from jaxpa.quantised import Quantised
 
@@ -97,8 +98,3 @@ def arrange(transformer: Any, platform: str | None = None) -> Any:
         return settle(path_of(path), x, platform, transformer.config)
 
     return assemble(jax.tree_util.tree_map_with_path(wanted, transformer, is_leaf=lambda x: isinstance(x, Quantised)))
-
-
-def path_of(path: Any) -> str:
-    """A parameter's path in dots."""
-    return jax.tree_util.keystr(path, simple=True, separator=".").removesuffix(".value")

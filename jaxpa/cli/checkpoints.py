@@ -29,6 +29,8 @@ class ConvertCommand:
     """Round the blocks of the transformer and of T5 to eight bits, each output with a scale: half the size of bfloat16.
     Such a folder loads as it is stored. wide: widen those of fp8 and GGUF files; bf16: that, and --dtype bfloat16.
     Default: as --weights has it where a checkpoint is loaded."""
+    json: bool = False
+    """One JSON line on stdout; everything else goes to stderr."""
     quiet: bool = False
     """Print only warnings and errors."""
 
@@ -42,7 +44,7 @@ class ConvertCommand:
             dtype, weights = "bfloat16", "wide"
         progress = console.Progress().show
         folder = convert(self.source, self.folder, self.components, dtype, progress, self.variant, weights)
-        console.LOG.info("wrote %s; use it with --model %s", folder, folder)
+        console.report(self.json, {"folder": str(folder)}, [f"wrote {folder}; use it with --model {folder}"])
         return 0
 
 

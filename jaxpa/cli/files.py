@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from jaxpa.errors import JaxpaError, first_repeated
-from jaxpa.media.images import check_output, read_metadata
+from jaxpa.media.images import check_output, is_recorded
 
 
 class Outputs(NamedTuple):
@@ -68,19 +68,11 @@ def settle(chosen: Outputs, inputs: Iterable[Path], force: bool) -> Outputs:
         if file.exists():
             if any(os.path.samefile(file, each) for each in read):
                 raise JaxpaError(f"{file} is an input of this command: name another --out")
-            if not force and not _is_ours(file):
+            if not force and not is_recorded(file):
                 raise JaxpaError(
                     f"{file} exists and was not made by jaxpa: name another --out, or replace it with --force"
                 )
     return chosen._replace(replaced=tuple(file for file in chosen.all if file.exists()))
-
-
-def _is_ours(file: Path) -> bool:
-    """Whether a file is a picture with this package's metadata in it."""
-    try:
-        return read_metadata(file) is not None
-    except JaxpaError:
-        return False
 
 
 def labels(made: Sequence[dict[str, Any]]) -> list[str]:

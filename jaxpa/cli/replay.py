@@ -196,8 +196,6 @@ class ReplayCommand:
 
     def program(self, origin: Provenance) -> tuple[Program | None, list[str]]:
         """What the picture is to come from, and how that is another program than it was."""
-        import jax
-
         from jaxpa.devices.sharding import parse_mesh
 
         was, lines = origin.program, list[str]()
@@ -212,7 +210,7 @@ class ReplayCommand:
             try:
                 parse_mesh(was.mesh)
             except (JaxpaError, ValueError):
-                lines.append(f"it was made on a mesh {was.mesh}, and here is {jax.device_count()} device")
+                lines.append(f"it was made on a mesh {was.mesh}, for which this machine has too few or other devices")
                 was = replace(was, mesh=None)
         return was, lines
 

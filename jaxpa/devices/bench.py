@@ -25,8 +25,9 @@ from jaxpa.config import ScheduleConfig
 from jaxpa.devices import cost
 from jaxpa.devices.timing import Clock
 from jaxpa.encoders.text import TextEmbedding
-from jaxpa.errors import JaxpaError, whole
+from jaxpa.errors import whole
 from jaxpa.layers import Numbered
+from jaxpa.request.spec import grid_of
 from jaxpa.schedule import flow_times
 from jaxpa.tokens import PATCH, grid_positions
 
@@ -50,16 +51,6 @@ class Workload:
     def __post_init__(self) -> None:
         for name in ("text_tokens", "batch", "steps", "repeats"):
             whole(name, getattr(self, name), 1)
-
-    def grid(self, cell: int) -> tuple[int, int]:
-        """The canvas in tokens of `cell` pixels a side. Raises JaxpaError for a side that is not a multiple."""
-        near = [max(1, round(side / cell)) * cell for side in (self.height, self.width)]
-        if near != [self.height, self.width]:
-            raise JaxpaError(
-                f"{self.width} x {self.height} pixels cannot be cut into tokens of {cell} x {cell}: "
-                f"the nearest valid size is {near[1]} x {near[0]}"
-            )
-        return self.height // cell, self.width // cell
 
 
 def random_model(config: BackboneConfig, dtype: DTypeLike = jnp.float32) -> Any:
@@ -94,7 +85,7 @@ def bench(model: Any, work: Workload, vae_downscale: int = 8) -> dict[str, Any]:
     `step_ms` is the median over all steps of a loop that waits for each; `loop_ms` is the fused loop's time divided by
     its steps. Raises JaxpaError for a size that is not a multiple of a token's.
     """
-    grid = work.grid(PATCH * vae_downscale)
+    grid = grid_of(work.height, work.width, PATCH * vae_downscale)
     tokens = grid[0] * grid[1]
     velocity, x, times = _inputs(model, grid, work)
     step, step_facts = _compiled(lambda *now: sampling.step(*now), velocity, x, times, np.int32(0))

@@ -20,8 +20,8 @@ from jax.typing import DTypeLike
 from jaxpa import personalize, sampling
 from jaxpa.backbones.backbone import BackboneConfig
 from jaxpa.backbones.registry import backbone_of
-from jaxpa.checkpoint.keys import abstract
-from jaxpa.checkpoint.residence import arrange, path_of
+from jaxpa.checkpoint.keys import abstract, path_of
+from jaxpa.checkpoint.residence import arrange
 from jaxpa.checkpoint.source import Adaptation
 from jaxpa.config import Weights
 from jaxpa.devices.sharding import DATA, rules

@@ -320,9 +320,22 @@ def save_image(
 
 def read_metadata(path: str | os.PathLike[str]) -> dict[str, Any] | None:
     """What `save_image` put into a file; None where there is nothing of its making."""
-    image = _open(path, "picture")
-    comment = image.getexif().get_ifd(ExifTags.IFD.Exif).get(ExifTags.Base.UserComment, b"")
+    return _record_of(_open(path, "picture"))
+
+
+def is_recorded(path: str | os.PathLike[str]) -> bool:
+    """Whether `save_image` says in a file that it made it; the pixels are not read, be there thousands of files."""
+    try:
+        with _identified(path) as image:
+            return _record_of(image) is not None
+    except Exception:  # Pillow's decoders raise whatever they stumble over
+        return False
+
+
+def _record_of(image: Image.Image) -> dict[str, Any] | None:
+    """What a PNG has in a text of its own, and others among the Exif data, for which Pillow would read a PNG whole."""
     own = KEY in image.info
+    comment = b"" if own else image.getexif().get_ifd(ExifTags.IFD.Exif).get(ExifTags.Base.UserComment, b"")
     try:
         text = image.info[KEY] if own else bytes(comment).removeprefix(ASCII)
         if len(text) > MAX_RECORD:

@@ -22,6 +22,19 @@ MAX_STEPS = 1000
 LESS, MORE = 0.9, 2.0  # times the checkpoint's area: FLUX.1 is made for up to two megapixels
 
 
+def grid_of(height: int, width: int, cell: int) -> tuple[int, int]:
+    """A canvas in tokens (h, w) of `cell` pixels a side. Raises JaxpaError for one that cannot be cut into them."""
+    near = [max(1, round(side / cell)) * cell for side in (height, width)]
+    if [height, width] != near:
+        raise JaxpaError(
+            f"{width} x {height} pixels cannot be cut into tokens of {cell} x {cell}: "
+            f"the nearest valid size is {near[1]} x {near[0]}"
+        )
+    if height * width > MAX_PIXELS:
+        raise JaxpaError(f"{width} x {height} pixels are out of range: at most {MAX_PIXELS // 2**20} megapixels")
+    return height // cell, width // cell
+
+
 @dataclass(frozen=True)
 class Spec:
     """A checkpoint as far as its headers describe it."""
@@ -61,15 +74,7 @@ class Spec:
         """The canvas in tokens (h, w). Raises JaxpaError for a side that is not a multiple of a token's."""
         size = self.settings.size
         height, width = (size if side is None else whole("a side of the canvas", side, 1) for side in (height, width))
-        near = [max(1, round(side / self.cell)) * self.cell for side in (height, width)]
-        if [height, width] != near:
-            raise JaxpaError(
-                f"{width} x {height} pixels cannot be cut into tokens of {self.cell} x {self.cell}: "
-                f"the nearest valid size is {near[1]} x {near[0]}"
-            )
-        if height * width > MAX_PIXELS:
-            raise JaxpaError(f"{width} x {height} pixels are out of range: at most {MAX_PIXELS // 2**20} megapixels")
-        return height // self.cell, width // self.cell
+        return grid_of(height, width, self.cell)
 
     def canvas(self, size: tuple[int, int], height: int | None = None, width: int | None = None) -> tuple[int, int]:
         """The canvas (height, width) for a picture of `size` (W, H): its aspect, and the checkpoint's area."""

@@ -214,7 +214,8 @@ def test_memory_is_asked_for_before_anything_loads(words, run, monkeypatch, pict
 
 
 def test_info_and_convert(run, tmp_path):
-    assert run("convert", "mini", tmp_path / "mine")[0] == 0
+    status, out, _ = run("convert", "mini", tmp_path / "mine", "--json")
+    assert (status, json.loads(out)) == (0, {"folder": str(tmp_path / "mine")})
     status, out, _ = run("info", tmp_path / "mine", "--json")
     assert status == 0
     assert json.loads(out)["layout"] == "jaxpa"

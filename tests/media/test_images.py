@@ -13,7 +13,7 @@ from pathlib import Path
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from PIL import ExifTags, Image, PngImagePlugin
+from PIL import ExifTags, Image, ImageFile, PngImagePlugin
 
 from jaxpa.errors import JaxpaError
 from jaxpa.media import images
@@ -300,9 +300,11 @@ def test_metadata_round_trip(tmp_path: Path, suffix: str) -> None:
     flat = Image.new("RGB", (64, 48), (200, 30, 90))
     images.save_image(flat, path, METADATA)
     assert images.read_metadata(path) == AS_READ
+    assert images.is_recorded(path)
     np.testing.assert_allclose(np.asarray(images.read_image(path), int), np.asarray(flat, int), atol=3)  # lossy
     images.save_image(flat, str(path))
     assert images.read_metadata(path) is None
+    assert not images.is_recorded(path)
     assert os.listdir(tmp_path) == [path.name]
     images.save_image(Image.new("RGBA", (64, 48), (0, 0, 0, 0)), path)
     assert np.asarray(images.read_image(path)).min() == 255
@@ -321,6 +323,19 @@ def test_png_is_exact_and_others_comments_are_not_ours(tmp_path: Path) -> None:
     exif.get_ifd(0x8769)[0x9286] = b"ASCII\0\0\0by hand"
     picture.save(tmp_path / "a.jpg", exif=exif)
     assert images.read_metadata(tmp_path / "a.png") is images.read_metadata(tmp_path / "a.jpg") is None
+    assert not images.is_recorded(tmp_path / "a.png")
+    assert not images.is_recorded(tmp_path / "a.jpg")
+
+
+@pytest.mark.parametrize("suffix", [".png", ".jpg", ".webp"])
+def test_who_made_a_file_is_known_without_its_pixels(tmp_path: Path, suffix: str, monkeypatch) -> None:
+    """A run that goes on asks this of every picture that is there."""
+    path = tmp_path / f"a{suffix}"
+    images.save_image(Image.fromarray(noise()), path, METADATA)
+    monkeypatch.setattr(ImageFile.ImageFile, "load", lambda _: pytest.fail("its pixels were read"))
+    assert images.is_recorded(path)
+    path.write_bytes(b"\x89PNG")
+    assert not images.is_recorded(path)
 
 
 def test_save_replaces_and_a_failure_leaves_the_old_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
