@@ -148,7 +148,7 @@ BAD = {
     "a size in words": ([*CAR, "--height", "tall"], "--height 'tall' is not a whole number"),
     "a number in words": ([*CAR, "--guidance", "strong"], "--guidance 'strong' is not a number"),
     "no finite number": ([*CAR, "--gamma", "nan"], "--gamma 'nan' is not a number"),
-    "seeds in words": ([*CAR, "--seed", "1", "two"], "--seed 1 two: give whole numbers"),
+    "seeds in words": ([*CAR, "--seed", "1", "two"], "--seed '1 two': give whole numbers"),
     "no such choice": ([*CAR, "--dtype", "float23"], "--dtype 'float23' is not one of auto, float32, bfloat16"),
     "a flag without its value": ([*CAR, "--num-images"], "--num-images needs a value"),
     "a misspelt flag": ([*CAR, "--num-image", "2"], "no flag --num-image here: did you mean 'num-images'"),

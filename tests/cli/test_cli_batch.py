@@ -439,6 +439,9 @@ def start(file, tmp_path_factory):
     return process
 
 
+LONG = 100  # lines: the last must not be made before a signal arrives, however busy the machine is
+
+
 def test_signals(run, tmp_path, tmp_path_factory):
     """A kill, an end that is asked for, and an interruption: each loses nothing, and a rerun ends in the same bytes.
 
@@ -446,7 +449,7 @@ def test_signals(run, tmp_path, tmp_path_factory):
     """
     (tmp_path / "a").mkdir()
     (tmp_path / "b").mkdir()
-    undisturbed, file = one_line(tmp_path / "a", 30), one_line(tmp_path / "b", 30)
+    undisturbed, file = one_line(tmp_path / "a", LONG), one_line(tmp_path / "b", LONG)
     assert run("batch", undisturbed, "--batch-size", 1)[0] == 0
     said = {}
     for signal_ in (signal.SIGKILL, signal.SIGTERM, signal.SIGINT):
@@ -458,8 +461,8 @@ def test_signals(run, tmp_path, tmp_path_factory):
     assert "stopped," in said[signal.SIGTERM]
     assert run("batch", file, "--batch-size", 1)[0] == 0
     made = {path.name for path in (tmp_path / "b").iterdir()}
-    assert made == {f"{k}.png" for k in range(30)} | {"jobs.txt", "jobs.txt.done.jsonl"}
-    for k in range(30):
+    assert made == {f"{k}.png" for k in range(LONG)} | {"jobs.txt", "jobs.txt.done.jsonl"}
+    for k in range(LONG):
         assert (tmp_path / "b" / f"{k}.png").read_bytes() == (tmp_path / "a" / f"{k}.png").read_bytes()
 
 
