@@ -14,6 +14,7 @@ import numpy as np
 
 from jaxpa.personalize import Phase, Task
 from jaxpa.sampling import Guided
+from jaxpa.schedule import count_above
 from jaxpa.tokens import Routing
 
 
@@ -44,7 +45,7 @@ class Size(NamedTuple):
 def gate_of(tau: Any, times: Any) -> Hashable:
     """What a task's tau decides: how many steps start above it; where the blocks have a tau each, these."""
     taus = np.asarray(tau, np.float32)
-    return taus.tobytes() if taus.ndim else int(np.sum(np.asarray(times, np.float32)[:-1] > taus))
+    return taus.tobytes() if taus.ndim else count_above(times, taus)
 
 
 def gate_of_part(part: Part) -> Hashable:

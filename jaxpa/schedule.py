@@ -18,6 +18,7 @@ A smaller image spends less time near noise: at 512 x 512 (1024 tokens) tau 0.8 
 
 import math
 from dataclasses import dataclass
+from typing import Any
 
 import jax.numpy as jnp
 import numpy as np
@@ -86,3 +87,8 @@ def steps_above(times: Float[Array, " times"], tau: Scalar) -> Int32[Array, ""]:
     checks.flow_times("times", times)
     checks.number("tau", tau, 0.0, 1.0)
     return jnp.sum(times[:-1] > tau).astype(jnp.int32)
+
+
+def count_above(times: Any, tau: Any) -> int:
+    """`steps_above` of numbers that are known, without a device: times (S + 1,) and a tau in float32."""
+    return int(np.sum(np.asarray(times, np.float32)[:-1] > np.float32(tau)))

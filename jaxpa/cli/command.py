@@ -1,8 +1,7 @@
 """What the commands have in common: a checkpoint, the files that they write, a report."""
 
-import itertools
 import os
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field, replace
 from functools import lru_cache
@@ -134,6 +133,7 @@ class Made(NamedTuple):
     line: str
 
 
+Recorded = tuple["Image.Image", dict[str, Any]]  # a picture, and what stands in its file about it
 ELSEWHERE = Made({}, "")  # another process writes and reports
 
 
@@ -223,22 +223,28 @@ class Making(Command):
         """Whether its files have the default name, and count on where that is taken."""
         return self.naming is None and self.out == self.DEFAULT
 
-    def still_free(self, outputs: Outputs, made: list[dict[str, Any]]) -> Outputs:
-        """The files when it comes to writing: another command may have taken the default name by now."""
-        return self.settle(made) if self.counts_on else outputs
+    def save(
+        self,
+        outputs: Outputs,
+        made: list[dict[str, Any]],
+        pictures: Iterable[Recorded],
+        sheet: Callable[[], Recorded],
+    ) -> Outputs:
+        """Write the pictures, each with its record, and the sheet if it is wanted; the files that they are in."""
+        if self.counts_on:  # another command may have taken the default name by now
+            outputs = self.settle(made)
+        figure = None if outputs.figure is None else self._save(outputs.figure, *sheet())
+        written = [self._save(file, *each) for file, each in zip(outputs.files, pictures, strict=True)]
+        return outputs._replace(files=written, figure=figure)
 
-    def save(self, image: "Image.Image", file: Path, record: dict[str, Any]) -> Path:
+    def _save(self, file: Path, image: "Image.Image", record: dict[str, Any]) -> Path:
         """Write a picture, and say where: a default name that is taken in this moment counts on."""
         from jaxpa.media.images import save_image
 
-        if not self.counts_on:
-            save_image(image, file, record)
-            return file
-        names = (file.with_name(f"{file.stem}-{count}{file.suffix}") for count in itertools.count(2))
-        for each in itertools.chain([file], names):
+        for name in files.counting_on(file):
             with suppress(FileExistsError):
-                save_image(image, each, record, fresh=True)
-                return each
+                save_image(image, name, record, fresh=self.counts_on)
+                return name
         raise AssertionError  # there are names without end
 
     def run(self) -> int:

@@ -7,8 +7,9 @@ any other file                     is refused, unless --force is given
 a file that the command reads      is refused always
 """
 
+import itertools
 import os
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -51,11 +52,14 @@ def check_labels(labels: Sequence[str]) -> None:
 def free(out: Path, labels: Sequence[str], figure: bool) -> Outputs:
     """The first files of a default name that are free."""
     check_output(out)
-    count, chosen = 1, outputs(out, labels, figure)
-    while any(os.path.lexists(file) for file in chosen.all):
-        count += 1
-        chosen = outputs(out.with_name(f"{out.stem}-{count}{out.suffix}"), labels, figure)
-    return chosen
+    choices = (outputs(name, labels, figure) for name in counting_on(out))
+    return next(chosen for chosen in choices if not any(map(os.path.lexists, chosen.all)))
+
+
+def counting_on(file: Path) -> Iterator[Path]:
+    """A name, and those that follow where it is taken: a.png, a-2.png, a-3.png and so on, without end."""
+    yield file
+    yield from (file.with_name(f"{file.stem}-{count}{file.suffix}") for count in itertools.count(2))
 
 
 def settle(chosen: Outputs, inputs: Iterable[Path], force: bool) -> Outputs:

@@ -82,12 +82,9 @@ class InvertCommand(Making):
         content = {"prompt": self.prompt, "model": self.checkpoint.model, "image": str(self.image)}
         content |= {"psnr": error, "psnr_autoencoder": best, "height": height, "width": width}
         shown = content if self.keep_paths else content | self.named_alone()
-        outputs = self.still_free(outputs, [{}])
-        outputs = outputs._replace(files=[self.save(made, outputs.files[0], shown)])
-        if outputs.figure is not None:
-            labels = ("input", f"autoencoder\n{best:.1f} dB", f"inverted, resampled\n{error:.1f} dB")
-            walked = sheet([list(zip(labels, (old, ceiling, made), strict=True))])
-            outputs = outputs._replace(figure=self.save(walked, outputs.figure, shown))
+        labels = ("input", f"autoencoder\n{best:.1f} dB", f"inverted, resampled\n{error:.1f} dB")
+        row = list(zip(labels, (old, ceiling, made), strict=True))
+        outputs = self.save(outputs, [{}], [(made, shown)], lambda: (sheet([row]), shown))
         report = report_of(outputs, content, clock)
         found = f"reconstruction {error:.1f} dB; the autoencoder alone reaches {best:.1f} dB"
         return report._replace(line=f"{report.line}; {found}")

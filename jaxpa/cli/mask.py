@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, ClassVar, Literal, NamedTuple
 import numpy as np
 
 from jaxpa.cli import console
-from jaxpa.cli.command import Made, Making, report_of, spec_of
+from jaxpa.cli.command import Made, Making, Recorded, report_of, spec_of
 from jaxpa.cli.files import Outputs
 from jaxpa.errors import JaxpaError, real, whole
 from jaxpa.request.provenance import Masking, MaskProvenance, with_inputs
@@ -97,12 +97,12 @@ class MaskCommand(Masking, Making):
             "grid": grid,
             "coverage": coverage,
         }
-        outputs = self.still_free(outputs, [{}])
         record = replace(self.record(), found=found).as_record()
-        outputs = outputs._replace(files=[self.save(to_grey(mask), outputs.files[0], record)])
-        if outputs.figure is not None:
-            sheet = self.sheet(picture, soft, mask, tokens, grid)
-            outputs = outputs._replace(figure=self.save(sheet, outputs.figure, {"figure": ["mask"]}))
+
+        def sheet() -> Recorded:
+            return self.sheet(picture, soft, mask, tokens, grid), {"figure": ["mask"]}
+
+        outputs = self.save(outputs, [{}], [(to_grey(mask), record)], sheet)
         content, line = report_of(outputs, {"image": str(self.image), "word": self.word, **found})
         line += f": {share:.0%} of the picture, {tokens.sum()} of {grid[0]} x {grid[1]} tokens"
         return Made(content, line)

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated, Any, NamedTuple
 from tyro.conf import OmitArgPrefixes, arg
 
 from jaxpa.cli import console, files
-from jaxpa.cli.command import ELSEWHERE, Made, Making, report_of, spec_of
+from jaxpa.cli.command import ELSEWHERE, Made, Making, Recorded, report_of, spec_of
 from jaxpa.cli.files import Outputs
 from jaxpa.cli.flags import Every
 from jaxpa.errors import JaxpaError
@@ -212,7 +212,7 @@ class Picturing(Making):
         """The pictures with how they were made inside, and the report."""
         from jaxpa.devices.known import remember, signature
 
-        request, made, outputs = prepared.request, prepared.made, self.still_free(prepared.outputs, prepared.made)
+        request, made = prepared.request, prepared.made
         pictures, images, clock, programs, forwards = results
         costs = self.costs(prepared, canvas_of(pictures, pipe.spec) or (images[0].height, images[0].width), pipe)
         resolved = {
@@ -221,18 +221,19 @@ class Picturing(Making):
             "drawn_by": costs["drawn_by"],
             "switches": asdict(request.switches(pipe.spec)) if request.riding(pipe.spec) else None,
         }
-        if outputs.figure is not None:
-            labels = files.labels(made)
-            sheet = _sheet_of(pictures, images, labels, pipe.cell)
-            outputs = outputs._replace(figure=self.save(sheet, outputs.figure, {"figure": labels}))
         if programs is None:
             programs = [_program_of(request, costs["batch_size"], self.mesh)] * len(images)
             remember(console.compilation_cache(), signature(self.source(), request, costs, self.mesh))
-        written = list[Path]()
-        for k, (file, image) in enumerate(zip(outputs.files, images, strict=True)):
-            own = self.picture_record(prepared, k, programs[k])
-            written.append(self.save(image, file, replace(own, resolved=resolved).as_record()))
-        outputs = outputs._replace(files=written)
+        recorded = (
+            (image, replace(self.picture_record(prepared, k, programs[k]), resolved=resolved).as_record())
+            for k, image in enumerate(images)
+        )
+        labels = files.labels(made)
+
+        def sheet() -> Recorded:
+            return _sheet_of(pictures, images, labels, pipe.cell), {"figure": labels}
+
+        outputs = self.save(prepared.outputs, made, recorded, sheet)
         common = {
             "prompt": request.prompt or "",
             "model": self.checkpoint.model,

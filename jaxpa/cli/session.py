@@ -189,13 +189,10 @@ class LineRunner:
 
     url: str | None = None
 
+    @headers_read_once()  # in an actor, too
     def __call__(
         self, jobs: list[Job], size: Any, done: Callable[[tuple[Job, Made | None, Any]], None], stop: Any
     ) -> None:
-        with headers_read_once():  # in an actor, too
-            self.work(jobs, size, done, stop)
-
-    def work(self, jobs: list[Job], size: Any, done: Callable[[tuple[Job, Made | None, Any]], None], stop: Any) -> None:
         if stop.is_set():
             return
         from jaxpa.batch.worker import Worker

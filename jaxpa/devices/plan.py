@@ -28,6 +28,7 @@ from jaxpa.presets import Preset, asks_network
 from jaxpa.request.request import Request
 from jaxpa.request.spec import Spec
 from jaxpa.routing import block_taus
+from jaxpa.schedule import count_above
 from jaxpa.solvers import evaluations
 
 REDUX_TOKENS = 27 * 27  # of an image prompt: SigLIP's patches of 14 pixels at 384 x 384
@@ -67,8 +68,8 @@ class Run:
 
     @cached_property
     def above(self) -> list[int]:
-        """The steps that start above each tau: `schedule.steps_above`, without a device."""
-        return [int((self.times[:-1] > np.float32(gate)).sum()) for gate in self.gates]
+        """The steps that start above each tau."""
+        return [count_above(self.times, gate) for gate in self.gates]
 
     @property
     def level(self) -> cost.Level:

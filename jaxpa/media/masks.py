@@ -159,7 +159,7 @@ def _distances(region: np.ndarray, limit: float) -> Iterator[tuple[slice, np.nda
 
 
 def _check_pixels(verb: str, pixels: float) -> None:
-    if not 0 <= real(f"pixels to {verb} a mask by", pixels) < np.inf:
+    if real(f"pixels to {verb} a mask by", pixels) < 0:
         raise JaxpaError(f"cannot {verb} a mask by {pixels} pixels: give 0 or more")
 
 

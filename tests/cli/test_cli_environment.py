@@ -54,7 +54,7 @@ def test_two_commands_at_once_take_two_names(folder, monkeypatch):
     commands = [MaskCommand(image=Path("in.png"), box=f"0.1,0.2,0.9,0.{k}") for k in (9, 8, 7)]
     prepared = [command.prepare() for command in commands]
     assert {each.outputs.files[0] for each in prepared} == {Path("mask.png")}
-    monkeypatch.setattr(commands[2], "still_free", lambda outputs, _: outputs, raising=False)
+    monkeypatch.setattr(commands[2], "settle", lambda _: prepared[2].outputs)
     said = [command.make(each).content for command, each in zip(commands, prepared, strict=True)]
     assert [each["files"] for each in said] == [["mask.png"], ["mask-2.png"], ["mask-3.png"]]
     assert [each["figure"] for each in said] == ["mask-figure.png", "mask-2-figure.png", "mask-figure-2.png"]
