@@ -58,8 +58,8 @@ def test_quiet(run, tmp_path, caplog):
 def test_a_preview(run, tmp_path, monkeypatch):
     """Written every so many steps, as the estimate that Python hears of, and gone at the end."""
     written = []
-    monkeypatch.setattr("jaxpa.media.images.save_image", lambda image, file, data: (
-        written.append((Path(file).name, data.get("preview"), image)), save_image(image, file, data)
+    monkeypatch.setattr("jaxpa.media.images.save_image", lambda image, file, data, **how: (
+        written.append((Path(file).name, data.get("preview"), image)), save_image(image, file, data, **how)
     ))  # fmt: skip
     out, preview = tmp_path / "o.png", tmp_path / "o.preview.png"
     assert run(*STAR, "--out", out, "--preview", "every", 2)[0] == 0
