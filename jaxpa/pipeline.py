@@ -6,7 +6,7 @@ pipe.personalize("a red car on a beach", [jaxpa.Subject("car.png", mask="mask.pn
 """
 
 import dataclasses
-from collections.abc import Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -20,7 +20,7 @@ from PIL import Image
 from jaxpa.adapters.lay import adapt
 from jaxpa.adapters.spec import Loras, to_loras
 from jaxpa.attention.observe import SCHEDULE, THRESHOLD, Attention, FoundMask, Look, Search, capture, find_mask
-from jaxpa.checkpoint.load import load_parts, load_stages
+from jaxpa.checkpoint.load import Parts, load_parts, load_stages
 from jaxpa.checkpoint.redux import find_redux, load_redux
 from jaxpa.checkpoint.source import resolve
 from jaxpa.config import Asked, VariantName
@@ -54,21 +54,37 @@ class Pipeline(Sampler):
 
         prepared: what `prepare` has made of the request's pictures (None: it is made here). on_step: hears each step.
         """
-        _checked(request).with_prompt().check(self.spec)
-        with self.on_devices():
-            return self._made(request, self.prepare(request) if prepared is None else prepared, on_step)
+        return list(self.stream(request, prepared, on_step))
 
-    def _made(self, request: Request, prepared: Pictures | None, on_step: OnStep | None) -> list[Image.Image]:
-        if isinstance(prepared, MaskedPicture):
-            if request.riding(self.spec):
-                made = self._personalized(request, prepared.references(self.cell), on_step)
-            else:
-                made = self._generated(request, prepared, on_step)
-            feather = None if request.editing is None else request.editing.feather
-            return [prepared.paste(each, feather, self.cell) for each in made]
+    def stream(
+        self, request: Request, prepared: Pictures | None = None, on_step: OnStep | None = None
+    ) -> Iterator[Image.Image]:
+        """The pictures of `make` as they come: without references, those of one device batch after the other."""
+        _checked(request).with_prompt().check(self.spec)
+        return self._streamed(request, prepared, on_step)
+
+    def _streamed(self, request: Request, prepared: Pictures | None, on_step: OnStep | None) -> Iterator[Image.Image]:
+        with self.on_devices():
+            prepared = self.prepare(request) if prepared is None else prepared
+            made = iter(self._made(request, prepared, on_step))
+        while True:
+            with self.on_devices():  # but not while the caller has a picture
+                picture = next(made, None)
+            if picture is None:
+                return
+            yield picture
+
+    def _made(self, request: Request, prepared: Pictures | None, on_step: OnStep | None) -> Iterable[Image.Image]:
         if isinstance(prepared, References):
             return self._personalized(request, prepared, on_step)
-        return self._generated(request, prepared, on_step)
+        if not isinstance(prepared, MaskedPicture):
+            return self._generated(request, prepared, on_step)
+        if request.riding(self.spec):
+            made = self._personalized(request, prepared.references(self.cell), on_step)
+        else:
+            made = self._generated(request, prepared, on_step)
+        feather = None if request.editing is None else request.editing.feather
+        return (prepared.paste(each, feather, self.cell) for each in made)
 
     def prepare(self, request: Request) -> Pictures | None:
         """A request's pictures, masks and places on the canvas; a mask is found by its word. None: it has none."""
@@ -102,11 +118,16 @@ class Pipeline(Sampler):
         """
         return self.make(Request.of(prompt, picture=image, **keywords), on_step=on_step)
 
-    def _generated(self, request: Request, pictures: NotReferences | None, on_step: OnStep | None) -> list[Image.Image]:
+    def _generated(
+        self, request: Request, pictures: NotReferences | None, on_step: OnStep | None
+    ) -> Iterator[Image.Image]:
         said = request.sampling
         canvas = (said.height, said.width) if pictures is None else pictures.canvas
-        tokens = self.sample_generated(request, pictures, self._with_pictures(on_step, canvas))
-        return self.decode(tokens, *canvas, on_step)
+        batches = self.sample_generated(request, pictures, self._with_pictures(on_step, canvas))
+        if not isinstance(self.parts, Parts):  # where networks take turns, the decoder comes once, and last
+            batches = [jnp.concatenate(list(batches))]
+        for tokens in batches:
+            yield from self.decode(tokens, *canvas, on_step)
 
     def _with_pictures(self, on_step: OnStep | None, canvas: tuple[int | None, int | None]) -> OnStep | None:
         """An `on_step` whose steps can decode what they take for the pictures."""

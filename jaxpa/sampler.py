@@ -42,8 +42,8 @@ class Sampler(Model):
 
     def sample_generated(
         self, request: Request, pictures: NotReferences | None = None, on_step: OnStep | None = None
-    ) -> jax.Array:
-        """The tokens behind pictures without references: (B, N, C).
+    ) -> Iterator[jax.Array]:
+        """The tokens behind pictures without references: (B, N, C) of one device batch after the other.
 
         pictures: what the network itself reads, or what is started from.
         """
@@ -52,7 +52,7 @@ class Sampler(Model):
         embedded = None if request.embedding is None else self.read_embedding(request.embedding)
         count = len(request.prompts) if embedded is None else len(embedded)
         guidance, grid = self.spec.guidance(said.guidance), self.grid(*canvas)
-        times, made = request.times(self.spec, grid), []
+        times = request.times(self.spec, grid)
         self.encode_ahead(request, on_step=on_step)
         if embedded is None and request.reads_text and len(said.seeds(count)) > count:  # prompts are taken again
             embedded = self.encode_text(request.prompts, on_step)
@@ -69,8 +69,7 @@ class Sampler(Model):
             tokens = sampled(
                 self.guided(text, grid, guidance, negative, beside=beside), x, times, on_step, said.solver, said.cache
             )
-            made.append(tokens[:kept])
-        return jnp.concatenate(made) if len(made) > 1 else made[0]
+            yield tokens[:kept]
 
     def _batches(self, request: Request, images: np.ndarray, grid: tuple[int, int]) -> Iterator[tuple[np.ndarray, int]]:
         """Which images (or seeds, where each has several places) are sampled together, and how many of them count.

@@ -34,7 +34,7 @@ def picture(seed: int, size=SIZE) -> Image.Image:
 
 def ours(pipe: jaxpa.Pipeline, **words) -> np.ndarray:
     request = Request.of(PROMPT, **words)
-    return np.asarray(pipe.sample_generated(request, pipe.prepare(request)))  # type: ignore[arg-type]
+    return np.concatenate(list(pipe.sample_generated(request, pipe.prepare(request))))  # type: ignore[arg-type]
 
 
 @pytest.mark.parametrize("shift", [None, 1.0, 3.0, 0.4])

@@ -91,6 +91,19 @@ def test_what_a_step_takes_for_the_picture(pipe):
     assert difference(sampling[0].picture(1), made[1]) > 20
 
 
+def test_pictures_come_batch_by_batch(pipe):
+    """Those of one batch are there before the next is sampled, and they are those of `make`."""
+    request, seen = Request.of("a mug in a room", num_images=3, batch_size=2, steps=STEPS), []
+    coming = pipe.stream(request, on_step=lambda step: seen.append(step.stage))
+    first = next(coming)
+    assert seen.count("sample") == STEPS
+    made = [first, *coming]
+    assert seen.count("sample") == 2 * STEPS
+    assert [difference(*each) for each in zip(made, pipe.make(request), strict=True)] == [0, 0, 0]
+    with pytest.raises(jaxpa.JaxpaError, match="steps"):
+        pipe.stream(Request.of("a mug", steps=0))
+
+
 def test_nothing_compiles_twice(pipe, subject, pictures):
     """A new prompt, seed, guidance, tau, subject, mask or place of the same sizes finds its programs compiled."""
     pipe.generate("a star at night", steps=STEPS)

@@ -104,7 +104,7 @@ def hole(top: int = 20) -> Image.Image:
 def ours(pipe: jaxpa.Pipeline, request: Request) -> np.ndarray:
     request.check(pipe.spec)
     pictures: Any = pipe.prepare(request)
-    return np.asarray(pipe.sample_generated(request, pictures))
+    return np.concatenate(list(pipe.sample_generated(request, pictures)))
 
 
 # Fill ---------------------------------------------------------------------------------------------------------

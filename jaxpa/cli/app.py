@@ -83,7 +83,7 @@ class AppCommand(Command):
                 progress(step)
                 on_step(step)
 
-            return pipe.make(asked, pictures, hear)
+            yield from pipe.stream(asked, pictures, hear)
 
         command.draw = drawn
         command.make(prepared)

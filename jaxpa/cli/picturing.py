@@ -1,6 +1,8 @@
 """A command that answers a request: from flags to pictures that are written, with how they came to be."""
 
 import itertools
+from collections import deque
+from contextlib import closing
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, NamedTuple
@@ -18,6 +20,8 @@ from jaxpa.request.request import Request, files_of
 from jaxpa.request.spec import Spec
 
 if TYPE_CHECKING:  # the networks are imported when a command runs
+    from collections.abc import Generator, Iterable
+
     from PIL import Image
 
     from jaxpa.batch.worker import Drawn
@@ -43,14 +47,14 @@ class Prepared(NamedTuple):
 
 
 class Results(NamedTuple):
-    """What was made of a request; programs: that of each picture (None: of the request's own, all of them); forwards:
-    samples that passed the network, where that was counted."""
+    """What is made of a request; images: as they come, or all; programs: that of each picture (None: of the request's
+    own, all of them); progress: what counts the samples that pass the network, where that is counted."""
 
     pictures: Any
-    images: "list[Image.Image]"
+    images: "Iterable[Image.Image]"
     clock: "Clock"
     programs: "list[Program] | None" = None
-    forwards: int | None = None
+    progress: console.Progress | None = None
 
 
 @dataclass
@@ -175,18 +179,24 @@ class Picturing(Making):
                 pipe = self.load()
             with clock.stage("sample"):
                 pictures = pipe.prepare(request) if pictures is None else pictures
-                images = self.draw(pipe, request, pictures, progress)
-        if not writes():
-            return ELSEWHERE
-        return self.write(prepared, Results(pictures, images, clock, forwards=progress.forwards), pipe)
+            with closing(self.draw(pipe, request, pictures, progress)) as drawn:
+                images = clock.coming(drawn, "sample")
+                if writes():
+                    return self.write(prepared, Results(pictures, images, clock, progress=progress), pipe)
+                deque(images, maxlen=0)
+        return ELSEWHERE
 
     @property
     def preview_file(self) -> Path:
         return self.out.with_name(f"{self.out.stem}.preview.png")
 
-    def draw(self, pipe: "Pipeline", request: Request, pictures: Any, on_step: "OnStep") -> "list[Image.Image]":
+    def draw(
+        self, pipe: "Pipeline", request: Request, pictures: Any, on_step: "OnStep"
+    ) -> "Generator[Image.Image, None, None]":
+        """The pictures as they come; while they do, the preview shows the next one."""
         if self.preview is None:
-            return pipe.make(request, pictures, on_step)
+            yield from pipe.stream(request, pictures, on_step)
+            return
         preview = Preview(self.preview_file, self.preview)
 
         def hear(step: "Step") -> None:
@@ -194,7 +204,7 @@ class Picturing(Making):
             preview(step)
 
         try:
-            return pipe.make(request, pictures, hear)
+            yield from pipe.stream(request, pictures, hear)
         finally:
             preview.remove()
 
@@ -209,31 +219,34 @@ class Picturing(Making):
         return self.write(prepared, Results(pictures, drawn.images, clock, programs), pipe)
 
     def write(self, prepared: Prepared, results: Results, pipe: "Pipeline") -> Made:
-        """The pictures with how they were made inside, and the report."""
+        """The pictures with how they were made inside, each when it comes, and the report."""
         from jaxpa.devices.known import remember, signature
 
         request, made = prepared.request, prepared.made
-        pictures, images, clock, programs, forwards = results
-        costs = self.costs(prepared, canvas_of(pictures, pipe.spec) or (images[0].height, images[0].width), pipe)
+        pictures, images, clock, programs, progress = results
+        canvas = canvas_of(pictures, pipe.spec) or (prepared.costs["height"], prepared.costs["width"])
+        costs = self.costs(prepared, canvas, pipe)
         resolved = {
             **{name: costs[name] for name in ("steps", "width", "height")},
             "guidance": pipe.spec.guidance(request.sampling.guidance),
             "drawn_by": costs["drawn_by"],
             "switches": asdict(request.switches(pipe.spec)) if request.riding(pipe.spec) else None,
         }
-        if programs is None:
-            programs = [_program_of(request, costs["batch_size"], self.mesh)] * len(images)
-            remember(console.compilation_cache(), signature(self.source(), request, costs, self.mesh))
+        own = [_program_of(request, costs["batch_size"], self.mesh)] * len(made) if programs is None else programs
+        labels = files.labels(made)
+        if prepared.outputs.figure is not None:
+            images = list(images)  # it shows them all, and is written first
         recorded = (
-            (image, replace(self.picture_record(prepared, k, programs[k]), resolved=resolved).as_record())
+            (image, replace(self.picture_record(prepared, k, own[k]), resolved=resolved).as_record())
             for k, image in enumerate(images)
         )
-        labels = files.labels(made)
 
         def sheet() -> Recorded:
-            return _sheet_of(pictures, images, labels, pipe.cell), {"figure": labels}
+            return _sheet_of(pictures, list(images), labels, pipe.cell), {"figure": labels}
 
         outputs = self.save(prepared.outputs, made, recorded, sheet)
+        if programs is None:
+            remember(console.compilation_cache(), signature(self.source(), request, costs, self.mesh))
         common = {
             "prompt": request.prompt or "",
             "model": self.checkpoint.model,
@@ -247,6 +260,7 @@ class Picturing(Making):
         content = {**common, "images": made, "sample_forwards": costs["sample_forwards"], "tflop": costs["tflop"]}
         if request.sampling.cache is not None:  # what was planned is the most; not counted where lines share a batch
             inverted = costs["references"] * costs["inversion_steps"]
+            forwards = None if progress is None else progress.forwards
             content["forwards_run"] = None if forwards is None else inverted + forwards
         report = report_of(outputs, content, clock)
         if request.editing is None:

@@ -1,6 +1,7 @@
 """The command that makes a picture again, from what stands in it."""
 
 from dataclasses import dataclass, replace
+from itertools import islice
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar, NamedTuple
 
@@ -18,6 +19,8 @@ from jaxpa.request.provenance import MaskProvenance, Origin, Program, Provenance
 from jaxpa.request.request import Request
 
 if TYPE_CHECKING:
+    from collections.abc import Generator
+
     from PIL import Image
 
     from jaxpa.batch.worker import Drawn
@@ -70,8 +73,10 @@ class Again(RowCommand):
         seeds = (*seeds, *seeds[-1:] * (rows - len(seeds)))
         return replace(request, sampling=replace(request.sampling, seed=seeds, num_images=1, batch_size=rows))
 
-    def draw(self, pipe: "Pipeline", request: Request, pictures: Any, on_step: "OnStep") -> "list[Image.Image]":
-        return super().draw(pipe, self.filled(request), pictures, on_step)[: len(request.sampling.seeds())]
+    def draw(
+        self, pipe: "Pipeline", request: Request, pictures: Any, on_step: "OnStep"
+    ) -> "Generator[Image.Image, None, None]":
+        yield from islice(super().draw(pipe, self.filled(request), pictures, on_step), len(request.sampling.seeds()))
 
     def make(self, prepared: Prepared) -> Made:
         if self.program is None or not self.program.merged:

@@ -3,12 +3,14 @@
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
-from typing import Any
+from typing import Any, TypeVar
 
 import jax
 
 BACKEND_COMPILE = "/jax/core/compile/backend_compile_duration"
 CACHE_HIT = "/jax/compilation_cache/cache_hits"
+Item = TypeVar("Item")
+_END = object()
 
 
 class Clock:
@@ -38,6 +40,15 @@ class Clock:
             yield
         finally:
             self.seconds[name] = self.seconds.get(name, 0.0) + time.perf_counter() - start
+
+    def coming(self, items: Iterator[Item], name: str) -> Iterator[Item]:
+        """The items, with the time that each takes to come added to a stage; what is done with it is not."""
+        while True:
+            with self.stage(name):
+                item = next(items, _END)
+            if item is _END:
+                return
+            yield item  # type: ignore[misc]
 
 
 _clocks: list[Clock] = []

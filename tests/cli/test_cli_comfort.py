@@ -77,17 +77,38 @@ def test_a_preview(run, tmp_path, monkeypatch):
     assert "--preview shows one picture while it comes, and a batch" in run("batch", tmp_path / "jobs.txt")[2]
 
 
+def test_what_is_done_is_kept(run, tmp_path, monkeypatch):
+    """Pictures are written as they come: an interruption leaves those of the batches before it."""
+    words = [*STAR, "--num-images", 3, "--batch-size", 1, "--out"]
+    assert run(*words, tmp_path / "all.png")[0] == 0
+    show, decoded = console.Progress.show, []
+
+    def third_time(self, stage, done, total):
+        decoded.extend([stage] * (stage == "decode"))
+        if len(decoded) == 3:
+            raise KeyboardInterrupt
+        show(self, stage, done, total)
+
+    monkeypatch.setattr(console.Progress, "show", third_time)
+    assert run(*words, tmp_path / "some.png")[0] == 130
+    monkeypatch.undo()
+    assert sorted(file.name for file in tmp_path.glob("some*")) == ["some-0.png", "some-1.png"]
+    for k in (0, 1):
+        assert (tmp_path / f"some-{k}.png").read_bytes() == (tmp_path / f"all-{k}.png").read_bytes()
+
+
 def test_a_preview_does_not_outlive_a_failure(tmp_path):
     class Broken:
-        def make(self, request, pictures, on_step):
+        def stream(self, request, pictures, on_step):
             on_step(jaxpa.runs.Step("sample", 1, 4, None, lambda k: Image.new("RGB", (8, 8))))
             assert preview.exists()
             raise KeyboardInterrupt
+            yield
 
     out, preview = tmp_path / "o.png", tmp_path / "o.preview.png"
     command = picturing.Picturing(prompt="x", out=out, preview=parse_every(["1"]))
     with pytest.raises(KeyboardInterrupt):
-        command.draw(Broken(), None, None, lambda step: None)  # type: ignore[arg-type]
+        list(command.draw(Broken(), None, None, lambda step: None))  # type: ignore[arg-type]
     assert list(tmp_path.iterdir()) == []
 
 
