@@ -30,8 +30,14 @@ class CheckpointError(JaxpaError):
         self.problems = tuple(problems)
 
 
+LONGEST = 4000  # characters of a line
+
+
 def printable(text: str) -> str:
-    """A line of text that a terminal shows as it stands: names from files may hold escape sequences or surrogates."""
+    """A line of text that a terminal shows as it stands: names from files may hold escape sequences or surrogates, and
+    megabytes, of which the middle is left out."""
+    if len(text) > LONGEST:
+        text = f"{text[: LONGEST // 2]} ... {text[-LONGEST // 2 :]}"
     if text.isprintable():
         return text
     return "".join(char if char.isprintable() else char.encode("unicode_escape").decode() for char in text)

@@ -29,6 +29,8 @@ from jaxpa.errors import CheckpointError
 from jaxpa.layers import Numbered
 from jaxpa.lowrank import LowRank, of_factors
 
+QUIET = np.errstate(over="ignore", invalid="ignore")  # what is too large is told as an error
+
 
 class Part(NamedTuple):
     """What one file changes of one parameter, in one of its blocks."""
@@ -99,14 +101,23 @@ class Adapters:
         """What becomes of a component's parameters as they are read, if the LoRAs are merged into them."""
         return {} if self.keep else {path: partial(self._edit, parts) for path, parts in self.parts[component].items()}
 
+    @QUIET
     def _edit(self, parts: list[Part], index: int, block: np.ndarray) -> np.ndarray:
         block = _edit_vector(parts, index, block.astype(np.float32))
-        if not any(isinstance(part.change, Product) for part in parts):
-            return block
-        inputs, outputs = self._size(parts)
-        block = np.concatenate([block, np.zeros((inputs - len(block), outputs), np.float32)])
-        down, up, strength = self._factors(parts, index)
-        return block + (down * strength) @ up
+        if any(isinstance(part.change, Product) for part in parts):
+            inputs, outputs = self._size(parts)
+            block = np.concatenate([block, np.zeros((inputs - len(block), outputs), np.float32)])
+            down, up, strength = self._factors(parts, index)
+            block = block + (down * strength) @ up
+        self._check(parts, block)
+        return block
+
+    def _check(self, parts: list[Part], *arrays: np.ndarray) -> None:
+        """Raise CheckpointError for a change that is larger than numbers are."""
+        if not all(map(finite, arrays)):
+            files = ", ".join(str(lora) for lora in self.loras)
+            path = parts[0].leaf.path
+            raise CheckpointError(f"LoRA {files}: the change of {path} is too large for a number: give a smaller scale")
 
     def _factors(self, parts: list[Part], index: int) -> Factors:
         """The products of all files that change a block of a layer, side by side."""
@@ -132,7 +143,7 @@ class Adapters:
             if isinstance(parts[0].change, Product):
                 self._attach_product(modules_at(out, path), parts, dtype)
             else:
-                _attach_vector(modules_at(out, path), path, parts)
+                self._attach_vector(modules_at(out, path), parts)
         if component == "transformer":
             out.config = self.config.transformer
         return out
@@ -157,6 +168,7 @@ class Adapters:
                 module.kernel = nnx.Param(LowRank(base, *placed))
         return out
 
+    @QUIET
     def _attach_product(self, modules: list[Any], parts: list[Part], dtype: np.dtype) -> None:
         inputs, outputs = self._size(parts)
         each = [self._factors(parts, index) for index in range(_blocks(parts))]
@@ -166,6 +178,7 @@ class Adapters:
         for index, of_block in enumerate(each):
             rank = len(of_block.strength)
             down[index, :, :rank], up[index, :rank], strength[index, :rank] = of_block
+        self._check(parts, down, up, strength)
         for index, module in enumerate(modules):
             base = _widened(module.kernel.get_value(), inputs)
             lead = jax.tree.leaves(base)[0]  # the matrices themselves
@@ -173,6 +186,21 @@ class Adapters:
             where = of_factors(lead, inputs)
             placed = (jax.device_put(host[which], each) for host, each in zip((down, up, strength), where, strict=True))
             module.kernel = nnx.Param(LowRank(base, *placed))
+
+    @QUIET
+    def _attach_vector(self, modules: list[Any], parts: list[Part]) -> None:
+        name, count = parts[0].leaf.path.rpartition(".")[2], _blocks(parts)
+        replaced = {part.block for part in parts if isinstance(part.change, Vector) and part.change.replaces}
+        for index, module in enumerate(modules):
+            parameter = getattr(module, name)
+            array = parameter.get_value()
+            blocks = range(count) if array.ndim == 2 else [index]
+            added = np.stack([_edit_vector(parts, i, np.zeros(array.shape[-1], np.float32)) for i in blocks])
+            self._check(parts, added)
+            old = np.array([[i not in replaced] for i in blocks], np.float32)
+            change = jax.device_put(added.reshape(array.shape), array.sharding)
+            changed = array.astype(jnp.float32) * (old if array.ndim == 2 else old[0]) + change
+            setattr(module, name, nnx.Param(changed.astype(array.dtype)))
 
 
 def over(config: FluxConfig, loras: Iterable[Lora], keep: bool) -> Adapters:
@@ -246,20 +274,6 @@ def _edit_vector(parts: list[Part], index: int, block: np.ndarray) -> np.ndarray
             value = leaf.take(_read(change.tensor).astype(np.float32))
             block = value if change.replaces else block + np.float32(scale * change.factor) * value
     return block
-
-
-def _attach_vector(modules: list[Any], path: str, parts: list[Part]) -> None:
-    name, count = path.rpartition(".")[2], _blocks(parts)
-    replaced = {part.block for part in parts if isinstance(part.change, Vector) and part.change.replaces}
-    for index, module in enumerate(modules):
-        parameter = getattr(module, name)
-        array = parameter.get_value()
-        blocks = range(count) if array.ndim == 2 else [index]
-        added = np.stack([_edit_vector(parts, i, np.zeros(array.shape[-1], np.float32)) for i in blocks])
-        old = np.array([[i not in replaced] for i in blocks], np.float32)
-        change = jax.device_put(added.reshape(array.shape), array.sharding)
-        changed = array.astype(jnp.float32) * (old if array.ndim == 2 else old[0]) + change
-        setattr(module, name, nnx.Param(changed.astype(array.dtype)))
 
 
 def _widened(kernel: Any, inputs: int) -> Any:

@@ -5,7 +5,6 @@ the original release). Numbers are read, and must be finite, when the change is 
 here.
 """
 
-import json
 import math
 from collections.abc import Iterator
 from dataclasses import dataclass, field
@@ -19,7 +18,7 @@ from jaxpa.backbones.registry import backbone_of
 from jaxpa.checkpoint.documents import parse, read_json
 from jaxpa.checkpoint.files import DTYPES, PICKLES, Tensor, finite, read_header
 from jaxpa.config import FluxConfig
-from jaxpa.errors import CheckpointError
+from jaxpa.errors import CheckpointError, JaxpaError, flag, quoted, real
 
 METADATA = "lora_adapter_metadata"  # of a file's header: PEFT's configuration as JSON, each key behind its network's
 
@@ -117,10 +116,16 @@ def _peft(adapter: Adapter, metadata: dict[str, str]) -> dict[str, Any]:
     beside = adapter.file.with_name("adapter_config.json")
     try:
         if METADATA in metadata:
-            return parse(metadata[METADATA])
-        if adapter.file.name == "adapter_model.safetensors" and beside.exists():
-            return {f"transformer.{key}": value for key, value in read_json(beside).items()}
-    except ValueError as error:
+            said = parse(metadata[METADATA])
+        elif adapter.file.name == "adapter_model.safetensors" and beside.exists():
+            said = {f"transformer.{key}": value for key, value in read_json(beside).items()}
+        else:
+            return {}
+        for key, value in said.items():
+            if key.endswith((".use_dora", ".use_rslora")) and value is not None:
+                flag(key, value)
+        return said
+    except (ValueError, JaxpaError) as error:
         adapter.problems.append(f"{adapter.file}: PEFT's configuration is damaged: {error}")
     return {}
 
@@ -135,7 +140,7 @@ class _Reader:
 
     def read(self) -> None:
         adapter, taken = self.adapter, dict[tuple[str, str, int], str]()
-        if any(value is True for key, value in self.peft.items() if key.endswith(".use_dora")):
+        if any(value for key, value in self.peft.items() if key.endswith(".use_dora")):
             raise CheckpointError(f"{adapter.file}: this is DoRA, which is not read; only LoRA is")
         for module in self.modules():
             names = names_of(self.config, module.place.prefix.component)
@@ -288,7 +293,7 @@ def _peft_alpha(peft: dict[str, Any], place: Place) -> float | str | None:
         return None
     patterns = peft.get(f"{component}.alpha_pattern") or {}
     if not isinstance(patterns, dict):
-        return f"alpha_pattern is {json.dumps(patterns):.40}, not an object"
+        return f"alpha_pattern is {quoted(patterns, 40)}, not an object"
     for pattern, value in patterns.items():
         name = pattern.removeprefix("^")
         if set(name) & set("*+?()[]{}|\\$"):
@@ -296,9 +301,10 @@ def _peft_alpha(peft: dict[str, Any], place: Place) -> float | str | None:
         if place.module == name or (name == pattern and place.module.endswith(f".{name}")):
             alpha = value
             break
-    if not isinstance(alpha, int | float) or isinstance(alpha, bool) or not math.isfinite(alpha):
-        return f"alpha is {json.dumps(alpha):.40}, not a finite number"
-    return float(alpha)
+    try:
+        return real("alpha", alpha)
+    except JaxpaError as error:
+        return str(error)
 
 
 def layer(place: Place, names: Names) -> Parameters:

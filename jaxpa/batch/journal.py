@@ -17,6 +17,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from jaxpa.batch.lock import locked_file, locked_url
+from jaxpa.checkpoint.documents import check_regular
 from jaxpa.checkpoint.remote import is_url, open_url
 from jaxpa.errors import JaxpaError, OutputError
 
@@ -60,12 +61,14 @@ class Journal:
             yield from self._objects()
             return
         for file in dict.fromkeys([*self.siblings, Path(self.place)]):
-            try:
-                yield file.read_bytes()
-            except FileNotFoundError:
+            if not file.exists():
                 continue
-            except OSError as error:
-                raise JaxpaError(f"the journal {file} cannot be read: {error.strerror or error}") from None
+            try:
+                check_regular(file)
+                yield file.read_bytes()
+            except (OSError, ValueError) as error:
+                said = getattr(error, "strerror", None) or error
+                raise JaxpaError(f"the journal {file} cannot be read: {said}") from None
 
     def _objects(self) -> Iterable[bytes]:
         system, path = open_url(self.place)

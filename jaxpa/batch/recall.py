@@ -7,6 +7,8 @@ from dataclasses import dataclass, fields, replace
 from pathlib import Path
 from typing import Any, Literal
 
+from pydantic import PositiveInt
+
 from jaxpa.batch.journal import LATEST
 from jaxpa.checkpoint.remote import is_url
 from jaxpa.errors import JaxpaError
@@ -27,7 +29,7 @@ class RunRecord:
     out: str | None = None
     out_dir: str | None = None
     journal: str | None = None
-    batch_size: int | None = None
+    batch_size: PositiveInt | None = None
     at: float = 0.0
 
     @classmethod

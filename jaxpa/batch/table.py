@@ -19,7 +19,7 @@ from typing import Any, NamedTuple
 
 from jaxpa.adapters.spec import parse_lora
 from jaxpa.checkpoint.documents import check_regular
-from jaxpa.errors import JaxpaError, did_you_mean, first_repeated
+from jaxpa.errors import JaxpaError, did_you_mean, first_repeated, quoted
 from jaxpa.request.groups import Checkpoint
 from jaxpa.request.record import from_json, schema
 from jaxpa.request.request import GROUPS, Request, home_of
@@ -55,10 +55,16 @@ class Line(NamedTuple):
 def read_text(file: str) -> str:
     """The text of a file, or of a pipe that a shell hands over (`-`: stdin). Raises JaxpaError."""
     try:
-        if file != STDIN and not (file.startswith(HANDED) and stat.S_ISFIFO(os.stat(file).st_mode)):
+        if file == STDIN:
+            if isinstance(sys.stdin, io.TextIOWrapper):
+                sys.stdin.reconfigure(encoding="utf-8-sig", errors="strict")  # as a file, whatever the locale
+            return sys.stdin.read()
+        if not (file.startswith(HANDED) and stat.S_ISFIFO(os.stat(file).st_mode)):
             check_regular(Path(file))
-        return sys.stdin.read() if file == STDIN else Path(file).read_text(encoding="utf-8-sig")
-    except (OSError, UnicodeDecodeError, ValueError) as error:
+        return Path(file).read_text(encoding="utf-8-sig")
+    except UnicodeDecodeError as error:
+        raise JaxpaError(f"{file} cannot be read: {error}: save it as UTF-8") from None
+    except (OSError, ValueError) as error:
         raise JaxpaError(f"{file} cannot be read: {error}") from None
 
 
@@ -97,7 +103,7 @@ def _objects(file: str, text: str) -> Iterator[Line]:
         if not line.strip():
             continue
         try:
-            record = json.loads(line, object_pairs_hook=_once)
+            record = _json(line)
         except JaxpaError as error:
             raise JaxpaError(f"{file}:{number}: {error}") from None
         except (ValueError, RecursionError) as error:
@@ -107,56 +113,79 @@ def _objects(file: str, text: str) -> Iterator[Line]:
         yield Line(number, f"{file}:{number}", record)
 
 
+def _json(text: str) -> Any:
+    return json.loads(text, object_pairs_hook=_once)
+
+
 def _once(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
     """An object whose names are said once each: of two values one would be lost."""
     if (twice := first_repeated(name for name, _ in pairs)) is not None:
-        raise JaxpaError(f"{twice!r} is given twice")
+        raise JaxpaError(f"{quoted(twice)} is given twice")
     return dict(pairs)
 
 
 def _csv(file: str, text: str, delimiter: str) -> Iterator[Line]:
-    reader = csv.DictReader(io.StringIO(text, newline=""), delimiter=delimiter, strict=True)
+    reader = csv.reader(io.StringIO(text, newline=""), delimiter=delimiter, strict=True)
+    place = f"{file}:1"
     try:
-        _once([(name.strip(), None) for name in reader.fieldnames or () if name.strip()])
-        for row in reader:
-            place = f"{file}:{reader.line_num}"
-            if None in row:
-                raise JaxpaError(f"{place}: more cells than the header has")
+        names = [name.strip() for name in next(reader, [])]
+        _check_header(names, delimiter)
+        place = f"{file}:{reader.line_num + 1}"
+        for cells in reader:
+            if any(cells[len(names) :]):
+                raise JaxpaError("more cells than the header has")
             record: dict[str, Any] = {}
-            for name, cell in row.items():
+            for name, cell in zip(names, cells, strict=False):
                 if cell:
-                    _put(record, name.strip(), _cell(cell), place)
+                    _put(record, name, _cell(cell))
             if record:
-                yield Line(reader.line_num, place, record)
+                yield Line(reader.line_num, f"{file}:{reader.line_num}", record)
+            place = f"{file}:{reader.line_num + 1}"
     except csv.Error as error:
-        raise JaxpaError(f"{file}:{reader.line_num}: not CSV ({error})") from None
+        raise JaxpaError(f"{place}: the row that begins here is not CSV ({error}): does a quote stay open?") from None
+    except JaxpaError as error:
+        raise JaxpaError(f"{place}: {error}") from None
+
+
+def _check_header(names: list[str], delimiter: str) -> None:
+    if (twice := first_repeated(filter(None, names))) is not None:
+        raise JaxpaError(f"{quoted(twice)} is given twice")
+    for other in ";\t,":
+        if len(names) == 1 and other in names[0]:
+            raise JaxpaError(f"{other!r} stands between the names of the columns, and not {delimiter!r}: change it")
 
 
 def _cell(text: str) -> Any:
     """A list or an object in JSON; else the text, which the type of its column reads."""
     if text.lstrip()[:1] in ("[", "{"):
         try:
-            return json.loads(text)
-        except ValueError:
+            return _json(text)
+        except (ValueError, RecursionError):
             return text
     return text
 
 
-def _put(record: dict[str, Any], name: str, value: Any, place: str) -> None:
+def _put(record: dict[str, Any], name: str, value: Any) -> None:
     """Set `subjects.0.image` in a record of dictionaries and lists."""
-    *path, last = [int(part) if part.isdecimal() else part for part in name.split(".")]
+    if not name:
+        raise JaxpaError(f"the cell {quoted(value)} stands under no name")
+    *path, last = [int(part) if part.isdecimal() and len(part) < 6 else part for part in name.split(".")]
+    if not isinstance(last, str):
+        raise JaxpaError(f"there is no column {quoted(name)}: end it with a name")
     inside: Any = record
     for part, following in zip(path, [*path, last][1:], strict=True):
         empty: Any = [] if isinstance(following, int) else {}
         if isinstance(inside, list):
             if not isinstance(part, int) or part > len(inside):
-                raise JaxpaError(f"{place}: the column {name!r} comes before the one that it counts on")
+                raise JaxpaError(f"the column {quoted(name)} comes before the one that it counts on")
             inside += [empty] * (part == len(inside))
             inside = inside[part]
-        else:
+        elif isinstance(inside, dict):
             inside = inside.setdefault(part, empty)
-    if not isinstance(inside, dict) or not isinstance(last, str):
-        raise JaxpaError(f"{place}: there is no column {name!r}: end it with a name")
+        else:
+            break
+    if not isinstance(inside, dict) or last in inside:  # by the cell of a column that stands for the whole
+        raise JaxpaError(f"{quoted(name)} is given twice: in its own column, and as a part of another")
     inside[last] = value
 
 
@@ -164,7 +193,7 @@ def row_of(record: dict[str, Any], text: bool = False) -> Row:
     """The row that a record says; text: its values are the words of a table. Raises JaxpaError."""
     own = {each.name for each in fields(Row)}
     nested = {name: dict(value) if isinstance(value, dict) else value for name, value in record.items() if name in own}
-    for name in record.keys() - own:
+    for name in (name for name in record if name not in own):
         home = _home(name, record, own)
         group = nested.setdefault(home, {})
         if not isinstance(group, dict):  # refused below, by its type
@@ -193,7 +222,7 @@ def _home(name: str, record: Iterable[str], own: set[str]) -> str:
     if name in {each.name for each in fields(Checkpoint)}:
         return "checkpoint"
     known = own | {each.name for group in GROUPED.values() for each in fields(group)}
-    raise JaxpaError(f"there is no column {name!r}{did_you_mean(name, sorted(known))}")
+    raise JaxpaError(f"there is no column {quoted(name)}{did_you_mean(name, sorted(known))}")
 
 
 def table_schema() -> dict[str, Any]:

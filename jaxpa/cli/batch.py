@@ -18,7 +18,7 @@ from jaxpa.cli import console
 from jaxpa.cli.command import check_platform
 from jaxpa.cli.lines import Naming, folder_of, read_jobs
 from jaxpa.cli.session import Batch, Manner, Session
-from jaxpa.errors import JaxpaError, OutputError, whole
+from jaxpa.errors import JaxpaError, OutputError, printable, whole
 
 
 @dataclass(kw_only=True)
@@ -207,7 +207,8 @@ def _in_words(content: dict[str, Any]) -> str:
 
 
 def _failures(content: dict[str, Any]) -> list[str]:
-    return [f"{place}: {why}" for place, why in content["failed"].items()]
+    lines = (f"{place}: {why}" for place, why in content["failed"].items())
+    return ["\n".join(map(printable, line.split("\n"))) for line in lines]
 
 
 def parse_share(text: str) -> tuple[int, int]:

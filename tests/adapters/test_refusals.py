@@ -90,10 +90,13 @@ def test_shapes_types_and_doubles(change, word, tmp_path):
 
 
 @pytest.mark.parametrize(("peft", "word"), [
-    ("[1]", "damaged"), ('{"transformer.lora_alpha": "much"}', "not a finite number"), ("{", "damaged"),
+    ("[1]", "damaged"), ('{"transformer.lora_alpha": "much"}', "must be a finite number"), ("{", "damaged"),
     ('{"transformer.lora_alpha": 2, "transformer.alpha_pattern": {"(a+)+b": 1}}', "only ends of names"),
     ('{"transformer.lora_alpha": 2, "transformer.alpha_pattern": [1]}', "not an object"),
-    ('{"transformer.lora_alpha": true}', "not a finite number"),
+    ('{"transformer.lora_alpha": true}', "alpha must be a finite number"),
+    (f'{{"transformer.lora_alpha": 1{"0" * 400}}}', "alpha must be a finite number"),
+    ('{"transformer.use_rslora": "false"}', "transformer.use_rslora must be true or false, not 'false'"),
+    ('{"transformer.use_dora": 1}', "transformer.use_dora must be true or false"),
 ])  # fmt: skip
 def test_metadata(peft, word, tmp_path):
     assert word in refused(GOOD, tmp_path, {"lora_adapter_metadata": peft})
@@ -111,6 +114,27 @@ def test_numbers_that_are_not_finite(tmp_path):
         with pytest.raises(CheckpointError, match="not finite") as caught:
             load_parts(adapt(resolve(folder), [Lora(str(file))], keep), dtype=np.float32, parts=("transformer",))
         assert A in str(caught.value)
+
+
+@pytest.mark.parametrize(("change", "scale"), [
+    ({}, 1e300),
+    ({"transformer.proj_out.alpha": np.float32([3e38])}, 1e30),
+    ({A: np.full((3, D), 1e300), B: np.full((16, 3), 1e300)}, 1.0),
+    ({"transformer.proj_out.diff_b": np.full(16, 3e38)}, 10.0),
+])  # fmt: skip
+@pytest.mark.filterwarnings("error")
+def test_changes_that_are_too_large(change, scale, tmp_path):
+    """Finite in the file, and not where they are computed: said by the LoRA's name, before a picture is all noise."""
+    folder, file = make(tmp_path / "small"), save(GOOD | change, tmp_path / "lora.safetensors")
+    for keep in (True, False):
+        with pytest.raises(CheckpointError, match=r"lora\.safetensors.* too large for a number: give a smaller scale"):
+            load_parts(adapt(resolve(folder), [Lora(str(file), scale)], keep), dtype=np.float32, parts=("transformer",))
+
+
+def test_names_without_end(tmp_path):
+    said = refused(GOOD | {"x" * 10**6 + ".alpha": np.float32([1])}, tmp_path)
+    assert len(said) < 10_000
+    assert said.endswith(".alpha' belongs to no layer of this model")
 
 
 def test_files(tmp_path):

@@ -23,6 +23,15 @@ def test_what_is_torn_is_passed_over(tmp_path, junk):
     assert list(journal.entries()) == [MADE, FAILED]
 
 
+def test_a_journal_that_is_no_file(tmp_path):
+    """It is refused: a pipe would be waited for, and a device read without end."""
+    os.mkfifo(tmp_path / "a.done.jsonl")
+    os.symlink("/dev/zero", tmp_path / "b.done.jsonl")
+    for name, kind in {"a": "named pipe", "b": "device"}.items():
+        with pytest.raises(JaxpaError, match=rf"{name}\.done\.jsonl cannot be read: this is a {kind}"):
+            list(Journal(str(tmp_path / f"{name}.done.jsonl")).entries())
+
+
 def test_every_cut_leaves_whole_entries(tmp_path):
     journal = Journal(str(tmp_path / "a.done.jsonl"))
     for entry in (MADE, FAILED):

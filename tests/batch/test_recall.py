@@ -42,6 +42,7 @@ def test_the_latest_of_each_first(tmp_path):
 UNKNOWN = (
     {"format": 2, "at": 9.0},
     {"out_dir": 5},
+    {"batch_size": 0},
     {"sed": 1},
     {"at": "x"},
     {"at": 1e300},

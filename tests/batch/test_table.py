@@ -1,5 +1,6 @@
 """Files of a batch: what a line, an object and a row of a table say, and the names of pictures."""
 
+import io
 import json
 
 import pytest
@@ -67,8 +68,16 @@ def test_bad_rows(name):
     (".jsonl", "[" * 100_000 + "\n", ":1: not JSON"),
     (".csv", "prompt\nx,y\n", "more cells"),
     (".csv", "prompt,subjects.1.image\nx,a.png\n", "subjects.1.image"),
-    (".csv", 'prompt\n"x\n', "not CSV"),
-    (".csv", "prompt,seed, prompt\nx,1,y\n", "'prompt' is given twice"),
+    (".csv", 'prompt\nx\n"y\nz\n', ":3: the row that begins here is not CSV .*: does a quote stay open"),
+    (".csv", "prompt,seed, prompt\nx,1,y\n", ":1: 'prompt' is given twice"),
+    (".csv", "prompt,,\nx,y,\n", ":2: the cell 'y' stands under no name"),
+    (".csv", "prompt;seed\nx;1\n", ":1: ';' stands between the names"),
+    (".tsv", "prompt,seed\nx,1\n", ":1: ',' stands between the names"),
+    (".csv", "prompt,subjects.0\nx,a.png\n", ":2: there is no column 'subjects.0'"),
+    (".csv", "prompt,subjects,subjects.0.image\nx,y,a.png\n", ":2: 'subjects.0.image' is given twice"),
+    (".csv", 'prompt,sampling,sampling.seed\nx,"{""seed"": 1}",2\n', ":2: 'sampling.seed' is given twice"),
+    (".csv", 'prompt,sampling.seed,sampling\nx,2,"{""seed"": 1}"\n', ":2: 'sampling' is given twice"),
+    (".csv", 'prompt,sampling\nx,"{""seed"": 1, ""seed"": 2}"\n', ":2: 'seed' is given twice"),
     (".jsonl", '{"prompt": "x", "prompt": "y"}\n', ":1: 'prompt' is given twice"),
     (".jsonl", '{"sampling": {"seed": 1, "seed": 2}}\n', ":1: 'seed' is given twice"),
     (".txt", 'generate --prompt "x', "No closing quotation"),
@@ -76,8 +85,32 @@ def test_bad_rows(name):
 def test_bad_files(tmp_path, suffix, text, said):
     file = tmp_path / f"a{suffix}"
     file.write_text(text)
-    with pytest.raises(JaxpaError, match=said):
+    with pytest.raises(JaxpaError, match=said) as caught:
         read_table(str(file))
+    assert len(str(caught.value)) < 1000
+
+
+def test_a_cell_that_is_no_json_is_text(tmp_path):
+    """Whatever it begins with, and however deep that is nested or long: its column decides."""
+    (row,) = rows(tmp_path / "a.csv", "prompt\n[red] car\n")
+    assert row.prompt == "[red] car"
+    with pytest.raises(JaxpaError, match="sigmas"):
+        rows(tmp_path / "a.csv", f"prompt,sigmas\nx,{'[' * 100_000}\n")
+    with pytest.raises(JaxpaError, match="subjects"):
+        rows(tmp_path / "a.csv", f"prompt,subjects.{'9' * 5000}.image\nx,a.png\n")
+
+
+def test_text_of_another_encoding_says_which_is_read(tmp_path):
+    (tmp_path / "a.csv").write_bytes("prompt\na red cat\n".encode("utf-16"))
+    with pytest.raises(JaxpaError, match=r"a\.csv cannot be read: .*: save it as UTF-8"):
+        read_table(str(tmp_path / "a.csv"))
+
+
+def test_stdin_is_read_as_a_file_is(monkeypatch):
+    """As UTF-8, whatever the locale, and without the mark that some programs put in front."""
+    stream = io.TextIOWrapper(io.BytesIO("\ufeffgenerate --prompt café".encode()), encoding="latin-1")
+    monkeypatch.setattr("sys.stdin", stream)
+    assert [line.said for line in read_table("-")] == [["generate", "--prompt", "café"]]
 
 
 def test_the_schema_has_every_name():
