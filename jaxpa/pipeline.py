@@ -336,7 +336,7 @@ def load(
     found = adapt(found, loras := to_loras(loras), keep_loras, weights)
     beside = None if redux is None else find_redux(redux)
     if beside is not None:
-        found = dataclasses.replace(found, redux=beside.parameters)
+        found = dataclasses.replace(found, redux=beside)
     sharding = None if mesh is None else rules(mesh)
     if resident is None:
         resident = all_stay(found, dtype, weights, 1 if mesh is None else mesh.shape["model"])

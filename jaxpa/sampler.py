@@ -1,7 +1,7 @@
 """A request to the tokens of its pictures: which rows are sampled together, and what each of them is asked for."""
 
 import dataclasses
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from functools import partial
 from typing import Any
 
@@ -33,7 +33,7 @@ from jaxpa.routing import (
     token_guidance,
 )
 from jaxpa.runs import OnStep, personalized, sampled
-from jaxpa.sampling import at_positions
+from jaxpa.sampling import Conditions, at_positions
 from jaxpa.tokens import Placement, Routing
 
 
@@ -131,16 +131,12 @@ class Sampler(Model):
         self, request: Request, references: References, encoded: tuple[jax.Array, Beside | None], seeds: np.ndarray
     ) -> tuple[list[Task], jax.Array]:
         """What `personalize.sample` is asked for: a task for each tau, and the noise; `encoded` as above."""
-        trajectory, conditions = encoded[0], partial(self.conditions, beside=encoded[1])
-        preset, taus = request.switches(self.spec), request.taus(self.spec)
-        negative_prompt = request.sampling.negative_prompt
-        grid, guidance = references.grid, self.spec.guidance(request.sampling.guidance)
-        times = request.times(self.spec, grid)
-        gates = [block_taus(tau, preset.tau_blocks, times, self.spec.blocks) for tau in taus]
-        p = len(references.where.source)
-        seeds, g = np.repeat(seeds, p), len(seeds) * p  # placements fastest
+        (trajectory, beside), grid, sampling = encoded, references.grid, request.sampling
+        preset, taus, times = request.switches(self.spec), request.taus(self.spec), request.times(self.spec, grid)
+        places = len(references.where.source)
+        seeds = np.repeat(seeds, places)  # placements fastest
         placement, noise_from = perturb(
-            repeat_placement(references.where, g // p),
+            repeat_placement(references.where, len(seeds) // places),
             references.masks,
             seeds,
             np.float32(preset.shuffle),
@@ -149,34 +145,34 @@ class Sampler(Model):
             preset.margin,
             references.scene,
         )
-        solver, cache = request.sampling.solver, request.sampling.cache
-        cache = None if cache is None else jnp.float32(cache)
         x = start_noise(self.noise(seeds, grid), trajectory, noise_from, moved=preset.start == "moved")
-        captions, prompts = self.encode_text(references.captions), self.repeated_prompt(request, g)
-        rows = TextEmbedding.concatenate([captions, prompts])
-        negative = self.negative(negative_prompt, guidance, g)
+        captions, prompts = self.encode_text(references.captions), self.repeated_prompt(request, len(seeds))
+        rows, r = TextEmbedding.concatenate([captions, prompts]), len(captions)
+        guidance = self.spec.guidance(sampling.guidance)
+        negative = self.negative(sampling.negative_prompt, guidance, len(seeds))
+        conditions = partial(self.conditions, grid=grid, guidance=guidance, negative=negative, beside=beside)
         inside = guidance if preset.guidance_inside is None else preset.guidance_inside
         scale = token_guidance(placement, np.float32(guidance), np.float32(inside))
-        r = len(captions)
         text, riding = (rows, r) if preset.level == "layer" else (prompts, 0)
         before = Phase(
-            conditions(text, grid, guidance, negative, riding, inside, scale),
+            conditions(text, references=riding, inside=inside, scale=scale),
             self.replacement(preset, references, placement),
         )
-        size = context_size(int(references.masks.sum()), references.masks.size) if preset.concat else 0
-        alone = conditions(prompts, grid, guidance, negative)
-        if preset.concat is None:
-            after = Phase(alone)
-        elif preset.concat == "joined":
-            joined = join(references.masks, grid, size)
-            length = jnp.broadcast_to(joined.length, g)
-            after = Phase(at_positions(alone, joined.positions), Routing(length=length), joined.tokens)
-        else:
-            routing = context_routing(references.masks, placement, g, grid, preset.concat, size)
-            after = Phase(conditions(rows, grid, guidance, negative, r), routing)
-        eta, model = jnp.asarray(inversion.control(len(times) - 1, preset.eta)), self.parts.transformer
+        after = _after(preset, references, placement, conditions(prompts), partial(conditions, rows, references=r))
+        gates = [block_taus(tau, preset.tau_blocks, times, self.spec.blocks) for tau in taus]
+        eta = jnp.asarray(inversion.control(len(times) - 1, preset.eta))
+        cache = None if sampling.cache is None else jnp.float32(sampling.cache)
         task = Task(
-            trajectory, eta, jnp.asarray(times), jnp.float32(0), before, after, model, preset.level, solver, cache
+            trajectory,
+            eta,
+            jnp.asarray(times),
+            jnp.float32(0),
+            before,
+            after,
+            self.parts.transformer,
+            preset.level,
+            sampling.solver,
+            cache,
         )
         return [dataclasses.replace(task, tau=jnp.asarray(gate)) for gate in gates], x
 
@@ -187,3 +183,25 @@ class Sampler(Model):
         if preset.soft:
             shares = jnp.asarray(references.masks if references.shares is None else references.shares, jnp.float32)
         return Routing(source, replacement_weight(preset.parts, preset.blocks, self.spec.blocks, shares, source))
+
+
+def _after(
+    preset: Preset,
+    references: References,
+    placement: Placement,
+    alone: Conditions,
+    riding: Callable[[], Conditions],
+) -> Phase:
+    """What holds once t <= tau (Section 3.4): the images by themselves, or with the references' tokens beside theirs.
+
+    alone: conditions of the images' G rows; riding: () -> those of the references' rows before them.
+    """
+    if preset.concat is None:
+        return Phase(alone)
+    rows, size = len(placement.source), context_size(int(references.masks.sum()), references.masks.size)
+    if preset.concat == "joined":
+        joined = join(references.masks, references.grid, size)
+        length = jnp.broadcast_to(joined.length, rows)
+        return Phase(at_positions(alone, joined.positions), Routing(length=length), joined.tokens)
+    routing = context_routing(references.masks, placement, rows, references.grid, preset.concat, size)
+    return Phase(riding(), routing)

@@ -5,6 +5,7 @@ Small random networks in mini's folder; the settings are those that come with th
 
 import dataclasses
 import json
+import shutil
 import sys
 from functools import cache
 from typing import Any
@@ -13,6 +14,7 @@ import jax
 import numpy as np
 import pytest
 from PIL import Image
+from safetensors.numpy import load_file, save_file
 from sister_reference import CHANNELS, SIZES, TOKEN, error, load_reference, make_sister
 
 import jaxpa
@@ -351,6 +353,19 @@ def test_redux_is_planned(redux, folders, run, capsys, monkeypatch):
     for name in ("text", "sample", "pictures"):
         assert costs[1]["stage_bytes"][name] - costs[0]["stage_bytes"][name] == 4 * count
     assert costs[1]["memory_bytes"] - costs[0]["memory_bytes"] == costs[1]["redux_bytes"] == 4 * count
+
+
+def test_a_record_knows_its_redux(redux, tmp_path):
+    """Where it lies does not count, and every number does, as far as samples go."""
+    _, folder, _ = redux
+    mini = resolve("mini")
+    shutil.copytree(folder, again := tmp_path / "again")
+    first, copied = (dataclasses.replace(mini, redux=find_redux(each)).sha256 for each in (folder, again))
+    assert mini.sha256 != first == copied
+    (file,) = (again / "image_embedder").glob("*.safetensors")
+    tensors = load_file(file)
+    save_file({name: x + 1 for name, x in tensors.items()}, file)
+    assert dataclasses.replace(mini, redux=find_redux(again)).sha256 != first
 
 
 # On the command line -------------------------------------------------------------------------------------------

@@ -1,11 +1,14 @@
 """FLUX.1-Redux: a folder or a hub id with SigLIP (`image_encoder`) and two linear layers (`image_embedder`)."""
 
+from dataclasses import asdict
 from pathlib import Path
 from typing import NamedTuple
 
 from jax.typing import DTypeLike
 
+from jaxpa.checkpoint.fingerprint import fingerprint
 from jaxpa.checkpoint.load import load_component
+from jaxpa.checkpoint.parts import Part
 from jaxpa.checkpoint.source import Source, locate, resolve
 from jaxpa.config import SiglipVisionConfig
 from jaxpa.encoders.vision import ReduxEmbedder, VisionEncoder
@@ -30,7 +33,17 @@ class FoundRedux(NamedTuple):
     @property
     def parameters(self) -> int:
         """How many numbers they have, by their headers."""
-        return sum(part.parameters for found in self for part in found.parts.values())
+        return sum(part.parameters for part in self._parts.values())
+
+    @property
+    def sha256(self) -> str:
+        """Their `fingerprint`."""
+        configs = [asdict(part.config) for part in self._parts.values() if part.config is not None]
+        return fingerprint(configs, self._parts, {})
+
+    @property
+    def _parts(self) -> dict[str, Part]:
+        return self.encoder.parts | self.embedder.parts
 
 
 def find_redux(source: str | Path, download: bool = True) -> FoundRedux:

@@ -44,10 +44,8 @@ from jaxpa.quantised import DTYPES
 
 MARKER = "jaxpa.json"  # a folder's own settings; in a converted folder with "format": "jaxpa"
 
-
-Edit = Callable[
-    [int, np.ndarray], np.ndarray
-]  # (number of a block, its parameter as stored) -> the edited one, float32
+# (number of a block, its parameter as stored) -> the edited one, float32
+Edit = Callable[[int, np.ndarray], np.ndarray]
 
 
 class Adaptation(Protocol):
@@ -76,6 +74,15 @@ class Adaptation(Protocol):
         ...
 
 
+class Companion(Protocol):
+    """Networks that are loaded beside a checkpoint's own: how many numbers they have, and their `fingerprint`."""
+
+    @property
+    def parameters(self) -> int: ...
+    @property
+    def sha256(self) -> str: ...
+
+
 @dataclass(frozen=True)
 class Source:
     """A checkpoint's parts, before anything is loaded."""
@@ -91,7 +98,7 @@ class Source:
     problems: tuple[str, ...] = ()
     described: FluxConfig | None = None  # a model without files: what there is to know of it
     adaptation: Adaptation | None = None
-    redux: int = 0  # numbers of the FLUX.1-Redux that is loaded beside it
+    redux: Companion | None = None  # FLUX.1-Redux, for image prompts
 
     @property
     def layout(self) -> Layout:
@@ -174,9 +181,10 @@ class Source:
 
     @cached_property
     def sha256(self) -> str:
-        """Its `fingerprint`: which checkpoint it is, whatever is laid over it."""
+        """Its `fingerprint`: which checkpoint it is, whatever is laid over it; with that of what is beside it."""
         scheduler = None if self.scheduler is None else dataclasses.asdict(self.scheduler)
         configs = [dataclasses.asdict(self.own_config), scheduler, self.settings]
+        configs += [] if self.redux is None else [self.redux.sha256]
         return fingerprint(configs, self.parts, self.tokenizers)
 
 

@@ -54,7 +54,7 @@ class Command:
                 return known[key]
         found = resolve(said.model, said.components, download=download, variant=said.variant)
         if said.redux is not None:
-            found = replace(found, redux=find_redux(said.redux, download).parameters)
+            found = replace(found, redux=find_redux(said.redux, download))
         known[said, download] = adapt(found, said.lora, said.keep_lora, said.weights)
         return known[said, download]
 

@@ -172,7 +172,8 @@ def held_of(
     """
     spec = Spec(source.config, settings_of(source))
     itemsize = np.dtype(default_dtype() if dtype is None else dtype).itemsize
-    held = Held(itemsize, source.rounded(weights), kept=kept_of(source), redux=source.redux)
+    redux = 0 if source.redux is None else source.redux.parameters
+    held = Held(itemsize, source.rounded(weights), kept=kept_of(source), redux=redux)
     if resident is None:
         load = Load(spec.config, spec.grid(), spec.settings.max_length, 2, 0, 1, *held)
         have = machine_bytes()
