@@ -334,6 +334,10 @@ def test_an_image_prompt_compiles_once_and_is_refused_where_nothing_reads_it(red
         find_redux(folders("text"))
     with pytest.raises(CheckpointError, match=r"maps 24 channels to 96; .* should map 24 to 12"):
         load_redux(find_redux(folder), 12)
+    for name in ("image_encoder", "image_embedder"):
+        shutil.copytree(folder / "image_encoder", tmp_path / name)
+    with pytest.raises(CheckpointError, match=r"image_embedder: this is another network"):
+        load_redux(find_redux(tmp_path), 96)
 
 
 def test_redux_is_planned(redux, folders, run, capsys, monkeypatch):

@@ -62,6 +62,8 @@ def load_redux(found: FoundRedux, text_width: int, dtype: DTypeLike | None = Non
     made = Redux(*(load_component(each, dtype) for each in found))
     if not isinstance(made.encoder, VisionEncoder) or type(made.encoder.config) is not SiglipVisionConfig:
         raise CheckpointError(f"{found.encoder.path}: FLUX.1-Redux reads SigLIP's vision transformer, not this one")
+    if not isinstance(made.embedder, ReduxEmbedder):
+        raise CheckpointError(f"{found.embedder.path}: this is another network than FLUX.1-Redux's linear layers")
     maps = made.embedder.config.redux_dim, made.embedder.config.txt_in_features
     if maps != (wanted := (made.encoder.config.hidden_size, text_width)):
         raise CheckpointError(

@@ -140,6 +140,7 @@ class Picturing(Making):
         read = replace(request, subjects=tuple(load_subject(each) for each in request.subjects))
         if request.image_prompt is not None:
             read_image(request.image_prompt)
+        _check_embedding(request.embedding)
         known = not [each for each in read.subjects if not has_mask(each)]  # all are asked: one has neither
         pictures = prepare(read, spec) if known else None
         costs = self.require_memory(request, canvas_of(pictures, spec))
@@ -344,6 +345,14 @@ def canvas_of(pictures: "Pictures | None", spec: Spec) -> tuple[int, int] | None
         return pictures.canvas
     h, w = pictures.grid
     return h * spec.cell, w * spec.cell
+
+
+def _check_embedding(file: Any) -> None:
+    """Raise JaxpaError for a file that is not one encoded prompt; None: there is none."""
+    from jaxpa.encoders.text import TextEmbedding
+
+    if file is not None and (rows := len(TextEmbedding.load(file))) != 1:
+        raise JaxpaError(f"{file} holds {rows} prompts, and a command draws one: save the rows apart (text[0].save)")
 
 
 def combinations(request: Request, spec: Spec) -> list[dict[str, Any]]:

@@ -15,8 +15,7 @@ from typing import Any, Self
 import jax
 import jax.numpy as jnp
 import numpy as np
-from safetensors import SafetensorError
-from safetensors.flax import load_file
+from safetensors import SafetensorError, safe_open
 from safetensors.flax import save as to_bytes
 
 from jaxpa.encoders.clip import CLIPTextEncoder
@@ -71,16 +70,23 @@ class TextEmbedding:
     @classmethod
     def load(cls, path: str | os.PathLike[str]) -> Self:
         """Read what `save` wrote, in its dtype. Raises CheckpointError, which names the file and every fault."""
+        tensors: dict[str, jax.Array] = {}
         try:
-            tensors = load_file(path)
+            with safe_open(path, framework="flax") as file:
+                kinds = {name: file.get_slice(name).get_dtype() for name in file.keys()}  # noqa: SIM118
+                problems = [f"{name} is missing" for name in ("txt", "vec") if name not in kinds]
+                problems += [f"{name} does not belong there" for name in kinds if name not in ("txt", "vec")]
+                for name, kind in kinds.items():
+                    if kind not in ("F64", "F32", "F16", "BF16"):
+                        problems.append(f"{name} has the type {kind}, which no encoder writes")
+                if not problems:
+                    tensors = {name: file.get_tensor(name) for name in kinds}
         except SafetensorError as error:
             raise CheckpointError(f"{path} cannot be read as safetensors: {error}") from error
-        problems = [f"{name} is missing" for name in ("txt", "vec") if name not in tensors]
-        problems += [f"{name} does not belong there" for name in tensors if name not in ("txt", "vec")]
         if not problems:
             txt, vec = tensors["txt"], tensors["vec"]
-            if txt.ndim != 3 or vec.ndim != 2 or txt.shape[0] != vec.shape[0]:
-                problems.append(f"txt {txt.shape} and vec {vec.shape} should be (B, M, Dt) and (B, Dv)")
+            if txt.ndim != 3 or vec.ndim != 2 or txt.shape[0] != vec.shape[0] or not (txt.size and vec.size):
+                problems.append(f"txt {txt.shape} and vec {vec.shape} should be (B, M, Dt) and (B, Dv), none of them 0")
             problems += [f"{name} is not finite" for name, x in tensors.items() if not jnp.isfinite(x).all()]
         if problems:
             raise CheckpointError(f"{path} is not a text embedding", problems)

@@ -118,6 +118,10 @@ def test_an_embedding_file(run, folder):
     assert "give a --prompt" in run("generate")[2]
     assert "not both" in run("generate", "--prompt", "x", "--embedding", "star.safetensors")[2]
     assert "none.safetensors" in run("generate", "--embedding", "none.safetensors")[2]
+    _load(Checkpoint(), None).encode_text(["a red star", "a car"]).save("two.safetensors")
+    status, _, err = run("generate", "--embedding", "two.safetensors")
+    assert (status, err.count("\n")) == (2, 1)
+    assert "two.safetensors holds 2 prompts, and a command draws one" in err
 
 
 BESIDE_A_FILE = {

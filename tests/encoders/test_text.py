@@ -78,6 +78,22 @@ def _umask() -> int:
     return mask
 
 
+@pytest.mark.parametrize(("shape", "dtype", "said"), [
+    ((1, 2, 3), jnp.int8, "txt has the type I8"),
+    ((1, 2, 3), bool, "txt has the type BOOL"),
+    ((1, 2, 3), jnp.float8_e4m3fn, "txt has the type F8_E4M3"),
+    ((0, 2, 3), np.float32, "none of them 0"),
+    ((1, 0, 3), np.float32, "none of them 0"),
+])  # fmt: skip
+def test_what_no_encoder_writes(tmp_path: Path, shape: tuple[int, ...], dtype: object, said: str) -> None:
+    from safetensors.flax import save_file
+
+    path = tmp_path / "bad.safetensors"
+    save_file({"txt": jnp.ones(shape, dtype), "vec": jnp.ones((shape[0], 2))}, path)
+    with pytest.raises(CheckpointError, match=said):
+        TextEmbedding.load(path)
+
+
 def test_load_names_the_file_and_every_problem(tmp_path: Path) -> None:
     from safetensors.numpy import save_file
 
