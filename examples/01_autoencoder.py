@@ -3,7 +3,8 @@
 # 1. The autoencoder
 
 FLUX does not draw pixels. An autoencoder turns a picture x (H, W, 3) into a latent z with fewer, richer cells, the flow
-works there, and a decoder turns the result into pixels (Rombach et al. 2022). The encoder is a stack of convolutions:
+(lesson 7) works there, and a decoder turns the result into pixels (Rombach et al. 2022). The encoder is a stack of
+convolutions:
 
     resnet(x)     = x + conv(silu(norm(conv(silu(norm(x))))))        norm: over groups of channels
     downsample(x) = every second cell of conv(x)
@@ -102,7 +103,7 @@ print(f"standard deviation of a cell: {np.exp(log_variance / 2).mean():.3f}, of 
 
 # %% [markdown]
 """
-## What a latent stands
+## What a latent tolerates
 
 Noise moves it, an average of two latents is not an average of two pictures, and a cell is felt by its neighbours only.
 """
@@ -140,7 +141,7 @@ save(stack(sheet(rows, 200), legend), "01-autoencoder")
 """
 ## Change something
 
-Encode the photograph instead of the drawing (`Image.open(PICTURES / "chelsea.jpg")`, resized to 96 x 96). It comes back
-with 31 dB, hardly worse than the drawings (30 to 32 dB): this autoencoder has seen natural pictures, too. That the
-embedded model cannot draw such a cat (lesson 17) is the flow's fault, not the latent's.
+Encode the photograph instead of the drawing: after `import _show`, `Image.open(_show.PICTURES / "chelsea.jpg")`, resized
+to 96 x 96. It comes back with 31 dB, hardly worse than the drawings (30 to 32 dB): this autoencoder has seen natural
+pictures, too. That the embedded model cannot draw such a cat (lesson 17) is the flow's fault, not the latent's.
 """

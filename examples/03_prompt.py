@@ -118,7 +118,7 @@ save(stack(sheet(rows, 220), legend), "03-prompt")
 """
 ## Change something
 
-Turn the rows of `txt` round (`TextEmbedding(text.txt[:, ::-1], text.vec)`) and generate again: the pictures stay the
-same, but for rounding. To FLUX all text tokens stand at one position, so their order says nothing; what it meant is in
-the tokens already, by T5. Turn the words round instead ("beach a on mug striped red a"), and T5 makes other tokens.
+Reverse the rows of `txt` (`TextEmbedding(text.txt[:, ::-1], text.vec)`) and generate again: the pictures stay the same,
+but for rounding. To FLUX all text tokens stand at one position, so their order says nothing; what it meant is in the
+tokens already, by T5. Reverse the words instead ("beach a on mug striped red a"), and T5 makes other tokens.
 """

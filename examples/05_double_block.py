@@ -132,5 +132,6 @@ save(stack(upper, lower), "05-double-block")
 
 Take the positions away (`table(0 * positions, ...)`). The diagonals vanish: a token's attention on its own place falls
 from 5% to 1% in the first block, and nothing tells its neighbours from the rest. The columns stay, since they are
-about what a token holds. Then set T to 0.05: with less noise, image tokens take less from the text (25% to 21%).
+about what a token holds. Then put the positions back and set T to 0.05: with less noise, image tokens take less from
+the text (25% to 21%).
 """

@@ -11,7 +11,7 @@ of this kind. Attention and MLP run side by side from the same features, and one
     x = x + gate * linear([softmax(q k^T / sqrt(Dh)) v;  gelu(linear(features))])         q, k, v as in lesson 5
 
 Side by side saves time: q, k, v and the MLP's first layer are one product, and so are both layers on the way out. After
-the last block the text is dropped, and a linear layer turns each image token into its velocity.
+the last block the text is dropped, and a linear layer turns each image token into its velocity (lesson 7).
 
     python examples/06_single_block.py
 """

@@ -2,8 +2,8 @@
 """
 # 8. Guidance, classifier-free and distilled
 
-A network that follows a prompt follows it too loosely. Classifier-free guidance (Ho and Salimans 2022) asks twice, with
-the prompt and without, and exaggerates the difference:
+Trained on pictures and their captions, a network follows a prompt too loosely. Classifier-free guidance (Ho and
+Salimans 2022) asks twice, with the prompt and without, and exaggerates the difference:
 
     v = v_with + (g - 1) (v_with - v_without)
 

@@ -2,16 +2,17 @@
 """
 # 11. Why positions collide
 
-Older methods let a new picture attend to the tokens of a reference. In a U-Net, features are tied to their place only
-loosely. In a DiT, a rotary embedding R turns every query and key by its position (lesson 4), and those at one position
-match best. With reference tokens X' beside the picture's X, token i takes
+Older methods let a new picture attend to the tokens of a reference. A U-Net has positions only implicitly, by its
+convolutions, and its attention is little bound to them. In a DiT, a rotary embedding R turns every query and key by its
+position (lesson 4), and those at one position match best. With reference tokens X' beside the picture's X, token i
+takes
 
     softmax_j( (R_i q_i) . (R_j k_j) / sqrt(Dh) )      over j in [text; X; X']
 
 It therefore matters which positions the tokens of X' get (Section 3.2 of Personalize Anything):
 
     original  their own: every image token finds a rival at its own position, and looks there
-    zero      (0, 0) for all, as for text: the collision is gone, and with it most of the attention
+    zero      (0, 0) for all, as for text: the collision is gone, and with it most of the attention (here: half)
     shifted   beside the picture, at (row, column + w): the same
 
     python examples/11_collision.py

@@ -8,7 +8,7 @@ References replace their regions one after the other; where they overlap, the la
 
 A scene is a reference whose mask is the whole canvas; it comes first. All references run in one batch with the image,
 so a second subject costs one more row while t > tau, and nothing below it. The embedded model has only seen two
-subjects side by side, and small: details blur, and where one stands in front of the other, the old edge may shine
+subjects side by side, and small: details blur, and where one stands in front of the other, the old edge may show
 through.
 
     python examples/15_several_subjects.py

@@ -42,8 +42,8 @@ from jaxpa.sampler import Sampler
 class Pipeline(Sampler):
     """A loaded checkpoint and what can be made with it.
 
-    Every method is a `Request` in the making: its keywords are the fields of `request.Sampling` (seed, num_images,
-    steps, guidance, height, width, negative_prompt, ...), and where there are references those of `request.Method`
+    Every method is a `Request` in the making: its keywords are the fields of `groups.Sampling` (seed, num_images,
+    steps, guidance, height, width, negative_prompt, ...), and where there are references those of `groups.Method`
     (preset, tau, level, path, start, concat, ...). Every method raises JaxpaError for bad input.
     """
 
@@ -59,7 +59,11 @@ class Pipeline(Sampler):
     def stream(
         self, request: Request, prepared: Pictures | None = None, on_step: OnStep | None = None
     ) -> Iterator[Image.Image]:
-        """The pictures of `make` as they come: without references, those of one device batch after the other."""
+        """The pictures of `make` as they come: those of one device batch after the other.
+
+        With references, or where networks take turns in memory, all come at the end. What is wrong with the request
+        raises here, before the first picture is asked for.
+        """
         _checked(request).with_prompt().check(self.spec)
         return self._streamed(request, prepared, on_step)
 
@@ -114,7 +118,7 @@ class Pipeline(Sampler):
     ) -> list[Image.Image]:
         """Change a picture as the prompt says (FLUX.1-Kontext). Of its own size, or nearly, unless height or width say.
 
-        Keywords: those of `request.Sampling`.
+        Keywords: those of `groups.Sampling`.
         """
         return self.make(Request.of(prompt, picture=image, **keywords), on_step=on_step)
 
@@ -191,7 +195,7 @@ class Pipeline(Sampler):
         """Draw the masked part of a picture anew (Section 3.4: what is kept replaces), at the picture's own size.
 
         mask is white where the picture may change; the rest comes back exactly, but for the pixels that are blended.
-        Further keywords: those of `request.Editing` (caption, feather, grow); height and width of the canvas on which
+        Further keywords: those of `groups.Editing` (caption, feather, grow); height and width of the canvas on which
         the picture is shown to the network (None: `Spec.edit_canvas`).
         """
         return self.make(Request.of(prompt, image=image, mask=mask, **keywords), on_step=on_step)
@@ -248,7 +252,7 @@ class Pipeline(Sampler):
 
         at: which steps of the schedule, 0 the noisiest; blocks: which, double blocks first; None: all (a map of 4608
         tokens is 81 MiB: choose). heads: each apart, (S, L, H, ...), instead of their mean. `.quadrants` takes the
-        maps apart. The run that is looked at is an untouched one. Further keywords: those of `request.Sampling` for one
+        maps apart. The run that is looked at is an untouched one. Further keywords: those of `groups.Sampling` for one
         picture; of an inversion, steps, sigmas, shift, height and width.
         """
         with self.on_devices():
@@ -325,7 +329,7 @@ def load(
     keep_loras: keep them beside the weights, where `with_loras` exchanges them, instead of merging them into the
     weights (None: beside weights of eight bits); redux: a folder or hub id of FLUX.1-Redux, for image prompts; on_step:
     hears after every network how many bytes are read.
-    Raises CheckpointError with everything that is wrong.
+    Raises CheckpointError with everything that is wrong with the files, JaxpaError for a bad argument.
     """
     mesh = None if mesh is None else automatic(mesh)
     dtype = None if dtype is None else _read_dtype(dtype)

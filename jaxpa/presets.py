@@ -60,7 +60,7 @@ class Preset:
 
     "zero", "target", "original", "shifted": the reference rows ride along, and give the images keys and values at
     position (0, 0), at that of the cells that they are put on, at their own, or at their own moved by the grid's width.
-    This is what the official code does ("target" where it is switched on); Section 3.2 compares the last three."""
+    This is what the official code does ("target" where it is switched on); Section 3.2 compares the other three."""
     parts: Parts = "qkv"
     """What the reference's features feed while t > tau: any of queries, keys and values."""
     blocks: tuple[int, int] | None = None

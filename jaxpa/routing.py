@@ -68,8 +68,8 @@ def reference_context(
 ) -> Context:
     """The masked tokens of all references as context, in order, padded to `size` (static; R N at most).
 
-    `where` gives their rotary positions: (0, 0) as text has, those of the cells that they are put
-    on, their own, or their own moved by the grid's width (Section 3.2 compares the last three).
+    `where` gives their rotary positions: (0, 0) as text has, those of the cells that they are put on ("target"), their
+    own, or their own moved by the grid's width. Section 3.2 compares all but "target".
     """
     check_choice("where", where, get_args(Positions))
     checks.array("masks", masks, ("R", grid[0] * grid[1]), bool)

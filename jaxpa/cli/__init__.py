@@ -2,7 +2,7 @@
 
 main         the list of commands; errors in one line
 parse        from words to commands; help
-pictures     generate, personalize, inpaint, outpaint
+pictures     generate, personalize, inpaint, outpaint, edit
 invert       a picture to noise and back
 mask         the command that makes masks
 lines        the lines of a batch as commands that have been checked

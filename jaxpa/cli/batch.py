@@ -40,14 +40,15 @@ class BatchCommand:
     """For lines that name no file: a template such as {line:05d}-{seed}.png, of line, seed, tau, place, verb and
     prompt."""
     out_dir: str | None = None
-    """Where the files go, instead of the file's folder; made if it is not there. A fsspec URL (gs://, s3://) too."""
+    """Where the files go, instead of the file's folder; made if it is not there. An fsspec URL (gs://, s3://) too."""
     journal: str | None = None
-    """Where the journal is, instead of beside the file; a fsspec URL too. Beside the file it is then said where."""
+    """Where the journal is, instead of beside the file; an fsspec URL too. A note beside the file then says where."""
     batch_size: int | None = None
-    """Pictures that are sampled together; auto: as many as fit the memory, 8 at most. Another number is another
-    program, whose pictures may differ by a grey level."""
+    """Pictures that are sampled together; auto: as many as fit in half of the memory, 8 at most. Another number
+    is another program, whose pictures may differ by a grey level."""
     share: str = "1/1"
-    """I/N: this is the I-th of N processes that take every N-th line each, for who has only a shell on each machine."""
+    """I/N: this is the I-th of N processes that take every N-th line each, for machines that share no more than a
+    folder."""
     engine: Literal["local", "ray"] = "local"
     """ray: the devices of a Ray cluster work on the file together (`pip install 'jaxpa[ray]'`)."""
     actors: int | None = None
@@ -57,8 +58,8 @@ class BatchCommand:
     again: bool = False
     """Make everything again, as the last run of this file was asked for."""
     status: bool = False
-    """Say what is made, failed and left, and how long it will take; nothing is made. The flags of the run stand in the
-    journal; where there have been several with different ones, each is told of, and flags choose among them."""
+    """Say what is made, failed and left, and how long it will take; nothing is made. The journal holds the flags of the
+    run; where there have been several with different flags, each is reported, and flags choose among them."""
     schema: bool = False
     """Print the JSON schema of a line of JSON."""
     json: bool = False

@@ -27,7 +27,8 @@ class Timed(NamedTuple):
 
 @dataclass(kw_only=True)
 class BenchCommand(Command):
-    """Time a sampling step on this machine: compile seconds, ms, TFLOP/s, and the share of a matrix product's."""
+    """Time a sampling step on this machine: compile seconds, ms, and TFLOP/s, also as a share of what a plain matrix
+    product reaches."""
 
     config: Literal["dev", "schnell"] | None = None
     """Random weights of FLUX.1's full size instead of --model."""

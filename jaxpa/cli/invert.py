@@ -27,8 +27,9 @@ class Walk(NamedTuple):
 
 @dataclass(frozen=True, kw_only=True)
 class Walking(Sampling):
-    """How the picture is walked to its noise and back: what an inversion reads of `Sampling`."""
+    """How the picture is walked to its noise and back."""
 
+    # What an inversion does not read of `Sampling`.
     seed: Suppress[Seeds] = 0
     num_images: Suppress[int] = 1
     guidance: Suppress[float | None] = None

@@ -79,9 +79,10 @@ def shown(kind: type[Any], words: Sequence[str]) -> Any:
     with contextlib.suppress(JaxpaError):  # a model that cannot be read: the help stays without its values
         spec = spec_of(_source_of(checkpoint))
         values |= defaults(kind, spec, _value_of(words, "preset"))
+    unsaid = {each.name for each in fields(kind) if each.default is None or each.default is MISSING}
     required = {each.name for each in fields(kind) if each.default is MISSING and each.default_factory is MISSING}
     return kind(
-        **dict.fromkeys(required, tyro.MISSING), **{key: value for key, value in values.items() if key in names}
+        **dict.fromkeys(required, tyro.MISSING), **{key: value for key, value in values.items() if key in unsaid}
     )
 
 

@@ -99,7 +99,7 @@ class Masking:
     word: str | None = None
     """What the subject is; attention finds it."""
     caption: str | None = None
-    """What the picture shows; the word must stand in it. Without one: "a picture of a" word."""
+    """What the picture shows; the word must stand in it. By default "a picture of a WORD"."""
     box: str | None = None
     """LEFT,TOP,RIGHT,BOTTOM, fractions of the picture."""
     polygon: str | None = None

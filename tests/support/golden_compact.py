@@ -1,6 +1,7 @@
 """Makes the compact golden set that the repository carries from a full one; `golden_set.py` goes the other way.
 
-As a script: `python tests/golden_compact.py FULL COMPACT`, where COMPACT is an empty folder (but for its README.md).
+As a script: `python tests/support/golden_compact.py FULL COMPACT`, where COMPACT is an empty folder (but for its
+README.md).
 """
 
 import base64

@@ -47,7 +47,7 @@ class Recipe:
     batch: int = 64
     """Pictures of 96 x 96 in an update; of other sizes, as many as cost the same."""
     distill_steps: int = 900
-    """Updates of the guidance distillation, which makes one forward of two; 0: the teacher itself is exported."""
+    """Updates of the guidance distillation, which makes one forward of three; 0: the teacher itself is exported."""
     seed: int = 1
     peek: bool = False
     """Only export the averaged teacher as far as it is, while a run goes on or after it has stopped."""
