@@ -319,14 +319,14 @@ def load(
     """Load a checkpoint.
 
     source: `mini` (the embedded one), a diffusers or converted folder, a single .safetensors or .gguf file (then
-    `components` names where the rest comes from), or a hub id; dtype: of all networks (None: float32 on CPU, bfloat16
-    elsewhere); mesh: devices to spread the networks and the rows of a batch over, with axes "data" and "model"
-    (`jaxpa.devices.sharding.make_mesh`); weights: "int8" or "fp8" rounds the blocks of the transformer and of T5 to
-    eight bits as they are read (`jaxpa.quantised`), "w8a8" is int8 with the transformer's activations rounded, too,
-    "wide" widens those of fp8 and GGUF files; resident: whether all networks stay in memory, or each is loaded for its
-    stage and freed after: text, sampling, pictures (None: they stay if they all fit); variant: which of FLUX.1's sister
-    models it is (`jaxpa.backbones.variants`; None: as its files say); loras: files, or pairs of a file and a scale;
-    keep_loras: keep them beside the weights, where `with_loras` exchanges them, instead of merging them into the
+    `components` names where the rest comes from), a hub id, or a URL of fsspec; dtype: of all networks (None: float32
+    on CPU, bfloat16 elsewhere); mesh: devices to spread the networks and the rows of a batch over, with axes "data" and
+    "model" (`jaxpa.devices.sharding.make_mesh`); weights: "int8" or "fp8" rounds the blocks of the transformer and of
+    T5 to eight bits as they are read (`jaxpa.quantised`), "w8a8" is int8 with the transformer's activations rounded,
+    too, "wide" widens those of fp8 and GGUF files; resident: whether all networks stay in memory, or each is loaded for
+    its stage and freed after: text, sampling, pictures (None: they stay if they all fit); variant: which of FLUX.1's
+    sister models it is (`jaxpa.backbones.variants`; None: as its files say); loras: files, or pairs of a file and a
+    scale; keep_loras: keep them beside the weights, where `with_loras` exchanges them, instead of merging them into the
     weights (None: beside weights of eight bits); redux: a folder or hub id of FLUX.1-Redux, for image prompts; on_step:
     hears after every network how many bytes are read.
     Raises CheckpointError with everything that is wrong with the files, JaxpaError for a bad argument.

@@ -35,7 +35,7 @@ class GenerateCommand(Picturing):
     """The picture whose shapes the new one follows (FLUX.1-Canny: white edges on black; FLUX.1-Depth: near is
     white)."""
     edges: bool = False
-    """The --control picture is an ordinary one: its edges are found first."""
+    """The --control picture is an ordinary one: its edges are found first (`pip install 'jaxpa[edges]'`)."""
 
     @cached_property
     def lines(self) -> list[tuple[int, str]]:

@@ -110,7 +110,7 @@ class Checkpoint:
     """The networks."""
 
     model: str = "mini"
-    """`mini`, a diffusers or converted folder, a single .safetensors or .gguf file, or a hub id."""
+    """`mini`, a diffusers or converted folder, a single .safetensors or .gguf file, a hub id, or a URL (gs://, s3://)."""
     components: str | None = None
     """A folder or hub id that has the rest, where --model is a single file."""
     variant: VariantName | None = None
