@@ -99,7 +99,7 @@ class PersonalizeCommand(Picturing):
     """Put the subjects of your pictures into a new one (Personalize Anything, Feng et al. 2025)."""
 
     subject: UseAppendAction[tuple[Subject, ...]] = ()
-    """A reference, as often as there are subjects. Its mask is white on the subject (any size of the same aspect); or
+    """A reference; repeat the flag for each subject. Its mask is white on the subject (any size of the same aspect); or
     its own transparency; or found by --word, which names the subject (in the --caption, if there is one). --at puts
     the subject's centre, or its box, there, in fractions of the canvas. --caption says what the picture shows. --flip
     mirrors it. In a box it keeps its aspect; --stretch fills the box."""

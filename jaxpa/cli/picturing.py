@@ -95,7 +95,8 @@ class Picturing(Making):
     several pictures it shows the first that is being sampled. The file is deleted at the end."""
     distributed: bool = False
     """This process is one of several that run the same command: --mesh spreads it over the devices of all of them, and
-    the first writes. Found by JAX on Slurm, Open MPI, Kubernetes and Cloud TPU; else see docs/devices.md."""
+    the first writes. On Slurm, Open MPI, Kubernetes and Cloud TPU, JAX finds the others; elsewhere, see
+    docs/devices.md."""
 
     def begin(self) -> None:
         if self.distributed:

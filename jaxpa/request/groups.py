@@ -114,7 +114,8 @@ class Checkpoint:
     components: str | None = None
     """A folder or hub id that has the rest, where --model is a single file."""
     variant: VariantName | None = None
-    """Which of FLUX.1's sister models it is, where neither its files nor their names say so."""
+    """Which of FLUX.1's sister models it is, where neither its files nor their names say so; text: dev, schnell and
+    Krea."""
     redux: str | None = None
     """A folder or hub id of FLUX.1-Redux, which reads the --image-prompt."""
     dtype: Literal["auto", "float32", "bfloat16"] = "auto"
@@ -128,7 +129,7 @@ class Checkpoint:
     """Keep all networks in memory, instead of loading each for its stage (text, sampling, pictures) and freeing it
     after. Default: if they all fit."""
     lora: tuple[Lora, ...] = ()
-    """A LoRA over the networks, as often as there are some; scale 1 is what it was trained for."""
+    """A LoRA to lay over the networks; repeat the flag for several. Scale 1 is what it was trained for."""
     keep_lora: bool | None = None
     """Keep LoRAs beside the weights, so that others can take their place without loading the networks again, instead of
     merging them into the weights, which costs no time later. Default: beside weights of eight bits, and in a batch
@@ -243,11 +244,13 @@ class Method:
     tau_blocks: BlockTaus | Unset = UNSET
     """Blocks with a tau of their own, counted from 0, double blocks first, such as 10-20=0.4."""
     level: Level | Unset = UNSET
-    """Replace the features that feed queries, keys and values in every block (layer), or the sampler's own tokens."""
+    """Replace the features that feed queries, keys and values in every block (layer), or the sampler's own tokens
+    (token)."""
     path: Path | Unset = UNSET
-    """How the reference becomes noise: along a straight line, by the model's own flow, or by RF inversion."""
+    """How the reference becomes noise: along a straight line (line), by the model's own flow (ode), or by RF inversion
+    (rf)."""
     start: Start | Unset = UNSET
-    """The start noise under the subject: the picture's own, or the reference's inverted noise."""
+    """The start noise under the subject: the picture's own (independent), or the reference's inverted noise (moved)."""
     concat: Concat | Unset | None = UNSET
     """Attend to the reference after tau: as a part of each picture's sequence at position zero (joined, the paper's
     form), or to its keys and values at these positions; none: do not."""
