@@ -2,7 +2,7 @@
 
 A JSON object and a CSV row have the names of `Request` and its groups, with `out`, `figure` and those of `Checkpoint`
 beside them. A group's fields may stand at the top (`seed`), in a CSV header with dots (`subjects.0.image`). A LoRA is
-FILE:SCALE, as its flag has it, or an object.
+`FILE:SCALE`, as its flag has it, or an object.
 """
 
 import csv
