@@ -7,9 +7,9 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from tempfile import TemporaryDirectory
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
-from tyro.conf import Positional
+from tyro.conf import Positional, arg
 
 from jaxpa.batch.journal import Journal, status
 from jaxpa.batch.recall import RunRecord, runs_in
@@ -31,7 +31,7 @@ class BatchCommand:
     journal (FILE.done.jsonl): when it is run again, only what is missing is made. Paths count from the file's folder.
     """
 
-    file: Positional[str | None] = None
+    file: Annotated[Positional[str | None], arg(metavar="[FILE]")] = None
     """Lines such as: generate --prompt "a red cat" --seed 3 --out cat.png. A # begins a comment; `jaxpa` may stand in
     front. -: stdin (then --journal says where the journal goes)."""
     model: str | None = None

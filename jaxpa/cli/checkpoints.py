@@ -2,9 +2,9 @@
 
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal
+from typing import Annotated, Literal
 
-from tyro.conf import Positional
+from tyro.conf import Positional, arg
 
 from jaxpa.cli import console
 from jaxpa.config import VariantName
@@ -15,9 +15,9 @@ from jaxpa.errors import JaxpaError
 class ConvertCommand:
     """Write a checkpoint in the layout that the networks use: it loads faster, without transposing."""
 
-    source: Positional[str]
+    source: Annotated[Positional[str], arg(metavar="SOURCE")]
     """Any checkpoint that --model takes."""
-    folder: Positional[Path]
+    folder: Annotated[Positional[Path], arg(metavar="FOLDER")]
     """A new folder."""
     components: str | None = None
     """A folder or hub id that has the rest, where SOURCE is a single file."""
@@ -53,7 +53,7 @@ class InfoCommand:
     """Say what a checkpoint or a LoRA holds, from its headers alone; the status is 1 if it would not load. Or say how a
     picture was made, if jaxpa made it."""
 
-    source: Positional[str] = "mini"
+    source: Annotated[Positional[str], arg(metavar="[SOURCE]")] = "mini"
     """A pipeline, one component's folder, a single file, a hub id, a LoRA's file, or a picture."""
     components: str | None = None
     """A folder or hub id that has the rest, where SOURCE is a single file."""

@@ -3,10 +3,10 @@
 from dataclasses import dataclass, replace
 from itertools import islice
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, ClassVar, NamedTuple
+from typing import TYPE_CHECKING, Annotated, Any, ClassVar, NamedTuple
 
 import numpy as np
-from tyro.conf import Positional, UseAppendAction
+from tyro.conf import Positional, UseAppendAction, arg
 
 from jaxpa.cli import console
 from jaxpa.cli.command import Made, Making, spec_of
@@ -135,7 +135,7 @@ class ReplayCommand:
     """Make a picture again, from what jaxpa wrote into it: the same bytes on the same kind of device, with the same
     versions; otherwise the command says what is different."""
 
-    picture: Positional[Path]
+    picture: Annotated[Positional[Path], arg(metavar="PICTURE")]
     """A picture that jaxpa made."""
     seed: tuple[int, ...] = ()
     """Others instead: pictures of these seeds, with all else as it was."""

@@ -302,6 +302,15 @@ def test_help_shows_the_defaults_of_the_model(name, run, capsys):
         assert "(default: 96)" in text
 
 
+@pytest.mark.parametrize(("name", "words"), [
+    ("batch", "[FILE]"), ("convert", "SOURCE FOLDER"), ("info", "[SOURCE]"), ("replay", "PICTURE"),
+])  # fmt: skip
+def test_help_calls_words_without_a_flag_as_its_texts_do(name, words, run, capsys):
+    with pytest.raises(SystemExit):
+        run(name, "--help")
+    assert f"usage: jaxpa {name} [-h] [OPTIONS] {words}" in " ".join(capsys.readouterr().out.split())
+
+
 def test_help_shows_a_command_s_own_defaults(run, capsys):
     """The checkpoint's values stand where the command has none of its own: `bench` times a few steps, and not 28."""
     with pytest.raises(SystemExit):

@@ -155,7 +155,7 @@ def drawn(count: int, seed: int) -> tuple[list[Image.Image], list[str]]:
 def main() -> None:
     parser = argparse.ArgumentParser(description=(__doc__ or "").partition("\n")[0])
     parser.add_argument("--out", type=Path, default=Path("subject.safetensors"))
-    several = "a picture of the subject; as often as there are some (default: five drawn ones)"
+    several = "a picture of the subject and its caption; repeat it for several (default: five drawn ones)"
     parser.add_argument("--picture", action="append", nargs=2, metavar=("FILE", "CAPTION"), help=several)
     parser.add_argument("--rank", type=int, default=4)
     parser.add_argument("--steps", type=int, default=300)
