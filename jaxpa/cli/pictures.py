@@ -10,7 +10,7 @@ from tyro.conf import OmitArgPrefixes, Suppress, UseAppendAction
 
 from jaxpa.batch.table import read_prompts
 from jaxpa.cli.flags import Pad
-from jaxpa.cli.picturing import Picturing
+from jaxpa.cli.picturing import Picturing, Prompt
 from jaxpa.errors import JaxpaError
 from jaxpa.media.subjects import Place, Subject
 from jaxpa.request.groups import UNSET, Editing, Following, Method, Starting, Unset
@@ -85,6 +85,8 @@ def following(control: Path | None, edges: bool) -> Following | None:
 class EditCommand(Picturing):
     """Change a picture as the prompt says (FLUX.1-Kontext): "make the car red", "the same cat in the snow"."""
 
+    prompt: Prompt = None
+    """What to change."""
     image: Path
     """The picture."""
     figure: bool = True  # type: ignore[misc]

@@ -32,6 +32,9 @@ if TYPE_CHECKING:  # the networks are imported when a command runs
     from jaxpa.runs import OnStep, Step
 
 
+Prompt = Annotated[str | None, arg(help_behavior_hint="(required, or --embedding or --image-prompt)")]
+
+
 class Prepared(NamedTuple):
     """A request that was checked: its pictures as arrays (None: a mask is still to be found), results and files.
 
@@ -81,7 +84,7 @@ class Preview:
 class Picturing(Making):
     """A command that answers a `Request`."""
 
-    prompt: Annotated[str | None, arg(help_behavior_hint="(required, or --embedding)")] = None
+    prompt: Prompt = None
     """What the picture shows."""
     embedding: Path | None = None
     """An encoded prompt in place of --prompt: a file that TextEmbedding.save wrote."""
