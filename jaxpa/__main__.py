@@ -12,7 +12,17 @@ def run() -> int:
     except KeyboardInterrupt:
         print("jaxpa: stopped", file=sys.stderr)
         return 130
+    except ValueError as error:
+        if not _names_a_variable(error):
+            raise
+        print(f"jaxpa: {error}", file=sys.stderr)
+        return 2
     return main()
+
+
+def _names_a_variable(error: ValueError) -> bool:
+    """Whether it is about a variable of the environment; JAX reads its own while it is imported."""
+    return any(name.startswith("JAX_") and name in str(error) for name in os.environ)
 
 
 def _fill_closed_streams() -> None:

@@ -90,6 +90,9 @@ class Model:
     merged: tuple[Lora, ...] = ()  # LoRAs in the weights themselves
     redux: Redux | None = None  # what makes text tokens of a picture
 
+    def __repr__(self) -> str:  # of all its networks, it would have thousands of lines
+        return f"<{type(self).__name__}: {self.spec.variant.title}, {self.dtype.name}>"
+
     def on_devices(self) -> AbstractContextManager[Any]:
         """Where the programs run: within this, kernels that XLA cannot partition find the mesh."""
         return nullcontext() if self.mesh is None else jax.set_mesh(self.mesh)

@@ -54,6 +54,10 @@ def test_an_image_depends_on_its_own_seed_alone(pipe):
     assert np.array_equal(pipe.noise(np.array([7, 3, 5]), grid)[2], pipe.noise(np.array([5]), grid)[0])
 
 
+def test_what_it_is_in_a_line(pipe):
+    assert repr(pipe) == "<Pipeline: FLUX.1, float32>"
+
+
 def test_stepped_is_fused(pipe, subject):
     seen = []
     hear = lambda step: seen.append(step[:3])  # noqa: E731

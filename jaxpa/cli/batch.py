@@ -2,6 +2,7 @@
 
 import contextlib
 import json
+import os
 import time
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
@@ -78,6 +79,7 @@ class BatchCommand:
         for name in ("batch_size", "actors"):
             if (value := getattr(self, name)) is not None:
                 whole(f"--{name.replace('_', '-')}", value, 1)
+        self.check_places()
         check_platform()
         share, journal, asked = parse_share(self.share), self.journal_of(), RunRecord.of(vars(self), self.folder)
         if not (self.status or self.retry_failed or self.again):
@@ -92,6 +94,14 @@ class BatchCommand:
         console.LOG.info("as the %s", runs[0].words)
         command = self.as_in(runs[0])
         return command.work(share, replace(runs[0], batch_size=command.batch_size, at=time.time()))
+
+    def check_places(self) -> None:
+        """Raise JaxpaError for names that no file has, and for a journal that would be written into the file itself."""
+        for name in ("out", "out_dir", "journal"):
+            if (value := getattr(self, name)) is not None and (not value or "\0" in value):
+                raise JaxpaError(f"--{name.replace('_', '-')} {value!r}: no file has such a name")
+        if self.journal is not None and os.path.realpath(self.journal) == os.path.realpath(str(self.file)):
+            raise JaxpaError(f"--journal {self.journal} is the file of the batch itself: name another")
 
     @property
     def folder(self) -> Path:

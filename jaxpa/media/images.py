@@ -101,7 +101,7 @@ def _open(picture: Picture, what: str) -> Image.Image:
             raise JaxpaError(f"{name} is an array {picture.shape} of {picture.dtype}: give (H, W, 3 or 4) uint8")
         return Image.fromarray(picture)
     if not isinstance(picture, str | os.PathLike | Image.Image):
-        raise JaxpaError(f"{name} is of the type {type(picture).__name__}: give a path, an image or an array")
+        raise JaxpaError(f"{name} is of the type {type(picture).__name__}: give a path, a PIL image or a NumPy array")
     try:
         if isinstance(picture, Image.Image):
             return _upright(picture)

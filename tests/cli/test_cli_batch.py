@@ -79,6 +79,30 @@ def test_shares(run, jobs, tmp_path):
             parse_share(text)
 
 
+@pytest.mark.parametrize(("flag", "value", "said"), [
+    ("--journal", "", "--journal '': no file has such a name"),
+    ("--journal", "a\0", "no file has such a name"),
+    ("--out-dir", "", "--out-dir '': no file has such a name"),
+    ("--journal", "./jobs.txt", "--journal ./jobs.txt is the file of the batch itself"),
+])  # fmt: skip
+def test_places_that_are_none(run, tmp_path, monkeypatch, flag, value, said):
+    monkeypatch.chdir(tmp_path)
+    Path("jobs.txt").write_text("generate --prompt 'a red cat'")
+    for more in ([], ["--status"]):
+        status, _, err = run("batch", "jobs.txt", flag, value, *more)
+        assert (status, err.count("\n")) == (2, 1)
+        assert said in err
+    assert [file.name for file in tmp_path.iterdir()] == ["jobs.txt"]
+
+
+def test_a_status_is_shown_as_it_is_read(run, tmp_path):
+    """What a journal says may hold escape sequences."""
+    (tmp_path / "jobs.jsonl").write_text('{"prompt": "a", "out": "a.png"}')
+    entry = {"job": {"prompt": "a", "out": "a.png"}, "wanted": ["a.png"], "failed": "\x1b[31mred"}
+    (tmp_path / "jobs.jsonl.done.jsonl").write_text(json.dumps(entry))
+    assert run("batch", tmp_path / "jobs.jsonl", "--status")[1].endswith(":1: \\x1b[31mred\n")
+
+
 def test_what_goes_together_to_one_share():
     """Against the definition: parts of the graph of lines and their makers, found by walking through it."""
     makers = {1: (), 2: (), 3: (), 4: (1,), 5: (), 6: (2, 3), 7: (6,), 8: (), 9: (4, 5)}

@@ -279,6 +279,12 @@ def test_a_platform_that_is_not_there(tmp_path):
     assert "JAX_PLATFORMS" in done.stderr
 
 
+def test_a_variable_that_jax_does_not_understand():
+    done = command("--version", env={"JAX_ENABLE_X64": "maybe"})
+    assert (done.returncode, done.stderr.count("\n")) == (2, 1), done.stderr
+    assert "'maybe' for environment 'JAX_ENABLE_X64'" in done.stderr
+
+
 def test_version(run):
     status, out, _ = run("--version")
     assert status == 0
