@@ -4,6 +4,7 @@ import dataclasses
 import json
 import logging
 import os
+import re
 import sys
 import warnings
 from collections.abc import Iterator, Sequence
@@ -42,9 +43,9 @@ def talking() -> Iterator[None]:
     said: set[str] = set()
 
     def show(message: Warning | str, *_: Any, **__: Any) -> None:
-        if str(message) not in said:
-            said.add(str(message))
-            LOG.warning("%s", message)
+        if (text := _about_cache(str(message))) not in said:
+            said.add(text)
+            LOG.warning("%s", text)
 
     terminal, level = Terminal(), LOG.level
     LOG.addHandler(terminal)
@@ -56,6 +57,19 @@ def talking() -> Iterator[None]:
     finally:
         LOG.removeHandler(terminal)
         LOG.setLevel(level)
+
+
+UNREAD = re.compile("Error reading persistent compilation cache entry for '[^']*': (.*)", re.DOTALL)
+
+
+def _about_cache(text: str) -> str:
+    """What a warning says; of JAX's, that it cannot read a program, what to do: it never writes a damaged one anew."""
+    if not (found := UNREAD.fullmatch(text)):
+        return text
+    import jax
+
+    folder = jax.config.values["jax_compilation_cache_dir"]
+    return f"compiled programs in {folder} cannot be read, and are compiled each time: delete it ({found[1]})"
 
 
 def hush(quiet: bool) -> None:

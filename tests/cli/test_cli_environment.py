@@ -273,6 +273,32 @@ def test_no_place_for_compiled_programs(folder, monkeypatch):
         jax.config.update("jax_compilation_cache_dir", named)
 
 
+def test_a_damaged_program(tmp_path, capsys):
+    """As a full disk or a kill leaves it; JAX would keep it, and tell of each one without a word of what helps."""
+    import jax
+    from jax.experimental.compilation_cache import compilation_cache as cache
+
+    names = ("jax_compilation_cache_dir", "jax_persistent_cache_min_compile_time_secs")
+    before = {name: jax.config.values[name] for name in names}
+    try:
+        for name, value in zip(names, (str(tmp_path), 0.0), strict=True):
+            jax.config.update(name, value)
+        for damage in (False, True):
+            for file in tmp_path.glob("*-cache") if damage else ():
+                file.write_bytes(file.read_bytes()[:50])
+            cache.reset_cache()
+            with console.talking():
+                for add in (3.0, 5.0):
+                    jax.jit(lambda x, add=add: x + add)(1.0)
+    finally:
+        for name, value in before.items():
+            jax.config.update(name, value)
+        cache.reset_cache()
+    err = capsys.readouterr().err
+    assert err.startswith(f"jaxpa: warning: compiled programs in {tmp_path} cannot be read")
+    assert (err.count("\n"), "delete it" in err) == (1, True), err
+
+
 def test_a_platform_that_is_not_there(tmp_path):
     done = command("plan", env={"JAX_PLATFORMS": "cuda"}, cwd=tmp_path)
     assert (done.returncode, done.stderr.count("\n")) == (2, 1), done.stderr
