@@ -137,9 +137,10 @@ class _Reader:
     adapter: Adapter
     config: FluxConfig
     peft: dict[str, Any]
+    taken: dict[tuple[str, str, int], str] = field(default_factory=dict)  # parameters, by the module that changes them
 
     def read(self) -> None:
-        adapter, taken = self.adapter, dict[tuple[str, str, int], str]()
+        adapter = self.adapter
         if any(value for key, value in self.peft.items() if key.endswith(".use_dora")):
             raise CheckpointError(f"{adapter.file}: this is DoRA, which is not read; only LoRA is")
         for module in self.modules():
@@ -151,24 +152,28 @@ class _Reader:
             if not parameters:
                 self.leave(module)
                 continue
-            for leaf, block in parameters:
-                place = module.place.prefix.component, leaf.path, block
-                if (first := taken.setdefault(place, module.name)) != module.name:
-                    self.fault(f"'{module.name}' and '{first}' change one layer: one of them is left over")
-                    break
+            self.take(module, parameters)
             self.layer(module, names, parameters)
         adapter.formats = list(dict.fromkeys(adapter.formats))
+
+    def take(self, module: Module, parameters: Parameters) -> None:
+        """Note what a module changes, and the fault if another one does so already."""
+        for leaf, block in parameters:
+            place = module.place.prefix.component, leaf.path, block
+            if (first := self.taken.setdefault(place, module.name)) != module.name:
+                self.fault(f"'{module.name}' and '{first}' change one layer: one of them is left over")
+                return
 
     def fault(self, text: str) -> None:
         self.adapter.problems.append(f"{self.adapter.file}: {text}")
 
     def modules(self) -> Iterator[Module]:
         """The file's keys, those about one layer together, in the file's order."""
-        found: dict[str, Module] = {}
+        found: dict[tuple[bool, str], Module] = {}
         for key in self.adapter.tensors:
             place = read_key(key)
             name = place.prefix.text + place.module
-            known = found.setdefault(name if place.role else key, Module(place, name, {}))
+            known = found.setdefault((place.role is None, name), Module(place, name, {}))
             if place.role in known.keys:
                 self.fault(f"'{key}' and '{known.keys[place.role]}' mean the same")
             known.keys[place.role or ""] = key
@@ -189,6 +194,7 @@ class _Reader:
         if not parameters or not parameters[0][0].path.endswith(".scale"):
             self.leave(module)
         elif self.sound(tensor, parameters[0][0].block_shape):
+            self.take(module, parameters)
             self.adapter.vectors.append(Vector(module.place.prefix.component, parameters, tensor, replaces=True))
             self.adapter.formats.append(CONTROL)
 

@@ -84,6 +84,9 @@ def test_layers_that_are_not_here_and_never_trained(tmp_path):
     ({"transformer.proj_out.lora_down.weight": np.ones((3, D), np.float32)}, "mean the same"),
     ({"base_model.model.proj_out.lora_A.weight": np.ones((3, D), np.float32),
       "base_model.model.proj_out.lora_B.weight": np.ones((16, 3), np.float32)}, "change one layer"),
+    ({"transformer.transformer_blocks.0.attn.norm_q.weight": np.ones(8, np.float32),
+      "double_blocks.0.img_attn.norm.query_norm.scale": np.ones(8, np.float32)}, "change one layer"),
+    ({"transformer.proj_out": np.ones(1, np.float32)}, "'transformer.proj_out' belongs to no layer"),
 ])  # fmt: skip
 def test_shapes_types_and_doubles(change, word, tmp_path):
     assert word in refused(GOOD | change, tmp_path)
