@@ -144,11 +144,11 @@ class Picturing(Making):
         read = replace(request, subjects=tuple(load_subject(each) for each in request.subjects))
         if request.image_prompt is not None:
             read_image(request.image_prompt)
-        _check_embedding(request.embedding)
         known = not [each for each in read.subjects if not has_mask(each)]  # all are asked: one has neither
         pictures = prepare(read, spec) if known else None
         costs = self.require_memory(request, canvas_of(pictures, spec))
         made, record = self.combinations(request, spec), self.record(request)
+        _check_embedding(request.embedding)  # which is a file: else it has no hash for the record
         if self.force:
             request = replace(request, sampling=replace(request.sampling, batch_size=costs["batch_size"]))
         outputs = self.settle(made)

@@ -71,6 +71,8 @@ class TextEmbedding:
     def load(cls, path: str | os.PathLike[str]) -> Self:
         """Read what `save` wrote, in its dtype. Raises CheckpointError, which names the file and every fault."""
         tensors: dict[str, jax.Array] = {}
+        if os.path.exists(path) and not os.path.isfile(path):  # a pipe would be waited for
+            raise CheckpointError(f"{path} is not a file")
         try:
             with safe_open(path, framework="flax") as file:
                 kinds = {name: file.get_slice(name).get_dtype() for name in file.keys()}  # noqa: SIM118

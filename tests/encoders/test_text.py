@@ -94,6 +94,12 @@ def test_what_no_encoder_writes(tmp_path: Path, shape: tuple[int, ...], dtype: o
         TextEmbedding.load(path)
 
 
+def test_a_pipe_is_not_waited_for(tmp_path: Path) -> None:
+    os.mkfifo(tmp_path / "pipe")
+    with pytest.raises(CheckpointError, match="pipe is not a file"):
+        TextEmbedding.load(tmp_path / "pipe")
+
+
 def test_load_names_the_file_and_every_problem(tmp_path: Path) -> None:
     from safetensors.numpy import save_file
 
