@@ -43,7 +43,7 @@ ROOMS = {  # modules in the order in which they build on each other
     "stages load redux convert report",
     "adapters": "spec names read lay report",
     "media": "masks figures replacing images places subjects edits edges",
-    "request": "spec groups request record code provenance origin prepare",
+    "request": "spec taus groups request record code provenance origin prepare",
     "attention": "maps observe",
     "devices": "processes cost memory sharding timing plan known targets hlo programs compiled elsewhere bench",
     "evaluation": "metrics scores evaluate",

@@ -15,9 +15,10 @@ from jaxpa.media.images import save_image
 from jaxpa.media.places import Place, parse_place, show_place
 from jaxpa.media.subjects import Subject
 from jaxpa.presets import PRESETS, Preset
-from jaxpa.request.groups import Editing, Method, Sampling, parse_tau
+from jaxpa.request.groups import Editing, Method, Sampling
 from jaxpa.request.request import Request
 from jaxpa.request.spec import Spec
+from jaxpa.request.taus import parse_tau
 from jaxpa.schedule import Steps, tau_time
 
 MOST_TAUS = 12  # of one strip

@@ -14,7 +14,8 @@ from jaxpa.errors import JaxpaError, did_you_mean, quoted
 from jaxpa.media.places import Place, parse_place, shortest, show_place
 from jaxpa.media.subjects import Subject
 from jaxpa.presets import BlockTau
-from jaxpa.request.groups import Seeds, Unset, parse_block_tau, parse_tau, show_block_tau, show_tau
+from jaxpa.request.groups import Seeds, Unset
+from jaxpa.request.taus import parse_block_tau, parse_tau, show_block_tau, show_tau
 from jaxpa.schedule import Steps
 
 # Flags of a subject, and whether a value follows.

@@ -15,9 +15,10 @@ from jaxpa.cli.files import Outputs
 from jaxpa.cli.flags import Every
 from jaxpa.errors import JaxpaError
 from jaxpa.media.edits import Followed, MaskedPicture, StartPicture
-from jaxpa.request.groups import Sampling, parse_tau, show_tau
+from jaxpa.request.groups import Sampling
 from jaxpa.request.request import Request, files_of
 from jaxpa.request.spec import Spec
+from jaxpa.request.taus import parse_tau, show_tau
 
 if TYPE_CHECKING:  # the networks are imported when a command runs
     from collections.abc import Generator, Iterable

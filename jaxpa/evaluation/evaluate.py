@@ -27,8 +27,8 @@ from jaxpa.media import images, masks
 from jaxpa.media.images import Picture
 from jaxpa.media.subjects import References, Subject, has_mask, load_subject, read_subject
 from jaxpa.pipeline import Pipeline
-from jaxpa.request.groups import show_tau
 from jaxpa.request.request import Request
+from jaxpa.request.taus import show_tau
 
 # Metrics of arrays -------------------------------------------------------------------------------------------
 

@@ -1,6 +1,7 @@
 """What is asked for, as one value that Python, the commands, plans, evaluations and batches share.
 
 spec     what a request has to fit: sizes, schedule and settings of a checkpoint, from its headers
+taus     tau as words, numbers and JSON
 groups   its parts: checkpoint, sampling, method, editing
 request  the whole
 record   as JSON and back

@@ -6,9 +6,10 @@ from typing import Any
 from jaxpa.errors import JaxpaError
 from jaxpa.media.subjects import Subject
 from jaxpa.presets import BlockTau
-from jaxpa.request.groups import Checkpoint, show_block_tau
+from jaxpa.request.groups import Checkpoint
 from jaxpa.request.record import said
 from jaxpa.request.request import GROUPS, Request
+from jaxpa.request.taus import show_block_tau
 from jaxpa.schedule import Steps
 
 LOADED = {"keep_resident": "resident", "lora": "loras", "keep_lora": "keep_loras"}  # names of `load`, of the flags

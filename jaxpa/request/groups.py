@@ -5,22 +5,19 @@ Field names are the keywords in Python and the flags on the command line; the te
 
 import enum
 import itertools
-import math
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, fields
-from decimal import Decimal, InvalidOperation
-from typing import Annotated, Any, Literal, TypeAlias
+from typing import Any, Literal, TypeAlias
 
 import numpy as np
-import pydantic
 
 from jaxpa.adapters.spec import Lora, to_loras
 from jaxpa.config import Asked, VariantName
-from jaxpa.errors import JaxpaError, check_choice, flag, quoted, real, text, whole
+from jaxpa.errors import JaxpaError, check_choice, flag, real, text, whole
 from jaxpa.media.images import Picture
-from jaxpa.presets import MAX_GUIDANCE, PRESETS, BlockTau, Concat, Level, Parts, Path, Preset, Start, switched
+from jaxpa.presets import MAX_GUIDANCE, PRESETS, Concat, Level, Parts, Path, Preset, Start, switched
 from jaxpa.request.spec import MAX_STEPS, Spec
-from jaxpa.schedule import Steps
+from jaxpa.request.taus import BlockTaus, Tau, check_block_taus, check_tau
 from jaxpa.solvers import SOLVERS, Name
 
 MAX_SEED = 2**32 - 1
@@ -38,70 +35,6 @@ class Unset(enum.Enum):
 UNSET = Unset.UNSET
 
 
-def parse_tau(text: str) -> float | Steps:
-    """`0.6`: flow time; `80%`: the share of the steps that remain. Raises JaxpaError outside [0, 1]."""
-    try:
-        # Decimal: a percentage that `show_tau` wrote comes back to the last bit.
-        value = float(Decimal(text.removesuffix("%")) / (100 if text.endswith("%") else 1))
-    except (InvalidOperation, ValueError, OverflowError):
-        value = math.nan
-    if not 0 <= value <= 1:
-        raise JaxpaError(f"tau {text!r}: give a flow time in [0, 1], or a percentage of the steps such as 80%")
-    return Steps(value) if text.endswith("%") else value
-
-
-def show_tau(tau: float | Steps) -> str:
-    """tau in the shortest words that `parse_tau` reads as the same number."""
-    exact = Decimal(repr(tau.share)) * 100 if isinstance(tau, Steps) else Decimal(repr(tau))
-    return f"{exact.normalize():f}" + ("%" if isinstance(tau, Steps) else "")
-
-
-def parse_block_tau(text: str) -> BlockTau:
-    """`10-20=0.4`: blocks 10 to 20, both included, have a tau of 0.4. Raises JaxpaError."""
-    blocks, equals, tau = text.partition("=")
-    first, dash, last = blocks.partition("-")
-    if not (equals and first.isdecimal() and (last.isdecimal() or not dash)):
-        raise JaxpaError(f"{text!r} is no tau of blocks: give the first and the last block and their tau: 10-20=0.4")
-    return BlockTau(int(first), int(last or first), parse_tau(tau))
-
-
-def show_block_tau(own: BlockTau) -> str:
-    """The words that `parse_block_tau` reads as the same value."""
-    return f"{own.first}-{own.last}={show_tau(own.tau)}"
-
-
-def _check_block_taus(given: Any) -> tuple[BlockTau, ...]:
-    """The taus of blocks, from `BlockTau`, their words, or {(first, last): tau}. Raises JaxpaError."""
-    if isinstance(given, Mapping):
-        try:
-            given = [BlockTau(first, last, _check_tau(tau)) for (first, last), tau in given.items()]
-        except (TypeError, ValueError):
-            raise JaxpaError(f"tau_blocks must be {{(first, last): tau}}, not {quoted(given)}") from None
-    if not isinstance(given, Iterable) or not getattr(given, "ndim", 1):
-        given = (given,)
-    found = tuple(
-        parse_block_tau(own) if isinstance(own, str) else own for own in ([given] if isinstance(given, str) else given)
-    )
-    if bad := [own for own in found if not isinstance(own, BlockTau)]:
-        raise JaxpaError(f"tau_blocks must be {{(first, last): tau}}, not {quoted(bad[0])}")
-    return found
-
-
-BlockTaus: TypeAlias = tuple[
-    Annotated[
-        BlockTau,
-        pydantic.BeforeValidator(lambda value: parse_block_tau(value) if isinstance(value, str) else value),
-        pydantic.WithJsonSchema({"type": "string", "pattern": "^[0-9]+-[0-9]+=[0-9.]+%?$"}),
-    ],
-    ...,
-]
-Tau: TypeAlias = Annotated[
-    float | Steps,
-    pydantic.BeforeValidator(lambda value: parse_tau(value) if isinstance(value, str) else value),
-    pydantic.WithJsonSchema(
-        {"anyOf": [{"type": "number", "minimum": 0, "maximum": 1}, {"type": "string", "pattern": "^[0-9.]+%?$"}]}
-    ),
-]
 Seeds: TypeAlias = int | tuple[int, ...]
 
 
@@ -281,9 +214,9 @@ class Method:
         if not isinstance(self.preset, Preset | None):
             check_choice("preset", self.preset, PRESETS, JaxpaError)
         many = isinstance(self.tau, Iterable) and not isinstance(self.tau, str) and getattr(self.tau, "ndim", 1)
-        object.__setattr__(self, "tau", tuple(_check_tau(each) for each in (self.tau if many else [self.tau])))
+        object.__setattr__(self, "tau", tuple(check_tau(each) for each in (self.tau if many else [self.tau])))
         if self.tau_blocks is not UNSET:
-            object.__setattr__(self, "tau_blocks", _check_block_taus(self.tau_blocks))
+            object.__setattr__(self, "tau_blocks", check_block_taus(self.tau_blocks))
         for name, value in self.given().items():
             if getattr(value, "ndim", None) == 0:  # NumPy's and JAX's scalars become plain numbers
                 object.__setattr__(self, name, value.item())  # type: ignore[union-attr]
@@ -317,13 +250,6 @@ class Method:
             if name in given and not read:
                 raise JaxpaError(f"{name} would have no effect: it is read only where {when}. Leave it out")
         return preset
-
-
-def _check_tau(tau: Any) -> float | Steps:
-    """A tau as a plain number or `Steps`. Raises JaxpaError outside [0, 1]."""
-    if isinstance(tau, str):
-        return parse_tau(tau)
-    return Steps(real("tau", tau.share, 0, 1)) if isinstance(tau, Steps) else real("tau", tau, 0, 1)
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -20,9 +20,10 @@ from jaxpa.checkpoint.remote import is_url
 from jaxpa.checkpoint.source import Source
 from jaxpa.errors import JaxpaError, whole
 from jaxpa.media.images import name_of
-from jaxpa.request.groups import MAX_SEED, Checkpoint, Tau
+from jaxpa.request.groups import MAX_SEED, Checkpoint
 from jaxpa.request.record import CONFIG, from_json, to_json
 from jaxpa.request.request import FILES, Request
+from jaxpa.request.taus import Tau
 
 FORMAT = 1
 ROOM = 1_000_000  # characters of a request that a picture may hold

@@ -17,8 +17,8 @@ from pydantic_core import PydanticOmit
 
 from jaxpa.errors import JaxpaError
 from jaxpa.presets import BlockTau, Preset
-from jaxpa.request.groups import show_block_tau, show_tau
 from jaxpa.request.request import GROUPS, Request
+from jaxpa.request.taus import show_block_tau, show_tau
 from jaxpa.schedule import Steps
 
 

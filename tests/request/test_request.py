@@ -15,10 +15,11 @@ from jaxpa.devices.plan import run_of
 from jaxpa.errors import JaxpaError
 from jaxpa.media.subjects import Subject
 from jaxpa.presets import PRESETS, BlockTau, Preset
-from jaxpa.request.groups import UNSET, Editing, Following, Method, Sampling, Starting, Unset, parse_tau, show_tau
+from jaxpa.request.groups import UNSET, Editing, Following, Method, Sampling, Starting, Unset
 from jaxpa.request.record import from_json, schema, to_json
 from jaxpa.request.request import Request
 from jaxpa.request.spec import Spec
+from jaxpa.request.taus import parse_tau, show_tau
 from jaxpa.routing import block_taus
 from jaxpa.schedule import Steps
 
