@@ -57,8 +57,8 @@ def likeness(part: Part) -> Hashable:
     """Parts of equal ones can be sampled together: the same shapes and kinds, schedule, gate and hold on references."""
     what, shared = part.what, ()
     if isinstance(what, Task):
-        same = [what.eta, what.times, *([] if what.cache is None else [what.cache])]
-        shared = (gate_of_part(part), *(np.asarray(each).tobytes() for each in same))
+        same = what.eta, what.times, what.cache, what.reference_time
+        shared = (gate_of_part(part), *(None if each is None else np.asarray(each).tobytes() for each in same))
         what = replace(what, model=None, tau=0)  # type: ignore[arg-type]
     leaves, structure = jax.tree.flatten((what, part.x))
     return structure, tuple((np.shape(leaf), str(jax.numpy.result_type(leaf))) for leaf in leaves), shared

@@ -59,6 +59,7 @@ class Task:
     late        after tau: context, joined tokens, or nothing
     model       the network, once for both phases; None where their conditions are velocities
     cache       a threshold below which steps skip the network (`caching`), lossy; None: they do not
+    reference_time  the flow time above which the references are not read (`Preset`); None: they are at every time
     solver      a name of `solvers.SOLVERS`
     """
 
@@ -72,6 +73,7 @@ class Task:
     level: Level = field(default="layer", metadata={"static": True})
     solver: Name = field(default="euler", metadata={"static": True})
     cache: Float[Array, ""] | None = None
+    reference_time: Float[Array, ""] | None = None
 
 
 class State(NamedTuple):
@@ -90,7 +92,8 @@ class State(NamedTuple):
 class _Stretch:
     """What the steps on one side of tau read.
 
-    trajectory: of the reference tokens of a `State`. taus: where the blocks' own differ.
+    trajectory: of the reference tokens of a `State`. taus: where the blocks' own differ. first: the first step whose
+    time the references are read at; row_times: the times at which the rows are read.
 
     together: "rows", references and images are one batch; "sequence", one sequence; "tokens", the images read their
     tokens through the replacement (level "token"); "apart", the images go alone.
@@ -103,6 +106,8 @@ class _Stretch:
     times: Float[Array, " times"]
     taus: Float[Array, " L"] | None
     cache: Float[Array, ""] | None
+    first: Int[Array, ""] | None
+    row_times: Float[Array, " times *rows"]
     together: Literal["rows", "sequence", "tokens", "apart"] = field(metadata={"static": True})
     solver: Name = field(metadata={"static": True})
 
@@ -122,7 +127,7 @@ class _Stretch:
         return None, x
 
     def read(self, x: Float[Array, "rows S C"], i: Index) -> Float[Array, "rows S C"]:
-        """What the model sees of x at times[i]: at level "token" the references' tokens in their places."""
+        """What the images are at times[i]: at level "token" the references' tokens in their places."""
         if self.together != "tokens":
             return x
         assert self.routing is not None
@@ -133,6 +138,13 @@ class _Stretch:
             return there
         weight = jnp.broadcast_to(self.routing.weight, (1, *source.shape, 1))[0, r:]
         return (1 - weight) * x + weight * there
+
+    def seen(self, x: Float[Array, "rows S C"], i: Index) -> Float[Array, "rows S C"]:
+        """What the model sees at row_times[i]."""
+        if self.first is None:
+            return self.read(x, i)
+        r = self.trajectory.shape[1]
+        return x.at[:r].set(jnp.where(i < self.first, self.trajectory[self.first], x[:r]))
 
     def routed(self, i: Index) -> Routing | None:
         """The routing of step i: blocks whose tau is not below its time keep their own features."""
@@ -156,14 +168,14 @@ class _Stretch:
         routing = self.routed(i)
 
         def ask(x: Float[Array, "rows S C"], j: Index) -> Float[Array, "rows S C"]:
-            return at(self.velocity, j)(self.read(x, j), jnp.broadcast_to(self.times[j], x.shape[:1]), routing)
+            return at(self.velocity, j)(self.seen(x, j), jnp.broadcast_to(self.row_times[j], x.shape[:1]), routing)
 
         def look(x: Float[Array, "rows S C"], j: Index) -> Array:
-            assert seen is not None
-            return seen(self.read(x, j), j)
+            assert looked is not None
+            return looked(self.seen(x, j), j)
 
-        seen, x = glance(self.velocity, self.times), self.join(state.references, state.images)
-        flow = Flow(ask, self.move, self.times, seen and look, rows_of(self.velocity, x.shape[0]))
+        looked, x = glance(self.velocity, self.row_times), self.join(state.references, state.images)
+        flow = Flow(ask, self.move, self.times, looked and look, rows_of(self.velocity, x.shape[0]))
         x, memory = stepper(self.solver, self.cache).step(flow, x, state.memory, i)
         references, images = self.part(x)
         if references is None:  # they take no part, and stand on their trajectory as long as they are needed
@@ -195,9 +207,26 @@ def _enter(
     task: Task, phase: Phase, together: Any, trajectory: Array, state: State, taus: Array | None = None
 ) -> tuple[_Stretch, State]:
     """A stretch and its first state. The solver starts anew: it remembers another flow, and other rows."""
-    velocity = prepare(bound(phase.conditions, task.model), task.times)
+    first, row_times, eta = None, task.times, task.eta
+    if together == "rows" and task.reference_time is not None:
+        first = steps_above(task.times, task.reference_time)
+        r, g = trajectory.shape[1], len(state.images)
+        own = jnp.minimum(task.times, task.times[first])
+        row_times = jnp.stack([own] * r + [task.times] * g, 1)  # (S + 1, R + G)
+        eta = jnp.where(jnp.arange(len(eta)) < first, 1.0, eta)
+    velocity = prepare(bound(phase.conditions, task.model), row_times)
     stretch = _Stretch(
-        velocity, phase.routing, trajectory, task.eta, task.times, taus, task.cache, together, task.solver
+        velocity,
+        phase.routing,
+        trajectory,
+        eta,
+        task.times,
+        taus,
+        task.cache,
+        first,
+        row_times,
+        together,
+        task.solver,
     )
     memory = stepper(task.solver, task.cache).init(stretch.join(state.references, state.images))
     if task.cache is not None:

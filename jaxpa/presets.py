@@ -70,6 +70,10 @@ class Preset:
     guidance_inside: float | None = None
     """Guidance of replaced tokens while t > tau; None: as outside. Where the checkpoint embeds its guidance, this is
     what the reference's features are made with."""
+    reference_time: float | None = None
+    """Flow time above which the reference is not read (level "layer"): images at a higher one are given its features
+    from there, so that they see from the first step what is in the cells, and draw no second one beside it. Until then
+    the reference is held on its path. Not in the paper; None: as there, it is read at the images' own time."""
     gamma: float = 1.0
     """How strongly RF inversion is pulled to its noise, from 0 (the model's own flow) to 1 (a straight line)."""
     eta: float = 1.0
@@ -106,6 +110,8 @@ class Preset:
             self._check_tau_blocks()
             for name in ("gamma", "eta", "shuffle", "coverage"):
                 checks.number(name, getattr(self, name), 0, 1)
+            if self.reference_time is not None:
+                checks.number("reference_time", self.reference_time, 0, 1)
             if self.guidance_inside is not None:
                 checks.number("guidance_inside", self.guidance_inside, 0, MAX_GUIDANCE)
             for name, most in MOST.items():

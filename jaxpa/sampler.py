@@ -173,6 +173,7 @@ class Sampler(Model):
             preset.level,
             sampling.solver,
             cache,
+            None if preset.reference_time is None else jnp.float32(preset.reference_time),
         )
         return [dataclasses.replace(task, tau=jnp.asarray(gate)) for gate in gates], x
 

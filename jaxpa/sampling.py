@@ -25,9 +25,9 @@ from jaxpa.tokens import Routing
 class Velocity(Protocol):
     """What the samplers ask of a model. `routing` is passed only where a method replaces features inside it.
 
-    A velocity may also have `prepare(times (S + 1,))`, a velocity with what depends on the times alone computed for all
-    of them, and then `at(i)`, the velocity at times[i]; and `glance(x, t)`, what it reads, by whose change steps may be
-    skipped (`caching`).
+    A velocity may also have `prepare(times)`, a velocity with what depends on the times alone computed for all of them,
+    (S + 1,) or of each row's own (S + 1, B), and then `at(i)`, the velocity at times[i]; and `glance(x, t)`, what it
+    reads, by whose change steps may be skipped (`caching`).
     """
 
     def __call__(
@@ -42,7 +42,7 @@ class Conditions(Protocol):
     def bind(self, model: Any) -> Velocity: ...
 
 
-def prepare(velocity: Any, times: Float[Array, " times"]) -> Any:
+def prepare(velocity: Any, times: Float[Array, " times *B"]) -> Any:
     """The velocity, ready for the times of a schedule: before a loop, what need not be inside."""
     return velocity.prepare(times) if hasattr(velocity, "prepare") else velocity
 
@@ -52,7 +52,7 @@ def at(velocity: Any, i: Index) -> Any:
     return velocity.at(i) if hasattr(velocity, "at") else velocity
 
 
-def glance(velocity: Any, times: Float[Array, " times"]) -> Callable[[Array, Index], Array] | None:
+def glance(velocity: Any, times: Float[Array, " times *B"]) -> Callable[[Array, Index], Array] | None:
     """(x, i) -> what a prepared velocity reads of x at times[i]; None if it does not say."""
     if not hasattr(velocity, "glance"):
         return None
@@ -75,7 +75,7 @@ class _OfAnother:
 
     velocity: Any
 
-    def prepare(self, times: Float[Array, " times"]) -> "_OfAnother":
+    def prepare(self, times: Float[Array, " times *B"]) -> "_OfAnother":
         return replace(self, velocity=prepare(self.velocity, times))
 
     def at(self, i: Index) -> "_OfAnother":
@@ -108,6 +108,11 @@ class ClassifierFree(_OfAnother):
 
     scale: Float[Array, "..."]
     references: int = field(default=0, metadata={"static": True})
+
+    def prepare(self, times: Float[Array, " times *B"]) -> "_OfAnother":
+        """Of times of each row's own, the negative rows have those of the positive ones."""
+        own = times if times.ndim == 1 else jnp.concatenate([times, times[:, self.references :]], 1)
+        return super().prepare(own)
 
     def __call__(
         self,

@@ -359,10 +359,10 @@ class FluxVelocity:
         shift, scale, *_ = chunks(mod.img[0], 6)
         return modulate(model.img_in(self._read(x).astype(model.dtype)), shift, scale)
 
-    def prepare(self, times: Float[Array, " times"]) -> "FluxVelocity":
+    def prepare(self, times: Float[Array, " times *B"]) -> "FluxVelocity":
         """Compute the modulation for all times of a schedule; `at(i)` is then the velocity at times[i]."""
         c, rows = self.conditions, len(self.conditions.vec)
-        modulation = jax.vmap(lambda t: self.model.modulation(c.vec, jnp.full(rows, t), c.guidance))(times)
+        modulation = jax.vmap(lambda t: self.model.modulation(c.vec, jnp.broadcast_to(t, rows), c.guidance))(times)
         return replace(self, modulation=modulation)
 
     def rows(self, index: slice | Int[Array, " rows"]) -> "FluxVelocity":

@@ -19,6 +19,7 @@ from toys import (
     N,
     ToyConditions,
     W,
+    by_hand,
     close,
     make_task,
     put,
@@ -130,6 +131,18 @@ def test_reference_rows():
     free = x + (t_next - t) * ASK(velocity_of(task, task.early), rows, t, task.early.routing)[:2]
     close(walked[0.0][0], free, 1e-5)
     close(walked[0.25][0], 0.25 * task.trajectory[1] + 0.75 * free, 1e-5)
+
+
+@pytest.mark.parametrize("concat", [None, "original"])
+@pytest.mark.parametrize("reference_time", [0.8, 0.35, 0.0])
+def test_references_are_read_at_a_time_of_their_own(concat, reference_time):
+    """Above tau and below it; until then they are held, and at their own time again after."""
+    task, x = make_task(2, 2, concat=concat, eta=0.7), some(5, 2, N, C)
+    ahead = replace(task, reference_time=jnp.float32(reference_time))
+    got = SAMPLE(ahead, x)
+    close(got, by_hand(ahead, x), 1e-5)
+    assert np.abs(got - SAMPLE(task, x)).max() > 1e-3
+    close(SAMPLE(replace(task, reference_time=jnp.float32(1.0)), x), SAMPLE(task, x), 1e-6)
 
 
 def test_token_level_is_the_loop():

@@ -6,6 +6,7 @@ import jax
 import numpy as np
 import pytest
 from PIL import Image
+from toys import by_hand
 
 import jaxpa
 from jaxpa.checkpoint.parts import PARTS
@@ -15,6 +16,7 @@ from jaxpa.encoders.text import TextEmbedding
 from jaxpa.media.images import read_image, to_array
 from jaxpa.personalize import PRESETS
 from jaxpa.request.request import Request
+from jaxpa.runs import personalized
 from jaxpa.schedule import Steps
 from weights.recipe.flow import reconfigured
 
@@ -144,6 +146,24 @@ def test_guidance_inside(pipe, undistilled, subject):
         ]
         assert difference(inside[0], inside[1]) <= SAME
         assert difference(inside[0], inside[2]) > 5
+
+
+def test_a_time_of_the_references_own(pipe, undistilled, subject):
+    """Their rows are modulated for another time than the images', as the network itself does it; the time is data."""
+    for model in (pipe, undistilled):
+        said = {"subjects": (subject,), "steps": STEPS, "guidance": 3.0, "tau": 0.5}
+        request = Request.of("a mug", **said, reference_time=0.62)
+        references, seeds = model.prepare(request), np.array([3, 4])
+        times, preset = request.times(model.spec, references.grid), request.switches(model.spec)
+        tasks, x = model.tasks(request, references, (model.trajectory(references, preset, times), None), seeds)
+        got = np.asarray(personalized(tasks[0], x, None))
+        np.testing.assert_allclose(got, by_hand(tasks[0], x), rtol=0, atol=2e-4)  # rounding, over STEPS steps
+        model.make(request)
+        (plain,) = model.make(replace(request, method=replace(request.method, reference_time=None)))
+        with Clock() as clock:
+            (other,) = model.make(Request.of("a mug", **said, reference_time=0.3))
+        assert clock.programs == 0
+        assert difference(other, plain) > 3
 
 
 def test_lists_are_every_combination(pipe, subject):

@@ -61,7 +61,8 @@ def kind_of(request: Request, spec: Spec, canvas: tuple[int, int], references: i
     if not request.references:
         return own
     preset = request.switches(spec)
-    return (*own, references, preset.level, preset.concat, preset.parts, preset.blocks, preset.soft)
+    switches = preset.level, preset.concat, preset.parts, preset.blocks, preset.soft, preset.reference_time
+    return (*own, references, *switches)
 
 
 def is_alone(request: Request, spec: Spec) -> bool:

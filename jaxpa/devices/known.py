@@ -54,6 +54,7 @@ def _compiled_in(preset: Preset) -> dict[str, Any]:
         "parts": preset.parts != "qkv",
         "blocks": preset.blocks is not None,
         "soft": preset.soft,
+        "reference_time": preset.reference_time is not None,
         "tau_blocks": bool(preset.tau_blocks),
     }
     return chosen | {name: getattr(preset, name) for name in SWITCHES}

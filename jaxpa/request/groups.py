@@ -195,6 +195,9 @@ class Method:
     """Replace a token only as far as the subject's mask covers it."""
     guidance_inside: float | Unset | None = UNSET
     """Guidance of replaced tokens while t > tau; same: as outside."""
+    reference_time: float | Unset | None = UNSET
+    """Flow time above which the reference is not read: before, the picture sees it as it is there, and draws no second
+    subject beside it; same: the picture's own time, as in the paper."""
     gamma: float | Unset = UNSET
     """How strongly RF inversion is pulled to its noise, from 0 (the model's own flow) to 1 (a straight line)."""
     eta: float | Unset = UNSET
@@ -245,6 +248,7 @@ class Method:
                 "references ride along, which they do not at level 'token' without concat",
             ),
             ("sweeps", preset.path == "ode", f"path is 'ode', and here it is {preset.path!r}"),
+            ("reference_time", preset.level == "layer", f"level is 'layer', and here it is {preset.level!r}"),
             ("margin", preset.start == "moved", f"start is 'moved', and here it is {preset.start!r}"),
         ):
             if name in given and not read:

@@ -139,6 +139,31 @@ def velocity_of(task: Task, phase: Phase):
     return bound(phase.conditions, task.model)
 
 
+@jax.jit
+def _asked(velocity, x: jax.Array, t: jax.Array, routing: Routing | None) -> jax.Array:
+    return velocity(x, t, routing)
+
+
+def by_hand(task: Task, x: jax.Array) -> jax.Array:
+    """Euler's steps of a task whose references ride along above tau, or always, read at `reference_time` at most."""
+    assert task.reference_time is not None
+    times, path, r = np.asarray(task.times), task.trajectory, task.trajectory.shape[1]
+    first, references = int(np.sum(times > float(task.reference_time))), path[0]
+    for i in range(len(times) - 1):
+        phase, j = task.early if times[i] > float(task.tau) else task.late, max(i, first)
+        t = jnp.float32([times[j]] * r + [times[i]] * len(x))
+        if phase.routing is None:
+            x = x + (times[i + 1] - times[i]) * _asked(velocity_of(task, phase), x, t[r:], None)
+            continue
+        rows = jnp.concatenate([path[j] if i < first else references, x])
+        v = _asked(velocity_of(task, phase), rows, t, phase.routing)
+        free = references + (times[i + 1] - times[i]) * v[:r]
+        held = path[i + 1] + (references - path[i]) * (times[i + 1] / times[i])
+        eta = 1.0 if i < first else task.eta[i]
+        references, x = eta * held + (1 - eta) * free, x + (times[i + 1] - times[i]) * v[r:]
+    return x
+
+
 def states(task: Task, x) -> list[personalize.State]:
     """The state after every step, stepped by the host."""
     return [progress.state for progress in stepped(personalize.task_run(task, x))]
