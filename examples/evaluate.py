@@ -3,6 +3,7 @@
     python examples/evaluate.py --table tau                 # the paper's Table 3: the sweep of tau, perturbed and not
     python examples/evaluate.py --table readings            # which reading of the method is best here
     python examples/evaluate.py --table sweeps              # what a more exact inversion changes
+    python examples/evaluate.py --table times               # what reading the reference ahead of time changes
     python examples/evaluate.py --data FOLDER --model MODEL --judge none --out evaluation
     python examples/evaluate.py --settings settings.json    # {"label": {"tau": [0.9, 0.5], "level": "token"}, ...}
 
@@ -66,6 +67,9 @@ TABLES: dict[str, dict[str, dict[str, Any]]] = {
     "tau": {"replaced": {"tau": TAUS}, "perturbed": {"tau": TAUS, "shuffle": 1.0, "outline": 3}},
     "readings": readings(),
     "sweeps": {f"{count} sweeps": {"tau": [0.8, 0.5], "sweeps": count} for count in range(3)},
+    "times": {
+        f"read at {time or 'the same'}": {"tau": [0.8, 0.5], "reference_time": time} for time in (None, 0.62, 0.45)
+    },
 }
 
 
@@ -75,7 +79,7 @@ class Options:
     data: Path | None = None
     """A benchmark on disk; none: drawn subjects."""
     model: str = "mini"
-    table: Literal["tau", "readings", "sweeps"] = "tau"
+    table: Literal["tau", "readings", "sweeps", "times"] = "tau"
     """Which settings to compare."""
     settings: Path | None = None
     """Settings of your own: a JSON file of labels and keywords of `Pipeline.personalize`."""

@@ -15,7 +15,7 @@ import pydantic
 from pydantic.json_schema import GenerateJsonSchema, JsonSchemaValue
 from pydantic_core import PydanticOmit
 
-from jaxpa.errors import JaxpaError
+from jaxpa.errors import JaxpaError, quoted
 from jaxpa.presets import BlockTau, Preset
 from jaxpa.request.request import GROUPS, Request
 from jaxpa.request.taus import show_block_tau, show_tau
@@ -49,7 +49,7 @@ def from_json(data: Mapping[str, Any] | str, kind: type[Kind] = Request, lax: bo
         for each in error.errors(include_url=False):
             parts = [str(part) for part in each["loc"] if isinstance(part, int) or part.isidentifier()]
             place = ".".join(part for part in parts if part not in MEMBERS)
-            faults.setdefault(place, f"{each['msg']}, not {each['input']!r}")
+            faults.setdefault(place, f"{each['msg']}, not {quoted(each['input'])}")
         raise JaxpaError("; ".join(f"{place or 'request'}: {said}" for place, said in faults.items())) from None
 
 
