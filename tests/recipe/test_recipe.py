@@ -17,7 +17,7 @@ from jaxpa.config import AutoencoderConfig, CLIPConfig, FluxConfig, T5Config, Tr
 from jaxpa.encoders.autoencoder import Autoencoder
 from jaxpa.encoders.t5 import relative_buckets
 from jaxpa.encoders.text import Tokenizers
-from weights.recipe import distill, flow, training
+from weights.recipe import compositions, distill, flow, latents, training
 from weights.recipe.classifiers import identity_loss, label_loss
 from weights.recipe.classifiers import train as train_judge
 from weights.recipe.export import export
@@ -28,7 +28,7 @@ from weights.recipe.judge_report import accuracy, wanted
 from weights.recipe.latents import Batch, positions
 from weights.recipe.latents import Tokenizers as RecipeTokenizers
 from weights.recipe.tokenizers import make_tokenizers
-from weights.recipe.world import PATTERNS
+from weights.recipe.world import PATTERNS, sample_scene
 
 pytestmark = pytest.mark.usefixtures("quick_compiles")
 LENGTH = 8
@@ -201,6 +201,39 @@ def test_batches_cost_the_same_and_show_every_picture(data):
     assert seen == pytest.approx(sum(len(each.tokens) for each in made if each.tokens.shape[1] == 4) / 8, rel=0.3)
     later = flow.batches([large, few], 2, 7, 299)
     assert all(np.array_equal(a, b) for a, b in zip(next(later), made[-1], strict=True))
+
+
+def test_a_run_settles_on_usual_pictures(data, monkeypatch):
+    """From one batch on; those before it are what they were, and it is a function of the seed and its number, too."""
+    monkeypatch.setattr(flow, "OWN_TOKENS", 4)
+    large = data._replace(tokens=np.repeat(data.tokens, 4, 1), positions=positions((32, 32)))
+    marked = data._replace(tokens=np.where(np.arange(16)[:, None, None] < 8, data.tokens * 0, data.tokens * 0 + 1))
+    settling = flow.Settling(200, [np.ones(16, bool), np.arange(16) < 8])
+    plain, settled = (flow.batches([large, marked], 2, 7, 0, each) for each in (None, settling))
+    for _ in range(200):
+        assert all(np.array_equal(a, b) for a, b in zip(next(plain), next(settled), strict=True))
+    made = [next(settled) for _ in range(600)]
+    own = [each.tokens for each in made if each.tokens.shape[1] == 4]
+    assert len(own) / len(made) == pytest.approx(0.7, abs=0.05)
+    assert np.concatenate(own).mean() == pytest.approx(1 / 3, abs=0.04)  # the share of unusual ones
+    later = flow.batches([large, marked], 2, 7, 799, settling)
+    assert all(np.array_equal(a, b) for a, b in zip(next(later), made[-1], strict=True))
+
+
+def test_what_is_usual():
+    """A drawing of the evaluations is, wherever its canvas ends; a small subject or a part of one is not."""
+    scene = sample_scene(np.random.default_rng(3), 0.0)
+    made = compositions.Composition(scene, (96, 96), "")
+    assert compositions.usual(made)
+    (subject,) = scene.subjects
+    for change in ({"span": 0.4}, {"x": 0.1}, {"bottom": 1.2}, {"bottom": 0.3}):
+        changed = replace(scene, subjects=(replace(subject, **change),))
+        assert not compositions.usual(replace(made, scene=changed)), change
+    assert compositions.usual(replace(made, scene=replace(scene, subjects=())))
+    assert compositions.usual(replace(made, scene=replace(scene, subjects=scene.subjects * 2)))
+    kinds = latents.which_are_usual(400, 1)
+    assert [len(each) for each in kinds] == [count for _, count in latents._counts(400)]
+    assert 0.6 < np.concatenate(kinds).mean() < 0.8  # 0.37 of two and none, 0.63 x 0.54 of others
 
 
 def test_larger_pictures_are_asked_at_noisier_times():

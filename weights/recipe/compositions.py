@@ -182,6 +182,15 @@ def numbered(seed: int, size: tuple[int, int], number: int) -> Composition:
     return compose(np.random.default_rng([seed, *size, number]), size)
 
 
+def usual(made: Composition) -> bool:
+    """Whether it shows what the checkpoint is mostly asked for: a large, whole subject; two; or a place alone."""
+    if len(made.scene.subjects) != 1:
+        return True
+    (subject,), (height, width) = made.scene.subjects, made.size
+    half, high = subject.span * made.unit / width / 2, subject.span * made.unit / height
+    return subject.span >= 0.52 and half <= subject.x <= 1 - half and high <= subject.bottom <= 1
+
+
 WHERE = ("covered", "across", "down", "first or second")
 
 

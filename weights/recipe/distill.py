@@ -24,7 +24,7 @@ import optax
 from jaxpa.config import FluxConfig
 from jaxpa.sampling import Velocity
 from jaxpa.transformer import Flux
-from weights.recipe.flow import TextToImage, apart, batches, bind, hidden_matrix, reconfigured
+from weights.recipe.flow import Settling, TextToImage, apart, batches, bind, hidden_matrix, reconfigured
 from weights.recipe.latents import Batch
 from weights.recipe.training import Log, advance, gradient, load_state, optimiser, trapezoid
 
@@ -141,6 +141,7 @@ def train(
     steps: int,
     batch: int,
     seed: int,
+    usual: Sequence[np.ndarray] | None = None,
     muon_rate: float = 0.005,
     adam_rate: float = 6e-4,
     ema: float = 0.99,
@@ -173,7 +174,8 @@ def train(
     compared = ask(held_out, empty, patterns, jax.random.key(0))
     validate = jax.jit(lambda own, teacher: distillation_loss(own, teacher, compared, held_out.positions))
     done = int(state[-1])
-    log, stream = Log(out / "distill.csv", 50, done), batches(data, batch, seed + 1, done)
+    settling = None if usual is None else Settling(0, usual)
+    log, stream = Log(out / "distill.csv", 50, done), batches(data, batch, seed + 1, done, settling)
 
     def update(state: Any, i: int) -> Any:
         state, value = step(state, teacher, next(stream))

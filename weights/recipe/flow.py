@@ -31,9 +31,10 @@ from jaxpa.layers import Linear
 from jaxpa.transformer import Flux, FluxConditions, FluxVelocity
 from weights.recipe.compositions import WHERE
 from weights.recipe.latents import Batch
-from weights.recipe.training import PIECES, Log, advance, gradient, load_state, optimiser, trapezoid
+from weights.recipe.training import PIECES, Log, advance, falls_at, gradient, load_state, optimiser, trapezoid
 
 OWN_TOKENS = 144  # of the checkpoint's own canvas
+OWN_SHARE, RARER = 0.7, 0.5  # once batches settle: updates on canvases of that size, and odds of unusual pictures
 
 
 class TextToImage(NamedTuple):
@@ -183,18 +184,45 @@ def rows_of(tokens: int, text: int, batch: int) -> int:
     return pieces * max(1, round(batch * (OWN_TOKENS + text) / (tokens + text) / pieces))
 
 
-def batches(data: Sequence[Batch], size: int, seed: int, start: int) -> Iterator[Batch]:
+class Settling(NamedTuple):
+    """From batch `first` on, most batches show what the checkpoint is mostly asked for.
+
+    A run that has seen the whole world settles on it while its rate falls. usual: which pictures of each canvas do.
+    """
+
+    first: int
+    usual: Sequence[np.ndarray]
+
+    def shares(self, before: np.ndarray, own: np.ndarray) -> np.ndarray:
+        """Of each canvas, from those before; own: which have the checkpoint's own number of tokens."""
+        if own.all() or not own.any():
+            return before
+        return before * np.where(own, OWN_SHARE / before[own].sum(), (1 - OWN_SHARE) / before[~own].sum())
+
+    def odds(self, canvas: int) -> np.ndarray:
+        """Of each picture of a canvas."""
+        odds = np.where(self.usual[canvas], 1.0, RARER)
+        return odds / odds.sum()
+
+
+def batches(
+    data: Sequence[Batch], size: int, seed: int, start: int, settling: Settling | None = None
+) -> Iterator[Batch]:
     """Endless batches of one canvas each, from batch `start` on; batch k is a function of the seed and k alone.
 
-    Every picture is seen equally often.
+    Every picture is seen equally often; once they settle, usual ones and canvases of the checkpoint's own size more.
     """
     rows = [min(rows_of(each.tokens.shape[1], each.t5_ids.shape[1], size), len(each.tokens)) for each in data]
     share = np.array([len(each.tokens) / n for each, n in zip(data, rows, strict=True)])
+    share /= share.sum()
+    own = np.array([each.tokens.shape[1] == OWN_TOKENS for each in data])
     k = start
     while True:
         rng = np.random.default_rng([seed, k])
-        canvas = int(rng.choice(len(data), p=share / share.sum()))
-        yield data[canvas].rows(np.sort(rng.choice(len(data[canvas].tokens), rows[canvas], replace=False)))
+        late = None if settling is None or k < settling.first else settling
+        canvas = int(rng.choice(len(data), p=share if late is None else late.shares(share, own)))
+        odds = None if late is None else late.odds(canvas)
+        yield data[canvas].rows(np.sort(rng.choice(len(data[canvas].tokens), rows[canvas], replace=False, p=odds)))
         k += 1
 
 
@@ -214,12 +242,16 @@ def train(
     batch: int,
     seed: int,
     start: TextToImage | None = None,
+    usual: Sequence[np.ndarray] | None = None,
     muon_rate: float = 0.014,
     adam_rate: float = 1.7e-3,
     ema: float = 0.999,
     where: float = 0.5,
 ) -> TextToImage:
-    """Train from `start` (None: random weights), or resume `out/flow.state`; returns the averaged weights."""
+    """Train from `start` (None: random weights), or resume `out/flow.state`; returns the averaged weights.
+
+    usual: which pictures of each canvas the batches settle on (None: none).
+    """
     rate = trapezoid(1.0, steps)
     state = begin(config, seed, start)
     tx = optimiser(state[0], lambda s: muon_rate * rate(s), lambda s: adam_rate * rate(s), hidden_matrix)
@@ -247,7 +279,8 @@ def train(
     compared = mix(held_out, empty, jax.random.key(0))
     validate = jax.jit(lambda average: flow_loss(average, compared, held_out.positions, 0.0)[1])
     done = int(state[-1])
-    log, stream = Log(out / "flow.csv", 50, done), batches(data, batch, seed, done)
+    settling = None if usual is None else Settling(falls_at(steps), usual)
+    log, stream = Log(out / "flow.csv", 50, done), batches(data, batch, seed, done, settling)
 
     def update(state: Any, i: int) -> Any:
         state, value = step(state, next(stream))

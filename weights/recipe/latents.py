@@ -11,7 +11,7 @@ from transformers import CLIPTokenizer, T5Tokenizer
 
 from jaxpa.encoders.autoencoder import Autoencoder
 from jaxpa.tokens import grid_positions, patchify
-from weights.recipe.compositions import CANVASES, CELL, WHERE, dataset
+from weights.recipe.compositions import CANVASES, CELL, WHERE, dataset, numbered, usual
 from weights.recipe.training import save_state
 from weights.recipe.world import SIZE, render_many
 
@@ -84,8 +84,19 @@ def prepare(folder: Path, model: Autoencoder, pictures: int, seed: int) -> list[
     """
     tokenizers = Tokenizers(folder)
     return [
-        _prepare_canvas(folder / "pictures", model, tokenizers, (height, width), max(2, round(share * pictures)), seed)
-        for height, width, share in CANVASES
+        _prepare_canvas(folder / "pictures", model, tokenizers, size, count, seed) for size, count in _counts(pictures)
+    ]
+
+
+def _counts(pictures: int) -> list[tuple[tuple[int, int], int]]:
+    """How many pictures each canvas has."""
+    return [((height, width), max(2, round(share * pictures))) for height, width, share in CANVASES]
+
+
+def which_are_usual(pictures: int, seed: int) -> list[np.ndarray]:
+    """Of each batch of `prepare`, the pictures that are usual ones, (B,) bool."""
+    return [
+        np.array([usual(numbered(seed, size, number)) for number in range(count)]) for size, count in _counts(pictures)
     ]
 
 

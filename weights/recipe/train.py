@@ -73,6 +73,7 @@ def run(recipe: Recipe) -> None:
         print(f"the teacher after {done} updates", flush=True)
         return finish(recipe, config, vae, trained)
     data = latents.prepare(recipe.out, vae, recipe.pictures, recipe.seed)
+    usual = latents.which_are_usual(recipe.pictures, recipe.seed)
     held_out = latents.held_out(recipe.out, vae)
     empty = tuple(ids[0] for ids in tokenizers([""]))
     trained = flow.train(
@@ -85,6 +86,7 @@ def run(recipe: Recipe) -> None:
         batch=recipe.batch,
         seed=recipe.seed,
         start=first,
+        usual=usual,
     )
     if recipe.distill_steps:
         config = distill.guided_config(config)
@@ -98,6 +100,7 @@ def run(recipe: Recipe) -> None:
             steps=recipe.distill_steps,
             batch=recipe.batch,
             seed=recipe.seed,
+            usual=usual,
         )
     finish(recipe, config, vae, trained)
 

@@ -19,12 +19,17 @@ from safetensors.numpy import load_file, save_file
 PIECES = 8  # of a batch
 
 
+def falls_at(steps: int, decay: float = 0.3) -> int:
+    """The update at which the rate begins to fall."""
+    return int(steps * (1 - decay))
+
+
 def trapezoid(peak: float, steps: int, warmup: int = 200, decay: float = 0.3, floor: float = 0.02) -> optax.Schedule:
     """Warm up, stay constant, and fall by a cosine over the last `decay` of the steps.
 
     While the rate is constant the end can still move, so a run that resumes with more steps wastes nothing.
     """
-    start = int(steps * (1 - decay))
+    start = falls_at(steps, decay)
 
     def rate(step: Any) -> Any:
         progress = jnp.clip((step - start) / max(1, steps - start), 0.0, 1.0)
