@@ -68,7 +68,7 @@ TABLES: dict[str, dict[str, dict[str, Any]]] = {
     "readings": readings(),
     "sweeps": {f"{count} sweeps": {"tau": [0.8, 0.5], "sweeps": count} for count in range(3)},
     "times": {
-        f"read at {time or 'the same'}": {"tau": [0.8, 0.5], "reference_time": time} for time in (None, 0.62, 0.45)
+        f"read at {time or 'the same time'}": {"tau": [0.8, 0.5], "reference_time": time} for time in (None, 0.62, 0.45)
     },
 }
 

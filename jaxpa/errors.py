@@ -23,7 +23,7 @@ class CheckpointError(JaxpaError):
     """
 
     def __init__(self, summary: str, problems: Sequence[str] = (), shown: int = 20):
-        lines = [*map(printable, summary.split("\n")), *(f"  - {printable(problem)}" for problem in problems[:shown])]
+        lines = [printable_lines(summary), *(f"  - {printable(problem)}" for problem in problems[:shown])]
         if len(problems) > shown:
             lines.append(f"  ... and {len(problems) - shown} more: `jaxpa info` lists them all")
         super().__init__("\n".join(lines))
@@ -41,6 +41,11 @@ def printable(text: str) -> str:
     if text.isprintable():
         return text
     return "".join(char if char.isprintable() else char.encode("unicode_escape").decode() for char in text)
+
+
+def printable_lines(text: str) -> str:
+    """The same for a text of several lines."""
+    return "\n".join(map(printable, text.split("\n")))
 
 
 def memory_is_full(error: BaseException) -> bool:

@@ -58,9 +58,10 @@ class Task:
     early       while t > tau: replacement, and context if it is not gated. At level "token" its conditions have G rows.
     late        after tau: context, joined tokens, or nothing
     model       the network, once for both phases; None where their conditions are velocities
-    cache       a threshold below which steps skip the network (`caching`), lossy; None: they do not
-    reference_time  the flow time above which the references are not read (`Preset`); None: they are at every time
     solver      a name of `solvers.SOLVERS`
+    cache       a threshold below which steps skip the network (`caching`), lossy; None: they do not
+
+    reference_time: the flow time above which the references are not read (`Preset`); None: they are at every time.
     """
 
     trajectory: Float[Array, "times R N C"]
@@ -209,11 +210,7 @@ def _enter(
     """A stretch and its first state. The solver starts anew: it remembers another flow, and other rows."""
     first, row_times, eta = None, task.times, task.eta
     if together == "rows" and task.reference_time is not None:
-        first = steps_above(task.times, task.reference_time)
-        r, g = trajectory.shape[1], len(state.images)
-        own = jnp.minimum(task.times, task.times[first])
-        row_times = jnp.stack([own] * r + [task.times] * g, 1)  # (S + 1, R + G)
-        eta = jnp.where(jnp.arange(len(eta)) < first, 1.0, eta)
+        first, row_times, eta = _read_ahead(task, task.reference_time, trajectory.shape[1], len(state.images))
     velocity = prepare(bound(phase.conditions, task.model), row_times)
     stretch = _Stretch(
         velocity,
@@ -232,6 +229,16 @@ def _enter(
     if task.cache is not None:
         memory = memory._replace(forwards=state.memory.forwards)
     return stretch, state._replace(memory=memory)
+
+
+def _read_ahead(
+    task: Task, reference_time: Float[Array, ""], references: int, images: int
+) -> tuple[Int[Array, ""], Float[Array, "times rows"], Float[Array, " S"]]:
+    """The first step whose time references are read at, the times of all rows, and eta: before it they are held."""
+    first = steps_above(task.times, reference_time)
+    own = jnp.minimum(task.times, task.times[first])
+    row_times = jnp.stack([own] * references + [task.times] * images, 1)
+    return first, row_times, jnp.where(jnp.arange(len(task.eta)) < first, 1.0, task.eta)
 
 
 def _body(stretch: _Stretch, i: Index, state: State) -> State:

@@ -19,7 +19,7 @@ from jaxpa.cli import console
 from jaxpa.cli.command import check_platform
 from jaxpa.cli.lines import Naming, folder_of, read_jobs
 from jaxpa.cli.session import Batch, Manner, Session
-from jaxpa.errors import JaxpaError, OutputError, printable, whole
+from jaxpa.errors import JaxpaError, OutputError, printable_lines, whole
 
 
 @dataclass(kw_only=True)
@@ -218,8 +218,7 @@ def _in_words(content: dict[str, Any]) -> str:
 
 
 def _failures(content: dict[str, Any]) -> list[str]:
-    lines = (f"{place}: {why}" for place, why in content["failed"].items())
-    return ["\n".join(map(printable, line.split("\n"))) for line in lines]
+    return [printable_lines(f"{place}: {why}") for place, why in content["failed"].items()]
 
 
 def parse_share(text: str) -> tuple[int, int]:

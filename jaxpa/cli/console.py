@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 
 from tqdm import tqdm
 
-from jaxpa.errors import printable
+from jaxpa.errors import printable_lines
 
 if TYPE_CHECKING:
     from jaxpa.devices.timing import Clock
@@ -29,8 +29,7 @@ class Terminal(logging.Handler):
 
     def emit(self, record: logging.LogRecord) -> None:
         kind = "warning: " if record.levelno == logging.WARNING else ""
-        text = "\n".join(map(printable, self.format(record).split("\n")))
-        print(f"jaxpa: {kind}{text}", file=sys.stderr)
+        print(f"jaxpa: {kind}{printable_lines(self.format(record))}", file=sys.stderr)
 
 
 @contextmanager

@@ -232,7 +232,7 @@ def test_what_is_usual():
     assert compositions.usual(replace(made, scene=replace(scene, subjects=())))
     assert compositions.usual(replace(made, scene=replace(scene, subjects=scene.subjects * 2)))
     kinds = latents.which_are_usual(400, 1)
-    assert [len(each) for each in kinds] == [count for _, count in latents._counts(400)]
+    assert [len(each) for each in kinds] == [max(2, round(400 * share)) for *_, share in compositions.CANVASES]
     assert 0.6 < np.concatenate(kinds).mean() < 0.8  # 0.37 of two and none, 0.63 x 0.54 of others
 
 
