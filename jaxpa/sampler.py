@@ -162,6 +162,7 @@ class Sampler(Model):
         gates = [block_taus(tau, preset.tau_blocks, times, self.spec.blocks) for tau in taus]
         eta = jnp.asarray(inversion.control(len(times) - 1, preset.eta))
         cache = None if sampling.cache is None else jnp.float32(sampling.cache)
+        ahead = preset.reference_time if preset.level == "layer" else None
         task = Task(
             trajectory,
             eta,
@@ -173,7 +174,7 @@ class Sampler(Model):
             preset.level,
             sampling.solver,
             cache,
-            None if preset.reference_time is None else jnp.float32(preset.reference_time),
+            None if ahead is None else jnp.float32(ahead),
         )
         return [dataclasses.replace(task, tau=jnp.asarray(gate)) for gate in gates], x
 
