@@ -137,8 +137,11 @@ PRESETS = {
     "official": Preset(tau=0.6, path="rf", inpaint_tau=0.45, outpaint_tau=0.7),
     # Sections 3.4 and 4.1: tau at 80% of the steps, perturbation, then the sequence [X; X_ref; text].
     "paper": Preset(tau=Steps(0.8), concat="joined", shuffle=1.0, outline=5),
-    # A small grid needs more: the true flow of the reference, and its noise under the subject.
-    "mini": Preset(tau=0.5, path="ode", start="moved", guidance_inside=1.0, coverage=0.1, margin=1),
+    # A small grid needs more: the true flow of the reference, its noise under the subject, and that the images know
+    # from the first step that the subject is there.
+    "mini": Preset(
+        tau=0.5, path="ode", start="moved", guidance_inside=1.0, reference_time=0.62, coverage=0.1, margin=1
+    ),
 }
 
 

@@ -133,7 +133,7 @@ def test_attention_of_a_generation(pipe):
     assert np.array_equal(seen.picture, pipe.generate("a red car on a beach", seed=3, steps=3)[0])
 
 
-@pytest.mark.parametrize("words", [{"solver": "heun"}, {"cache": 0.3}])
+@pytest.mark.parametrize("words", [{"solver": "heun"}, {"cache": 0.8}])
 def test_attention_of_another_way_to_sample(pipe, words):
     """The picture is the one that `generate` draws with the same words, and not the one without them."""
     usual = pipe.generate("a red car on a beach", seed=3, steps=3)[0]

@@ -42,11 +42,11 @@ class Recipe:
     autoencoder_steps: int = 2000
     pictures: int = 120_000
     """Training pictures to draw, of all canvases together."""
-    steps: int = 12_000
+    steps: int = 8800
     """Updates of the flow stage. Until 70% of them are done, a run that is taken up may be given another number."""
     batch: int = 64
     """Pictures of 96 x 96 in an update; of other sizes, as many as cost the same."""
-    distill_steps: int = 900
+    distill_steps: int = 300
     """Updates of the guidance distillation, which makes one forward of three; 0: the teacher itself is exported."""
     seed: int = 1
     peek: bool = False
