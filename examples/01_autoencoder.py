@@ -142,6 +142,6 @@ save(stack(sheet(rows, 200), legend), "01-autoencoder")
 ## Change something
 
 Encode the photograph instead of the drawing: after `import _show`, `Image.open(_show.PICTURES / "chelsea.jpg")`, resized
-to 96 x 96. It comes back with 31 dB, hardly worse than the drawings (30 to 32 dB): this autoencoder has seen natural
+to 96 x 96. It comes back with 32 dB, no worse than the drawings (31 to 33 dB): this autoencoder has seen natural
 pictures, too. That the embedded model cannot draw such a cat (lesson 17) is the flow's fault, not the latent's.
 """

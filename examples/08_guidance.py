@@ -100,7 +100,7 @@ save(stack(sheet(panels, 160), drawn(curves)), "08-guidance")
 ## Change something
 
 A negative prompt takes the place of the empty one: let `classifier_free` push away from `others[0]`, the plain
-mushroom, instead of `without`. Stripes appear at g = 2 already, where pushing away from nothing at all made the cap
-plainer. Push away from the dotted one, and they come later. FLUX.1-dev cannot do this: its student has learned the
-empty prompt only.
+mushroom, instead of `without`. From g = 3.5 on the stripes have a second colour, as the teacher's do, where pushing away
+from nothing at all leaves the cap red and white. FLUX.1-dev cannot do this: its student has
+learned the empty prompt only.
 """

@@ -155,6 +155,6 @@ more row above tau.
 
 ## Change something
 
-Turn the scale up to 2. The car's outlines double, and now the mug changes too: its handle jumps to the other side. What
-was learnt from one picture is not only the car, but also this picture; the more of it, the more it shows everywhere.
+Turn the scale up to 2. The car's outlines double, and the mug, which has grown already, takes the car's brown. What was
+learnt from one picture is not only the car, but also this picture; the more of it, the more it shows everywhere.
 """
