@@ -26,6 +26,7 @@ from jaxpa.request.request import GROUPS, Request, home_of
 
 GROUPED = {**GROUPS, "checkpoint": Checkpoint}
 STDIN = "-"
+DEEPEST = 100  # lists and objects inside one another; a request has five
 HANDED = ("/dev/", "/proc/")  # where a shell has the pipe of <(...); another pipe may have nobody who writes
 
 
@@ -114,7 +115,18 @@ def _objects(file: str, text: str) -> Iterator[Line]:
 
 
 def _json(text: str) -> Any:
-    return json.loads(text, object_pairs_hook=_once)
+    """Raises RecursionError where it is nested deeper than any request: writing it down again might not end well."""
+    value = json.loads(text, object_pairs_hook=_once)
+    level = [value]
+    for _ in range(DEEPEST):
+        level = [inner for outer in level if isinstance(outer, dict | list) for inner in _inside(outer)]
+        if not level:
+            return value
+    raise RecursionError(f"nested more than {DEEPEST} deep")
+
+
+def _inside(outer: dict[str, Any] | list[Any]) -> Iterable[Any]:
+    return outer.values() if isinstance(outer, dict) else outer
 
 
 def _once(pairs: list[tuple[str, Any]]) -> dict[str, Any]:

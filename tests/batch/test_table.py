@@ -66,6 +66,7 @@ def test_bad_rows(name):
     (".jsonl", '{"prompt": "x"\n', ":1: not JSON"),
     (".jsonl", "[1]\n", ":1: not a JSON object"),
     (".jsonl", "[" * 100_000 + "\n", ":1: not JSON"),
+    (".jsonl", '{"prompt": ' + "[" * 200 + "]" * 200 + "}\n", ":1: not JSON .nested more than 100 deep"),
     (".csv", "prompt\nx,y\n", "more cells"),
     (".csv", "prompt,subjects.1.image\nx,a.png\n", "subjects.1.image"),
     (".csv", 'prompt\nx\n"y\nz\n', ":3: the row that begins here is not CSV .*: does a quote stay open"),
