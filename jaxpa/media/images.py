@@ -20,7 +20,7 @@ from jaxpa.box import Box
 from jaxpa.errors import JaxpaError, OutputError, printable
 from jaxpa.media.figures import over_white
 from jaxpa.media.masks import unit
-from jaxpa.media.replacing import replacing
+from jaxpa.replacing import replacing
 
 Picture: TypeAlias = str | os.PathLike[str] | Image.Image | np.ndarray
 """What a caller may hand over: a file, a Pillow image of any mode, or a (H, W, 3 | 4) uint8 array."""
