@@ -22,6 +22,7 @@ from jaxpa.encoders.clip import CLIPTextEncoder
 from jaxpa.encoders.t5 import T5Encoder
 from jaxpa.encoders.vocabulary import Kind, find_files
 from jaxpa.errors import CheckpointError, JaxpaError
+from jaxpa.replacing import replacing
 
 
 @jax.tree_util.register_dataclass
@@ -59,13 +60,8 @@ class TextEmbedding:
 
     def save(self, path: str | os.PathLike[str]) -> None:
         """Write `txt` and `vec` as .safetensors; a reader sees the old file or the whole new one."""
-        path = Path(path)
-        part = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-        try:
-            part.write_bytes(to_bytes({"txt": self.txt, "vec": self.vec}))  # save_file would make it private
-            os.replace(part, path)
-        finally:
-            part.unlink(missing_ok=True)
+        with replacing(Path(path)) as file:
+            file.write(to_bytes({"txt": self.txt, "vec": self.vec}))  # save_file would make it private
 
     @classmethod
     def load(cls, path: str | os.PathLike[str]) -> Self:

@@ -59,13 +59,10 @@ def test_save_replaces_and_a_failure_leaves_the_old_file(tmp_path: Path, monkeyp
     assert len(TextEmbedding.load(str(path))) == 2
     assert stat.S_IMODE(path.stat().st_mode) & 0o044 == 0o044 & ~_umask()  # not private, as a temporary file is
 
-    write = Path.write_bytes
-
-    def broken(part: Path, data: bytes) -> None:
-        write(part, data[:20])
+    def broken(handle: object) -> None:
         raise OSError("disk full")
 
-    monkeypatch.setattr(Path, "write_bytes", broken)
+    monkeypatch.setattr(os, "fsync", broken)
     with pytest.raises(OSError, match="disk full"):
         embedding(3).save(path)
     assert len(TextEmbedding.load(path)) == 2
