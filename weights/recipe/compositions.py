@@ -191,16 +191,6 @@ def usual(made: Composition) -> bool:
     return subject.span >= 0.52 and half <= subject.x <= 1 - half and high <= subject.bottom <= 1
 
 
-RARER = 0.5  # how often a run that settles sees what is not usual
-
-
-def weight(made: Composition, pair: float = 1.0) -> float:
-    """How often a run that settles sees it, as parts of how often it sees a usual one; pair: two subjects."""
-    if len(made.scene.subjects) == 2:
-        return pair
-    return 1.0 if usual(made) else RARER
-
-
 WHERE = ("covered", "across", "down", "first or second")
 
 

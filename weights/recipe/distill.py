@@ -11,7 +11,7 @@ caption with another pattern, pulls back. A fifth of the batch has g = 1 exactly
 inversions run there. The text encoders stay the teacher's. The exponential average is kept.
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -63,32 +63,16 @@ def reworded(ids: jax.Array, words: np.ndarray, shift: jax.Array) -> jax.Array:
     return jnp.where(found[..., :-1].any(-1), jnp.asarray(words)[(found.argmax(-1) + shift) % len(words)], ids)
 
 
-def told_and_pull(
-    teacher: TextToImage, caption: Ids, empty: Ids, other: Ids, positions: jax.Array
-) -> Callable[[jax.Array, jax.Array], tuple[jax.Array, jax.Array]]:
-    """x, t -> what captions say (B, N, C), and where guidance pulls from there (B, N, C).
-
-    The ids are of captions, of none and of those with another pattern.
-    """
-    t5_ids, clip_ids = (jnp.concatenate(ids) for ids in zip(caption, empty, other, strict=True))
-    velocity = bind(teacher, t5_ids, clip_ids, positions)
-
-    def both(x: jax.Array, t: jax.Array) -> tuple[jax.Array, jax.Array]:
-        told, untold, else_told = jnp.split(velocity(jnp.tile(x, (3, 1, 1)), jnp.tile(t, 3)), 3)
-        pull = jnp.where(t <= ONSET, 1.0, 0.0)[:, None, None] * (told - untold) + CONTRAST * (told - else_told)
-        return told, pull
-
-    return both
-
-
 def guided_velocity(
     teacher: TextToImage, caption: Ids, empty: Ids, other: Ids, guidance: jax.Array, positions: jax.Array
 ) -> Velocity:
-    """The guided teacher: ids as in `told_and_pull`, guidance (B,)."""
-    both = told_and_pull(teacher, caption, empty, other, positions)
+    """The guided teacher: ids of captions, of none and of those with another pattern, guidance (B,)."""
+    t5_ids, clip_ids = (jnp.concatenate(ids) for ids in zip(caption, empty, other, strict=True))
+    velocity = bind(teacher, t5_ids, clip_ids, positions)
 
     def guided(x: jax.Array, t: jax.Array, routing: Any = None) -> jax.Array:
-        told, pull = both(x, t)
+        told, untold, else_told = jnp.split(velocity(jnp.tile(x, (3, 1, 1)), jnp.tile(t, 3)), 3)
+        pull = jnp.where(t <= ONSET, 1.0, 0.0)[:, None, None] * (told - untold) + CONTRAST * (told - else_told)
         return told + (guidance[:, None, None] - 1) * pull
 
     return guided
@@ -106,7 +90,6 @@ class Asked(NamedTuple):
 
     x: jax.Array  # (B, N, C)
     t: jax.Array  # (B,)
-    velocity: jax.Array  # (B, N, C), towards the noise that the picture was mixed with
     guidance: jax.Array  # (B,)
     caption: Ids
     nothing: Ids
@@ -132,9 +115,7 @@ def ask(
     nothing = jnp.tile(empty[0], (size, 1)), jnp.tile(empty[1], (size, 1))
     caption = jnp.where(drop, nothing[0], batch.t5_ids), jnp.where(drop, nothing[1], batch.clip_ids)
     other = reworded(caption[0], patterns[0], shift), reworded(caption[1], patterns[1], shift)
-    return Asked(
-        x0 + t[:, None, None] * (noise - x0), t, noise - x0, draw_guidance(k_guidance, size), caption, nothing, other
-    )
+    return Asked(x0 + t[:, None, None] * (noise - x0), t, draw_guidance(k_guidance, size), caption, nothing, other)
 
 
 def distillation_loss(
@@ -144,7 +125,8 @@ def distillation_loss(
     positions = jnp.asarray(positions)
     guided = guided_velocity(apart(teacher), asked.caption, asked.nothing, asked.other, asked.guidance, positions)
     target = jax.lax.stop_gradient(guided(asked.x, asked.t))
-    own = bind(apart(teacher._replace(transformer=student.transformer)), *asked.caption, positions, asked.guidance)
+    own = bind(apart(teacher._replace(transformer=student.transformer)), *asked.caption, positions)
+    own = replace(own.conditions, guidance=asked.guidance).bind(own.model)
     return jnp.mean((own(asked.x, asked.t) - target) ** 2)
 
 
@@ -159,7 +141,7 @@ def train(
     steps: int,
     batch: int,
     seed: int,
-    weights: Sequence[np.ndarray] | None = None,
+    usual: Sequence[np.ndarray] | None = None,
     muon_rate: float = 0.005,
     adam_rate: float = 6e-4,
     ema: float = 0.99,
@@ -192,7 +174,7 @@ def train(
     compared = ask(held_out, empty, patterns, jax.random.key(0))
     validate = jax.jit(lambda own, teacher: distillation_loss(own, teacher, compared, held_out.positions))
     done = int(state[-1])
-    settling = None if weights is None else Settling(0, weights)
+    settling = None if usual is None else Settling(0, usual)
     log, stream = Log(out / "distill.csv", 50, done), batches(data, batch, seed + 1, done, settling)
 
     def update(state: Any, i: int) -> Any:

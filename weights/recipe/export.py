@@ -1,4 +1,4 @@
-"""The end: the trained networks as a folder that diffusers reads, in bfloat16.
+"""Stage 4: the trained networks as a folder that diffusers reads, in bfloat16.
 
 The folder has FLUX.1's layout: five components, a scheduler and `model_index.json`. Beside them, `jaxpa.json` holds the
 settings that this checkpoint uses unless told otherwise.

@@ -11,6 +11,7 @@ falls with the rate.
 """
 
 from collections.abc import Iterator, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -20,8 +21,10 @@ import numpy as np
 import optax
 from flax import nnx
 
+from jaxpa.checkpoint.load import load_parts
 from jaxpa.checkpoint.residence import arrange
 from jaxpa.config import AutoencoderConfig, CLIPConfig, FluxConfig, T5Config, TransformerConfig
+from jaxpa.encoders.autoencoder import Autoencoder
 from jaxpa.encoders.clip import CLIPTextEncoder
 from jaxpa.encoders.t5 import T5Encoder
 from jaxpa.layers import Linear
@@ -31,7 +34,7 @@ from weights.recipe.latents import Batch
 from weights.recipe.training import PIECES, Log, advance, falls_at, gradient, load_state, optimiser, trapezoid
 
 OWN_TOKENS = 144  # of the checkpoint's own canvas
-OWN_SHARE = 0.7  # of the updates are on canvases of that size, once batches settle
+OWN_SHARE, RARER = 0.7, 0.5  # once batches settle: updates on canvases of that size, and odds of unusual pictures
 
 
 class TextToImage(NamedTuple):
@@ -96,6 +99,16 @@ def reading_neighbours(table: jax.Array) -> jax.Array:
     return table.at[jnp.array([1, 2, later + 1, 3, 4]), jnp.array([0, 1, 2, 3, 3])].add(5.0)
 
 
+def start_from(folder: Path, config: FluxConfig) -> tuple[TextToImage, Autoencoder]:
+    """An exported checkpoint, to train further, without its guidance embedding. ValueError: its sizes differ."""
+    parts = load_parts(folder, dtype=jnp.float32)
+    plain = replace(parts.config, transformer=replace(parts.config.transformer, guidance_embeds=False))
+    if plain != config:
+        raise ValueError(f"{folder} has other sizes than the run: give the flags that it was trained with")
+    transformer = reconfigured(parts.transformer, config.transformer)
+    return TextToImage(transformer, parts.text_encoder_2, parts.text_encoder), parts.vae
+
+
 def reconfigured(network: Flux, config: TransformerConfig, seed: int = 0) -> Flux:
     """The network under another configuration: shared weights are kept, the others are random."""
     fresh = jax.jit(lambda: Flux(config, rngs=nnx.Rngs(seed), dtype=network.dtype))()
@@ -103,12 +116,9 @@ def reconfigured(network: Flux, config: TransformerConfig, seed: int = 0) -> Flu
     return jax.tree_util.tree_map_with_path(known.get, fresh)
 
 
-def bind(
-    model: TextToImage, t5_ids: jax.Array, clip_ids: jax.Array, positions: jax.Array, guidance: jax.Array | None = None
-) -> FluxVelocity:
-    """The velocity of captions: ids (B, M) and (B, 77), positions (N, 3); guidance (B,) of a student, 1 by default."""
-    if guidance is None and model.transformer.config.guidance_embeds:
-        guidance = jnp.ones(len(t5_ids))
+def bind(model: TextToImage, t5_ids: jax.Array, clip_ids: jax.Array, positions: jax.Array) -> FluxVelocity:
+    """The velocity of captions: ids (B, M) and (B, 77), positions (N, 3)."""
+    guidance = jnp.ones(len(t5_ids)) if model.transformer.config.guidance_embeds else None
     return FluxConditions(model.t5(t5_ids), model.clip(clip_ids).pooled, guidance, positions).bind(model.transformer)
 
 
@@ -177,11 +187,11 @@ def rows_of(tokens: int, text: int, batch: int) -> int:
 class Settling(NamedTuple):
     """From batch `first` on, most batches show what the checkpoint is mostly asked for.
 
-    A run that has seen the whole world settles on it while its rate falls. weights: of the pictures of each canvas.
+    A run that has seen the whole world settles on it while its rate falls. usual: which pictures of each canvas do.
     """
 
     first: int
-    weights: Sequence[np.ndarray]
+    usual: Sequence[np.ndarray]
 
     def shares(self, before: np.ndarray, own: np.ndarray) -> np.ndarray:
         """Of each canvas, from those before; own: which have the checkpoint's own number of tokens."""
@@ -191,7 +201,8 @@ class Settling(NamedTuple):
 
     def odds(self, canvas: int) -> np.ndarray:
         """Of each picture of a canvas."""
-        return self.weights[canvas] / self.weights[canvas].sum()
+        odds = np.where(self.usual[canvas], 1.0, RARER)
+        return odds / odds.sum()
 
 
 def batches(
@@ -231,7 +242,7 @@ def train(
     batch: int,
     seed: int,
     start: TextToImage | None = None,
-    weights: Sequence[np.ndarray] | None = None,
+    usual: Sequence[np.ndarray] | None = None,
     muon_rate: float = 0.014,
     adam_rate: float = 1.7e-3,
     ema: float = 0.999,
@@ -239,7 +250,7 @@ def train(
 ) -> TextToImage:
     """Train from `start` (None: random weights), or resume `out/flow.state`; returns the averaged weights.
 
-    weights: how often the pictures of each canvas are seen once batches settle (None: they do not).
+    usual: which pictures of each canvas the batches settle on (None: none).
     """
     rate = trapezoid(1.0, steps)
     state = begin(config, seed, start)
@@ -268,7 +279,7 @@ def train(
     compared = mix(held_out, empty, jax.random.key(0))
     validate = jax.jit(lambda average: flow_loss(average, compared, held_out.positions, 0.0)[1])
     done = int(state[-1])
-    settling = None if weights is None else Settling(falls_at(steps), weights)
+    settling = None if usual is None else Settling(falls_at(steps), usual)
     log, stream = Log(out / "flow.csv", 50, done), batches(data, batch, seed, done, settling)
 
     def update(state: Any, i: int) -> Any:

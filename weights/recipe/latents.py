@@ -11,7 +11,7 @@ from transformers import CLIPTokenizer, T5Tokenizer
 
 from jaxpa.encoders.autoencoder import Autoencoder
 from jaxpa.tokens import grid_positions, patchify
-from weights.recipe.compositions import CANVASES, CELL, WHERE, dataset, numbered, weight
+from weights.recipe.compositions import CANVASES, CELL, WHERE, dataset, numbered, usual
 from weights.recipe.training import save_state
 from weights.recipe.world import SIZE, render_many
 
@@ -80,11 +80,12 @@ def positions(size: tuple[int, int]) -> np.ndarray:
 def prepare(folder: Path, model: Autoencoder, pictures: int, seed: int) -> list[Batch]:
     """About `pictures` training pictures, one batch for each canvas.
 
-    They lie in files of CHUNK pictures under `folder`/pictures-`seed`, each written once; the tokenizers lie in
-    `folder`.
+    They lie in files of CHUNK pictures under `folder`/pictures, each written once; the tokenizers lie in `folder`.
     """
-    tokenizers, made = Tokenizers(folder), folder / f"pictures-{seed}"
-    return [_prepare_canvas(made, model, tokenizers, size, count, seed) for size, count in _counts(pictures)]
+    tokenizers = Tokenizers(folder)
+    return [
+        _prepare_canvas(folder / "pictures", model, tokenizers, size, count, seed) for size, count in _counts(pictures)
+    ]
 
 
 def _counts(pictures: int) -> list[tuple[tuple[int, int], int]]:
@@ -92,11 +93,10 @@ def _counts(pictures: int) -> list[tuple[tuple[int, int], int]]:
     return [((height, width), max(2, round(share * pictures))) for height, width, share in CANVASES]
 
 
-def weights(pictures: int, seed: int, pair: float = 1.0) -> list[np.ndarray]:
-    """Of each batch of `prepare`, how often its pictures are seen once a run settles, (B,)."""
+def which_are_usual(pictures: int, seed: int) -> list[np.ndarray]:
+    """Of each batch of `prepare`, the pictures that are usual ones, (B,) bool."""
     return [
-        np.array([weight(numbered(seed, size, number), pair) for number in range(count)])
-        for size, count in _counts(pictures)
+        np.array([usual(numbered(seed, size, number)) for number in range(count)]) for size, count in _counts(pictures)
     ]
 
 
