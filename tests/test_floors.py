@@ -16,7 +16,7 @@ import pytest
 ROOT = Path(__file__).parent.parent
 PACKAGE = ROOT / "jaxpa"
 FLOORS = (
-    "arrays box config errors",
+    "arrays box config errors replacing",
     "checks",
     "tokens rope schedule seeds loops solvers partition",
     "layers caching",
@@ -42,7 +42,7 @@ ROOMS = {  # modules in the order in which they build on each other
     "checkpoint": "documents files gguf scales hub remote keys parts single fingerprint fit source reading residence "
     "stages load redux convert report",
     "adapters": "spec names read lay report",
-    "media": "masks figures replacing images places subjects edits edges",
+    "media": "masks figures images places subjects edits edges",
     "request": "spec taus groups request record code provenance origin prepare",
     "attention": "maps observe",
     "devices": "processes cost memory sharding timing plan known targets hlo programs compiled elsewhere bench",

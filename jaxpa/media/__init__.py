@@ -2,7 +2,6 @@
 
 masks      masks of pixels, and the way from pixels to tokens
 figures    contact sheets and overlays
-replacing  files that appear whole
 images     reading, writing and resizing pictures
 places     where a subject goes on the canvas
 subjects   references: their pictures, masks and places
