@@ -101,6 +101,6 @@ save(stack(sheet(panels, 160), drawn(curves)), "08-guidance")
 
 A negative prompt takes the place of the empty one: let `classifier_free` push away from `others[0]`, the plain
 mushroom, instead of `without`. From g = 3.5 on the stripes have a second colour, as the teacher's do, where pushing away
-from nothing at all leaves the cap red and white. FLUX.1-dev cannot do this: its student has
-learned the empty prompt only.
+from nothing at all leaves the cap red and white. FLUX.1-dev cannot do this: its student has learned the empty prompt
+only.
 """

@@ -119,14 +119,17 @@ def _json(text: str) -> Any:
     value = json.loads(text, object_pairs_hook=_once)
     level = [value]
     for _ in range(DEEPEST):
-        level = [inner for outer in level if isinstance(outer, dict | list) for inner in _inside(outer)]
+        level = [inner for outer in level for inner in _inside(outer)]
         if not level:
             return value
     raise RecursionError(f"nested more than {DEEPEST} deep")
 
 
-def _inside(outer: dict[str, Any] | list[Any]) -> Iterable[Any]:
-    return outer.values() if isinstance(outer, dict) else outer
+def _inside(value: Any) -> Iterable[Any]:
+    """What an object or a list holds; nothing of any other value."""
+    if isinstance(value, dict):
+        return value.values()
+    return value if isinstance(value, list) else ()
 
 
 def _once(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
