@@ -80,6 +80,15 @@ class Beside(NamedTuple):
         return Accompanied(conditions, self.tokens, self.positions)
 
 
+def _opening(text: TextEmbedding, references: int, first: TextEmbedding, time: float) -> Any:
+    """What rows [references; images; negative] read at first, and down to which flow times: the images another text."""
+    rest = references + len(first)
+    times = np.ones(len(text), np.float32)
+    times[references:rest] = time
+    parts = text[:references], first, text[rest:]
+    return times, TextEmbedding.concatenate([part for part in parts if len(part)])
+
+
 @dataclass(frozen=True)
 class Model:
     """`parts` holds the networks, `settings` what suits the checkpoint where a call says nothing."""
@@ -184,7 +193,8 @@ class Model:
         said = request.sampling
         guided = not self.embeds_guidance and self.spec.guidance(said.guidance) > 1
         prompts = request.prompts if request.reads_text else ()
-        texts = [*captions, *prompts, *[said.negative_prompt or ""] * guided]
+        around = request.method.surroundings
+        texts = [*captions, *prompts, *[said.negative_prompt or ""] * guided, *[around] * (around is not None)]
         self.parts.texts.clear()
         jax.block_until_ready(self.encode_text(texts, on_step) if texts else None)
 
@@ -317,19 +327,22 @@ class Model:
         inside: float | None = None,
         scale: jax.Array | None = None,
         beside: Beside | None = None,
+        opening: tuple[TextEmbedding, float] | None = None,
     ) -> Conditions:
         """The conditions of [references; images], R + G rows of `text`; references are not guided classifier-free.
 
         negative: G rows; None: no classifier-free guidance. inside: the guidance that the references embed (None: the
         images'). scale: (G, N, 1), a classifier-free guidance of each token's own. beside: what is read of a picture;
-        a network that draws nothing without one raises JaxpaError.
+        a network that draws nothing without one raises JaxpaError. opening: what the images read in place of their G
+        rows of text, and down to which flow time.
         """
         if beside is None:
             self.spec.check_text_alone()
         positions, plain_conditions = _positions(*grid), backbone_of(self.parts.config.transformer).conditions
 
         def conditions(text: TextEmbedding, rows: np.ndarray | None) -> Conditions:
-            made = plain_conditions(text, rows, positions)
+            first = {} if opening is None else {"opening": self.spread(_opening(text, references, *opening))}
+            made = plain_conditions(text, rows, positions, **first)
             return made if beside is None else beside.given(made, len(text), self.spread)
 
         if self.embeds_guidance:

@@ -74,6 +74,9 @@ class Preset:
     """Flow time above which the reference is not read (level "layer"): images at a higher one are given its features
     from there, so that they see from the first step what is in the cells, and draw no second one beside it. Until then
     the reference is held on its path. Not in the paper; None: as there, it is read at the images' own time."""
+    surroundings_time: float = 0.8
+    """Flow time above which, and above tau, a request's `surroundings` are the images' text in place of its prompt. Not
+    in the paper."""
     gamma: float = 1.0
     """How strongly RF inversion is pulled to its noise, from 0 (the model's own flow) to 1 (a straight line)."""
     eta: float = 1.0
@@ -108,7 +111,7 @@ class Preset:
                 value = getattr(self, name)
                 checks.number(name, value.share if isinstance(value, Steps) else value, 0, 1)
             self._check_tau_blocks()
-            for name in ("gamma", "eta", "shuffle", "coverage"):
+            for name in ("gamma", "eta", "shuffle", "coverage", "surroundings_time"):
                 checks.number(name, getattr(self, name), 0, 1)
             if self.reference_time is not None:
                 checks.number("reference_time", self.reference_time, 0, 1)

@@ -154,8 +154,10 @@ class Sampler(Model):
         inside = guidance if preset.guidance_inside is None else preset.guidance_inside
         scale = token_guidance(placement, np.float32(guidance), np.float32(inside))
         text, riding = (rows, r) if preset.level == "layer" else (prompts, 0)
+        around = request.method.surroundings
+        opening = None if around is None else (self.encode_text([around] * len(seeds)), preset.surroundings_time)
         before = Phase(
-            conditions(text, references=riding, inside=inside, scale=scale),
+            conditions(text, references=riding, inside=inside, scale=scale, opening=opening),
             self.replacement(preset, references, placement),
         )
         after = _after(preset, references, placement, conditions(prompts), partial(conditions, rows, references=r))

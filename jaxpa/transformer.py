@@ -238,13 +238,21 @@ def joint(index: Int[Array, "*index"], m: int, n: int) -> Int[Array, "*index"]:
     return index // n * (m + n) + m + index % n
 
 
+class Opening(NamedTuple):
+    """Another text for every row, while its flow time is above the row's own `time` (at 1: never)."""
+
+    time: Float[Array, " B"]
+    txt: Float[Array, "B M Dt"]
+    vec: Float[Array, "B Dv"]
+
+
 @jax.tree_util.register_dataclass
 @dataclass(frozen=True, eq=False)
 class FluxConditions:
     """What FLUX reads besides tokens and time, without the network: a pytree.
 
     channels: further channels of the image tokens (the masked picture of Fill, the control picture of Canny and
-    Depth), or None.
+    Depth), or None. opening: what is read in place of txt and vec at first, or None.
     """
 
     txt: Float[Array, "B M Dt"]
@@ -252,10 +260,22 @@ class FluxConditions:
     guidance: Float[Array, " B"] | None
     positions: Float[Array, "N 3"] | Float[Array, "B N 3"]
     channels: Float[Array, "B N extra"] | None = None
+    opening: Opening | None = None
 
     def bind(self, model: Flux) -> "FluxVelocity":
         """The network under these conditions."""
         return FluxVelocity(model, self)
+
+    def at(self, t: Float[Array, " B"]) -> "FluxConditions":
+        """What is read at flow times t, which has no opening."""
+        if self.opening is None:
+            return self
+        time, *texts = self.opening
+        txt, vec = (
+            jnp.where(jnp.reshape(t > time, (-1, *[1] * (then.ndim - 1))), first, then)
+            for first, then in zip(texts, (self.txt, self.vec), strict=True)
+        )
+        return replace(self, txt=txt, vec=vec, opening=None)
 
     def rows(self, index: slice | Int[Array, " rows"]) -> "FluxConditions":
         """The conditions of some of the rows."""
@@ -268,7 +288,8 @@ class FluxConditions:
             arrays = [getattr(each, name) for each in (self, *others)]
             shared = arrays[0] is None or (name == "positions" and arrays[0].ndim == 2)
             made[name] = arrays[0] if shared else change(*arrays)
-        return FluxConditions(**made)
+        opening = jax.tree.map(change, *(each.opening for each in (self, *others)))  # None has no arrays
+        return FluxConditions(**made, opening=opening)
 
     @staticmethod
     def concatenate(parts: Sequence["FluxConditions"]) -> "FluxConditions":
@@ -305,7 +326,7 @@ class FluxVelocity:
         checks.array("x", x, ("B", "N", "C"))
         checks.array("t", t, (x.shape[0],))
         checks.within("t", t, 0, 1, ", from noise at 1 to data at 0")
-        c, y = self.conditions, self._read(x)
+        c, y = self.conditions.at(t), self._read(x)
         if y.shape[-1] != (wanted := self.model.config.in_channels):
             raise ValueError(
                 f"the network reads tokens of {wanted} channels, not {y.shape[-1]}: "
@@ -354,7 +375,7 @@ class FluxVelocity:
 
     def glance(self, x: Float[Array, "B N C"], t: Float[Array, " B"]) -> Float[Array, "B N D"]:
         """What the first double block's attention reads of the image: the tokens, embedded and modulated."""
-        model, c = self.model, self.conditions
+        model, c = self.model, self.conditions.at(t)
         mod = self.modulation or model.modulation(c.vec, t, c.guidance)
         shift, scale, *_ = chunks(mod.img[0], 6)
         return modulate(model.img_in(self._read(x).astype(model.dtype)), shift, scale)
@@ -362,8 +383,12 @@ class FluxVelocity:
     def prepare(self, times: Float[Array, " times *B"]) -> "FluxVelocity":
         """Compute the modulation for all times of a schedule; `at(i)` is then the velocity at times[i]."""
         c, rows = self.conditions, len(self.conditions.vec)
-        modulation = jax.vmap(lambda t: self.model.modulation(c.vec, jnp.broadcast_to(t, rows), c.guidance))(times)
-        return replace(self, modulation=modulation)
+
+        def of_step(t: Float[Array, "*B"]) -> Modulation:
+            t = jnp.broadcast_to(t, rows)
+            return self.model.modulation(c.at(t).vec, t, c.guidance)
+
+        return replace(self, modulation=jax.vmap(of_step)(times))
 
     def rows(self, index: slice | Int[Array, " rows"]) -> "FluxVelocity":
         """The same network for some of the rows, not prepared."""

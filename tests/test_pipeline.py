@@ -166,6 +166,37 @@ def test_a_time_of_the_references_own(pipe, undistilled, subject):
         assert difference(other, plain) > 3
 
 
+def test_surroundings_come_first(pipe, undistilled, subject):
+    """The images begin with them for a prompt, the references with their captions as ever; text and time are data."""
+    text, around, said = "a red car in a room", "a room", {"steps": STEPS, "guidance": 3.0, "tau": 0.4}
+    for model in (pipe, undistilled):
+
+        def task_of(text: str, model=model, **more):
+            request = Request.of(text, subjects=(subject,), **said, **more)
+            references, seeds = model.prepare(request), np.array([3, 4])
+            times = request.times(model.spec, references.grid)
+            path = model.trajectory(references, request.switches(model.spec), times)
+            (task,), x = model.tasks(request, references, (path, None), seeds)
+            return task, x
+
+        def made(text: str, model=model, **more):
+            return model.personalize(text, [subject], **said, **more)[0]
+
+        task, x = task_of(text, surroundings=around, surroundings_time=0.75)
+        (first, _), (then, _) = task_of(around), task_of(text)
+        assert 0 < np.sum(np.asarray(task.times) > 0.75) < np.sum(np.asarray(task.times) > 0.4)
+        got = np.asarray(personalized(task, x, None))
+        np.testing.assert_allclose(got, by_hand(then, x, (first.early, 0.75)), rtol=0, atol=2e-4)  # rounding
+        assert np.abs(got - np.asarray(personalized(then, x, None))).max() > 0.1
+        made(text, surroundings=around)
+        with Clock() as clock:
+            other, never = (made("a star", surroundings="a beach", surroundings_time=time) for time in (0.3, 1.0))
+        assert clock.programs == 0
+        plain = made("a star")
+        assert difference(never, plain) <= SAME
+        assert difference(other, plain) > 20
+
+
 def test_lists_are_every_combination(pipe, subject):
     images = pipe.personalize(
         "a car in a room", [subject], tau=[1.0, 0.2], seed=[4, 9], at=[None, (0.4, 0.4)], steps=STEPS

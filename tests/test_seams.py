@@ -20,7 +20,7 @@ from jaxpa.layers import Linear, Numbered
 from jaxpa.partition import row_groups
 from jaxpa.sampling import Accompanied, Guided, at, prepare
 from jaxpa.tokens import Routing, grid_positions, identity_source
-from jaxpa.transformer import Flux, FluxConditions, FluxVelocity
+from jaxpa.transformer import Flux, FluxConditions, FluxVelocity, Opening
 
 pytestmark = pytest.mark.usefixtures("quick_compiles")
 CONFIG = TransformerConfig(in_channels=8, num_layers=2, num_single_layers=3, num_attention_heads=2,
@@ -234,10 +234,11 @@ def test_a_weight_of_blocks_tokens_and_values(flux, monkeypatch):
 
 
 def of_six(more: int = 0) -> FluxConditions:
-    """Six rows, with positions and lengths of their own."""
+    """Six rows, with positions and lengths of their own, and another text above times of their own."""
     places = jnp.broadcast_to(grid_positions(H, W), (6, N, 3)) + jnp.arange(6)[:, None, None]
     channels = normal(14, 6, N, more) if more else None
-    return FluxConditions(normal(11, 6, M, 12), normal(12, 6, 8), jnp.arange(6.0), places, channels)
+    opening = Opening(jnp.linspace(1.0, 0.0, 6), normal(15, 6, M, 12), normal(16, 6, 8))
+    return FluxConditions(normal(11, 6, M, 12), normal(12, 6, 8), jnp.arange(6.0), places, channels, opening)
 
 
 @pytest.mark.parametrize("prepared", [False, True])
@@ -255,6 +256,26 @@ def test_groups_of_rows_are_the_same_velocity(flux, groups, prepared):
     got, want = both(velocity, x)
     assert got.shape == (6, N, 8)
     np.testing.assert_allclose(got, want, atol=1e-5 * np.abs(want).max())  # other shapes, other orders of sums
+
+
+@pytest.mark.parametrize("prepared", [False, True])
+def test_another_text_above_a_time_of_each_row(flux, prepared):
+    """Row by row what it is with the one text or with the other, at its own time; the first block's glance, too."""
+    told, x = of_six(), normal(13, 6, N, 8)
+    assert told.opening is not None
+    plain = replace(told, opening=None)
+    first = replace(plain, txt=told.opening.txt, vec=told.opening.vec)
+    for i, t in enumerate(jnp.array([[0.8] * 6, [0.3] * 6])):
+        velocities = [each.bind(flux) for each in (told, first, plain)]
+        if prepared:
+            velocities = [at(prepare(each, jnp.array([0.8, 0.3])), i) for each in velocities]
+        above = np.asarray(t > told.opening.time)
+        assert 0 < above.sum() < 6
+        for look in (ask, jax.jit(lambda velocity, x, t: velocity.glance(x, t))):
+            got, one, other = (np.asarray(look(velocity, x, t)) for velocity in velocities)
+            np.testing.assert_allclose(got, np.where(above[:, None, None], one, other), rtol=0, atol=1e-5)
+    picked = FluxConditions.concatenate([told.rows(slice(3)), told.rows(slice(3, None))])
+    jax.tree.map(np.testing.assert_array_equal, picked, told)
 
 
 def test_groups_read_their_channels_once():

@@ -49,6 +49,7 @@ class Said:
     width: float = 0
     preset: str = ""
     taus: tuple[float | str, ...] = ()
+    surroundings: str = ""
 
     def words(self, spec: Spec) -> dict[str, Any]:
         """The prompt and the groups of a request; what the checkpoint takes anyway stays unsaid."""
@@ -66,7 +67,8 @@ class Said:
         }
 
     def method(self) -> Method:
-        return Method(preset=self.preset or None, tau=self.taus)  # type: ignore[arg-type]
+        around = " ".join(self.surroundings.split()) or None
+        return Method(preset=self.preset or None, tau=self.taus, surroundings=around)  # type: ignore[arg-type]
 
 
 def _whole(name: str, value: float | None) -> int:

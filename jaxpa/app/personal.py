@@ -50,7 +50,7 @@ def subjects_tab(studio: Studio, settings: Settings, results: Results) -> None:
     place.keep.click(does.keep, laid, emptied, **LIGHT)
     place.drop.click(without_last, [kept, place.canvas], [kept, place.canvas], **LIGHT).then(**refresh)
 
-    inputs = [*settings.inputs, *laid]
+    inputs = [draw.around, *settings.inputs, *laid]
     draw.draw.click(told(gr.Request, does.draw), [draw.tau, *inputs], results.outputs, **JOB)
     draw.strip.click(told(gr.Request, does.strip), [draw.taus, *inputs], results.outputs, **JOB)
 
@@ -125,9 +125,10 @@ def _place_fields(studio: Studio) -> PlaceFields:
 
 @dataclass(frozen=True)
 class DrawFields:
-    """A scene, tau, and the buttons that draw."""
+    """A scene, what is around the subjects, tau, and the buttons that draw."""
 
     scene: Any
+    around: Any
     tau: Any
     draw: Any
     strip: Any
@@ -139,12 +140,14 @@ def _draw_fields(studio: Studio, settings: Settings) -> DrawFields:
     whole, sources = "A picture of the whole scene", ("upload", "clipboard")
     with gr.Accordion("A scene", open=False):
         scene = gr.Image(label=whole, type="pil", sources=sources, height=220, elem_id="scene")
+    label = "Around them, where one is small or in a corner: a prompt without the subjects (may stay empty)"
+    around = gr.Textbox(label=label, placeholder="a beach", elem_id="around", max_lines=1)
     tau = tau_slider(studio, settings, "tau", "τ: lower keeps more of the subject, higher follows the prompt")
     with gr.Row():
         draw = gr.Button("Draw", variant="primary", elem_id="draw", elem_classes="jaxpa-draw", scale=2)
         strip = gr.Button("A strip of", elem_id="strip", elem_classes="jaxpa-draw", scale=1)
         taus = gr.Textbox(STRIP, show_label=False, container=False, scale=2, max_lines=1, elem_id="taus")
-    return DrawFields(scene, tau, draw, strip, taus)
+    return DrawFields(scene, around, tau, draw, strip, taus)
 
 
 # What they do ---------------------------------------------------------------------------------------------------
@@ -152,7 +155,10 @@ def _draw_fields(studio: Studio, settings: Settings) -> DrawFields:
 
 @dataclass(frozen=True)
 class Does:
-    """The handlers of the tab; `values` are those of `Laid`, after those of the settings where something is drawn."""
+    """The handlers of the tab.
+
+    `values` are those of `Laid`; where something is drawn, after what is around the subjects and the settings.
+    """
 
     studio: Studio
     settings: Settings
@@ -220,8 +226,9 @@ class Does:
         yield from self.drawn(browser, taus, values)
 
     def drawn(self, browser: Any, taus: tuple[Any, ...], values: tuple[Any, ...]) -> Iterator[list[Any]]:
-        shared = len(self.settings.inputs)
-        laid, said = Laid(*values[shared:]), self.settings.said(values[:shared], taus)
+        around, rest, shared = values[0], values[1:], len(self.settings.inputs)
+        laid, said = Laid(*rest[shared:]), self.settings.said(rest[:shared], taus)
+        said = replace(said, surroundings=around or "")
 
         def ask(folder: Path) -> Request:
             return desk.personalize(folder, laid.pieces(), opened(laid.scene), said, self.studio.spec)

@@ -83,7 +83,8 @@ class Backbone(Component):
     from_heads: re.Pattern[str]
     # (configuration, those of the other components by name) -> what does not fit, in a line each.
     misfits: Callable[[Any, Mapping[str, Any]], list[str]]
-    # (TextEmbedding, guidance (B,) or None, positions (N, 3)) -> `sampling.Conditions`, to be bound to a module.
-    conditions: Callable[[Any, Any, Any], Any]
+    # (TextEmbedding, guidance (B,) or None, positions (N, 3), opening=None) -> `sampling.Conditions`, to be bound to a
+    # module. opening: flow times (B,), and the TextEmbedding that each row reads in place of its own above its time.
+    conditions: Callable[..., Any]
     # The layer that reads the image tokens, to which an adapter may add channels (a control LoRA's picture); or None.
     channels_in: str | None = None

@@ -176,10 +176,16 @@ def _network(config: TransformerConfig, **keywords: Any) -> "Flux":
     return Flux(config, **keywords)
 
 
-def _conditions(text: "TextEmbedding", guidance: "jax.Array | None", positions: "jax.Array") -> "FluxConditions":
-    from jaxpa.transformer import FluxConditions
+def _conditions(
+    text: "TextEmbedding",
+    guidance: "jax.Array | None",
+    positions: "jax.Array",
+    opening: "tuple[jax.Array, TextEmbedding] | None" = None,
+) -> "FluxConditions":
+    from jaxpa.transformer import FluxConditions, Opening
 
-    return FluxConditions(text.txt, text.vec, guidance, positions)
+    first = None if opening is None else Opening(opening[0], opening[1].txt, opening[1].vec)
+    return FluxConditions(text.txt, text.vec, guidance, positions, opening=first)
 
 
 FLUX = Backbone(

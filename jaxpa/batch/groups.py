@@ -62,7 +62,7 @@ def kind_of(request: Request, spec: Spec, canvas: tuple[int, int], references: i
         return own
     preset = request.switches(spec)
     switches = preset.level, preset.concat, preset.parts, preset.blocks, preset.soft, preset.reference_time
-    return (*own, references, *switches)
+    return (*own, references, *switches, request.method.surroundings is not None)
 
 
 def is_alone(request: Request, spec: Spec) -> bool:

@@ -39,6 +39,7 @@ def signature(source: Source, request: Request, content: dict[str, Any], mesh: s
         "starting": request.starting is not None,
         "scene": request.scene is not None,
         "text": request.reads_text,
+        "surroundings": request.method.surroundings is not None,
         "mesh": None if mesh is None else {axis: size for axis, size in read_sides(mesh).items() if size > 1},
         "switches": _compiled_in(request.switches(spec)) if request.riding(spec) else None,
     }

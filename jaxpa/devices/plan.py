@@ -142,7 +142,8 @@ def _work_of(request: Request, run: Run, config: FluxConfig) -> Work:
     height, width = (side * run.spec.cell for side in run.grid)
     pictures = (r + run.pictures) * cost.autoencoder_flops(config.vae, height, width, "encode")
     pictures += len(run.gates) * images * cost.autoencoder_flops(config.vae, height, width, "decode")
-    return Work(early + late + inverted, forward, flop + (1 + r + run.guided) * text + pictures)
+    texts = 1 + r + run.guided + (request.method.surroundings is not None)
+    return Work(early + late + inverted, forward, flop + texts * text + pictures)
 
 
 def images_together(request: Request, run: Run, held: Held, platform: str) -> int:

@@ -198,6 +198,11 @@ class Method:
     reference_time: float | Unset | None = UNSET
     """Flow time above which the reference is not read: before, the picture sees it as it is there, and draws no second
     subject beside it; same: the picture's own time, as in the paper."""
+    surroundings: str | None = None
+    """What is around the subjects, in a prompt without them ("a beach"): the picture begins with it, so that it draws
+    no second subject beside one that is small or in a corner, and goes on with the prompt itself."""
+    surroundings_time: float | Unset = UNSET
+    """Flow time down to which --surroundings stand for the prompt, though not below tau."""
     gamma: float | Unset = UNSET
     """How strongly RF inversion is pulled to its noise, from 0 (the model's own flow) to 1 (a straight line)."""
     eta: float | Unset = UNSET
@@ -225,6 +230,8 @@ class Method:
                 object.__setattr__(self, name, value.item())  # type: ignore[union-attr]
             elif isinstance(value, list):
                 object.__setattr__(self, name, tuple(value))
+        if self.surroundings is not None:
+            text("surroundings", self.surroundings)
         self.switches("official")
 
     def given(self) -> dict[str, Any]:
@@ -249,6 +256,7 @@ class Method:
             ),
             ("sweeps", preset.path == "ode", f"path is 'ode', and here it is {preset.path!r}"),
             ("reference_time", preset.level == "layer", f"level is 'layer', and here it is {preset.level!r}"),
+            ("surroundings_time", self.surroundings is not None, "surroundings are given"),
             ("margin", preset.start == "moved", f"start is 'moved', and here it is {preset.start!r}"),
         ):
             if name in given and not read:

@@ -238,7 +238,7 @@ class Request:
         if self.editing is not None and "coverage" in self.method.given():
             raise JaxpaError("coverage would have no effect: an edit keeps the tokens without a pixel that may change")
         captions = [each.caption for each in (*self.subjects, self.scene, self.editing) if each is not None]
-        if unknown := spec.unknown_words(" ".join((*self.prompts, *captions))):
+        if unknown := spec.unknown_words(" ".join((*self.prompts, *captions, self.method.surroundings or ""))):
             warnings.warn(f"this checkpoint has never seen {', '.join(unknown)}", stacklevel=2)
 
     def _check_variant(self, spec: Spec) -> None:

@@ -97,10 +97,16 @@ def test_a_region_ends_where_its_colour_does(car):
 
 def test_subjects_become_files_and_a_request_that_names_them(car, spec, tmp_path):
     pieces = [replace(car, at=Box(0.1, 0.4, 0.6, 0.9), flip=True), Piece(car.picture, word=" car ", caption="a  car")]
-    request = desk.personalize(tmp_path, pieces, car.picture, Said("a car  and a cat", 3, 2, 28, taus=(0.4, 0.2)), spec)
+    request = desk.personalize(
+        tmp_path,
+        pieces,
+        car.picture,
+        Said("a car  and a cat", 3, 2, 28, taus=(0.4, 0.2), surroundings=" a  room"),
+        spec,
+    )
     assert request.prompt == "a car and a cat"
     assert (request.sampling.seeds(), request.sampling.steps) == ((3, 4), None)  # as the checkpoint has it: unsaid
-    assert request.method.tau == (0.4, 0.2)
+    assert (request.method.tau, request.method.surroundings) == ((0.4, 0.2), "a room")
     first, second = request.subjects
     assert (first.at, first.flip, second.mask, second.word, second.caption) == (
         pieces[0].at,

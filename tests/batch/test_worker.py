@@ -34,9 +34,13 @@ def jobs(tmp_path_factory, pictures):
         f"inpaint {edit} --prompt 'a boat' {CANVAS} --tau 0.99 --out boat.png",
         "generate --prompt 'a cat' --guidance 2 --height 64 --width 64 --steps 2 --out two.png",
     ]
-    (folder / "jobs.txt").write_text("\n".join(lines))
+    return jobs_of(folder / "jobs.txt", lines)
+
+
+def jobs_of(file, lines):
+    file.write_text("\n".join(lines))
     with headers_read_once():
-        return read_jobs(str(folder / "jobs.txt"))
+        return read_jobs(str(file))
 
 
 def run(jobs, size, order=None, stop=None):
@@ -86,6 +90,23 @@ def test_pictures_are_those_of_the_commands(jobs, together):
         own = {name: np.asarray(image, int) for name, image in zip(job.names, images, strict=True)}
         same(own, {name: together[name] for name in own}, levels=1)
         assert read_metadata(job.files[0])["request"]["prompt"] == job.command.request().prompt
+
+
+def test_each_line_has_its_own_surroundings(tmp_path, pictures):
+    """In one batch: what stands for the prompt first, and until when, is a row's own."""
+    car = f"personalize --subject {pictures}/car.png --mask {pictures}/car-mask.png --at 0.3,0.6 {CANVAS}"
+    around = ("a beach", 0.95), ("a room", 0.2)
+    jobs = jobs_of(tmp_path / "jobs.txt", [
+        f"{car} --prompt 'a car' --surroundings '{text}' --surroundings-time {time} --out {k}.png"
+        for k, (text, time) in enumerate(around)
+    ])  # fmt: skip
+    assert len({job.share.kind for job in jobs}) == 1
+    made, failed = run(jobs, Size(2, 1))
+    assert failed == {}
+    for job in jobs:
+        own = dict(zip(job.names, job.command.load().make(job.command.request()), strict=True))
+        same({name: np.asarray(image, int) for name, image in own.items()}, {n: made[n] for n in own}, levels=1)
+    assert np.abs(made[jobs[0].names[0]] - made[jobs[1].names[0]]).max() > 20
 
 
 def test_sizes_depend_on_the_whole_file(jobs):

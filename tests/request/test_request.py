@@ -54,6 +54,7 @@ REQUESTS = (
     Request.of("a car", preset=replace(PRESETS["mini"], tau_blocks=(BlockTau(0, 3, 0.25),))),
     Request.of("a car", image="a.png", mask="m.png", grow=2, feather=3.5, caption="a mug"),
     Request.of("a car", image="a.png", pad=(1, 2, 3, 4), preset=PRESETS["paper"]),
+    Request.of("a car", subjects=[Subject("car.png")], surroundings="a beach", surroundings_time=0.7),
     Request(embedding="text.safetensors"),
     Request.of("make it red", picture="a.png"),
     Request(image_prompt="a.png"),
@@ -150,7 +151,8 @@ BAD = {
     "edges in words": {"control": "a.png", "edges": "no"}, "a name as scene": {"scene": "beach.png"},
     "a name as group": {"sampling": "fast"}, "no subjects": {"subjects": 3}, "no scalar": {"prompt": np.array(3)},
     "no places": {"places": 3, "subjects": [Subject("a.png")]}, "a caption": {"image": "a", "mask": "b", "caption": 3},
-    "surrogates elsewhere": {"negative_prompt": "\udc80"},
+    "surrogates elsewhere": {"negative_prompt": "\udc80"}, "surroundings": {"surroundings": 3},
+    "a time of surroundings": {"surroundings": "a beach", "surroundings_time": 1.5},
 }  # fmt: skip
 
 
@@ -197,6 +199,7 @@ def test_a_tau_of_blocks():
     ({"gamma": 0.5, "path": "ode"}, "gamma would have no effect"),
     ({"eta": 0.5, "level": "token", "concat": None}, "eta would have no effect"),
     ({"sweeps": 2, "path": "line"}, "sweeps would have no effect"),
+    ({"surroundings_time": 0.5}, "surroundings_time would have no effect"),
     ({"margin": 2, "start": "independent"}, "margin would have no effect"), ({"height": 100}, "nearest valid size"),
     ({"negative_prompt": "snow"}, "embeds its guidance"),
 ])  # fmt: skip

@@ -144,13 +144,17 @@ def _asked(velocity, x: jax.Array, t: jax.Array, routing: Routing | None) -> jax
     return velocity(x, t, routing)
 
 
-def by_hand(task: Task, x: jax.Array) -> jax.Array:
-    """Euler's steps of a task whose references ride along above tau, or always, read at `reference_time` at most."""
+def by_hand(task: Task, x: jax.Array, opening: tuple[Phase, float] | None = None) -> jax.Array:
+    """Euler's steps of a task whose references ride along above tau, or always, read at `reference_time` at most.
+
+    opening: what stands for the early phase above a flow time.
+    """
     assert task.reference_time is not None
     times, path, r = np.asarray(task.times), task.trajectory, task.trajectory.shape[1]
     first, references = int(np.sum(times > float(task.reference_time))), path[0]
     for i in range(len(times) - 1):
-        phase, j = task.early if times[i] > float(task.tau) else task.late, max(i, first)
+        early = opening[0] if opening is not None and times[i] > opening[1] else task.early
+        phase, j = early if times[i] > float(task.tau) else task.late, max(i, first)
         t = jnp.float32([times[j]] * r + [times[i]] * len(x))
         if phase.routing is None:
             x = x + (times[i + 1] - times[i]) * _asked(velocity_of(task, phase), x, t[r:], None)
