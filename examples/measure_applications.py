@@ -11,6 +11,7 @@ The references are drawings that training never showed, in combinations it never
     corners             as layout, in a box of half the width in a corner; and nothing of the subject elsewhere, by its
                         colours, since the judge does not count broken copies
     half-width boxes    as layout, in such a box anywhere
+    ... surroundings    the same two, where the request also says what is around the subject (`--surroundings`)
     aspects             as layout, on canvases of 3:4, 9:16 and 1:2, upright or lying
     one side            as outpainting, by half a picture on one side, so that the canvas is 2:3
     removal             with a prompt of the background alone, the place of the subject is at most half as far from the
@@ -28,6 +29,7 @@ import sys
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import tyro
@@ -67,6 +69,8 @@ class Options:
     judge: Path = FILE
     only: tuple[str, ...] = ()
     """These applications alone."""
+    surroundings_time: float = 0.8
+    """Flow time down to which surroundings stand for the prompt, where they are said."""
 
 
 @dataclass(frozen=True)
@@ -93,15 +97,15 @@ def layout(pipe: jaxpa.Pipeline, scene: Scene, rng: np.random.Generator) -> Made
     return _personalised(pipe, asked, [_reference(scene, at=place)])
 
 
-def corners(pipe: jaxpa.Pipeline, scene: Scene, rng: np.random.Generator) -> Made:
+def corners(pipe: jaxpa.Pipeline, scene: Scene, rng: np.random.Generator, around: float | None = None) -> Made:
     """The subject small, in a corner: whatever is elsewhere must not be another one."""
-    return _placed(pipe, scene, rng, CORNERS[int(rng.integers(len(CORNERS)))])
+    return _placed(pipe, scene, rng, CORNERS[int(rng.integers(len(CORNERS)))], around=around)
 
 
-def half_width_boxes(pipe: jaxpa.Pipeline, scene: Scene, rng: np.random.Generator) -> Made:
+def half_width_boxes(pipe: jaxpa.Pipeline, scene: Scene, rng: np.random.Generator, around: float | None = None) -> Made:
     """The subject small, anywhere."""
     x, y = rng.uniform(0.0, 0.5), rng.uniform(0.1, 0.5)
-    return _placed(pipe, scene, rng, (x, y, x + 0.5, y + 0.48))
+    return _placed(pipe, scene, rng, (x, y, x + 0.5, y + 0.48), around=around)
 
 
 def aspects(pipe: jaxpa.Pipeline, scene: Scene, rng: np.random.Generator) -> Made:
@@ -116,18 +120,27 @@ def _placed(
     rng: np.random.Generator,
     at: tuple[float, ...],
     canvas: tuple[int, int] = (SIZE, SIZE),
+    around: float | None = None,
 ) -> Made:
-    """The subject of a drawing before another background, its aspect kept."""
+    """The subject of a drawing before another background, its aspect kept; around: until when that is the prompt."""
     asked = replace(scene, background=sample_scene(rng, 0.0, held_out=None).background)
     picture, mask = render(scene)
     subject = jaxpa.Subject(picture, mask, at=at, caption=caption(scene))  # type: ignore[arg-type]
-    made = _personalised(pipe, asked, [subject], canvas=canvas)
+    words: dict[str, Any] = (
+        {} if around is None else {"surroundings": empty_caption(asked), "surroundings_time": around}
+    )
+    made = _personalised(pipe, asked, [subject], canvas=canvas, **words)
     if len(at) == 2:
         return made
     empty, outside = render(replace(asked, subjects=()))[0], np.ones((SIZE, SIZE), bool)
     left, top, right, bottom = (round(SIZE * side) for side in at)
     outside[max(0, top - 8) : bottom + 8, max(0, left - 8) : right + 8] = False
     return replace(made, stray=stray(np.asarray(made.picture)[outside], empty, picture[mask]))
+
+
+def empty_caption(scene: Scene) -> str:
+    """The prompt of a scene's background alone."""
+    return f"a picture of {PLACES[scene.background.kind]}"
 
 
 def stray(pixels: np.ndarray, background: np.ndarray, subject: np.ndarray) -> float:
@@ -175,7 +188,7 @@ def removal(pipe: jaxpa.Pipeline, scene: Scene, rng: np.random.Generator) -> Mad
     before = replace(scene, subjects=(replace(scene.subjects[0], span=float(rng.uniform(0.35, 0.5))),))
     picture, mask = render(before)
     mask, empty = masks.grow(mask, 5) > 0, render(replace(scene, subjects=()))[0]
-    text = f"a picture of {PLACES[scene.background.kind]}"
+    text = empty_caption(scene)
     made = pipe.inpaint(picture, Image.fromarray(np.uint8(255 * mask)), text, caption=caption(before))[0]
     _check_kept(picture, mask, made)
     was, now = (np.abs(each.astype(float) - empty)[mask].mean() for each in (picture, np.asarray(made)))
@@ -216,7 +229,7 @@ def _check_kept(picture: np.ndarray, new: np.ndarray, made: Image.Image) -> None
         raise AssertionError("an edit changed what it was to keep")
 
 
-APPLICATIONS: dict[str, tuple[int, Callable[[jaxpa.Pipeline, Scene, np.random.Generator], Made]]] = {
+APPLICATIONS: dict[str, tuple[int, Callable[..., Made]]] = {
     "layout": (1, layout),
     "two subjects": (2, two_subjects),
     "subject and scene": (2, subject_and_scene),
@@ -224,6 +237,8 @@ APPLICATIONS: dict[str, tuple[int, Callable[[jaxpa.Pipeline, Scene, np.random.Ge
     "outpainting": (1, outpainting),
     "corners": (1, corners),
     "half-width boxes": (1, half_width_boxes),
+    "corners, surroundings": (1, corners),
+    "half-width boxes, surroundings": (1, half_width_boxes),
     "aspects": (1, aspects),
     "one side": (1, one_side),
     "removal": (1, removal),
@@ -248,9 +263,10 @@ def _personalised(
     subjects: list[jaxpa.Subject],
     scene: jaxpa.Subject | None = None,
     canvas: tuple[int, int] = (SIZE, SIZE),
+    **words: Any,
 ) -> Made:
     references, text = pipe.references(subjects, scene, height=canvas[0], width=canvas[1]), caption(asked)
-    made = pipe.personalize(text, references)[0]
+    made = pipe.personalize(text, references, **words)[0]
     panels = [
         ("reference", Image.fromarray(np.asarray(each.image))) for each in [*([scene] if scene else []), *subjects]
     ]
@@ -338,7 +354,8 @@ def main() -> None:
     for name, (subjects, run) in APPLICATIONS.items():
         if options.only and name not in options.only:
             continue
-        made = [run(pipe, scene, rng) for scene, rng in tqdm(list(cases(options.count, subjects)), desc=name)]
+        said = {"around": options.surroundings_time} if name.endswith("surroundings") else {}
+        made = [run(pipe, scene, rng, **said) for scene, rng in tqdm(list(cases(options.count, subjects)), desc=name)]
         found, truth = verdicts(judge, made)
         rate = interval([float(x) for x in found["all"]])
         parts = ", ".join(f"{part} {values.mean():.0%}" for part, values in found.items() if part != "all")
@@ -348,7 +365,9 @@ def main() -> None:
         lines.append(f"| {name} | {rate.mean:.0%} | {rate.low:.0%} to {rate.high:.0%} | {true} | {parts} |{shown}")
         print(lines[-1], flush=True)
         content[name] = {part: values.tolist() for part, values in found.items()} | {"seams": looks}
-        sheet([one.panels for one in made[:6]], height=128).save(options.out / f"{name.replace(' ', '-')}.png")
+        sheet([one.panels for one in made[:6]], height=128).save(
+            options.out / f"{name.replace(',', '').replace(' ', '-')}.png"
+        )
     if not options.only:
         back, alone = reconstruction(pipe, options.count)
         round_trip = f"{np.mean(back):.1f} dB to the noise and back, {np.mean(alone):.1f} dB the autoencoder alone"
