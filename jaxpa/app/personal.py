@@ -140,7 +140,7 @@ def _draw_fields(studio: Studio, settings: Settings) -> DrawFields:
     whole, sources = "A picture of the whole scene", ("upload", "clipboard")
     with gr.Accordion("A scene", open=False):
         scene = gr.Image(label=whole, type="pil", sources=sources, height=220, elem_id="scene")
-    label = "Around them, where one is small or in a corner: a prompt without the subjects (may stay empty)"
+    label = "What is around them, without the subjects: keeps a small one alone (may stay empty)"
     around = gr.Textbox(label=label, placeholder="a beach", elem_id="around", max_lines=1)
     tau = tau_slider(studio, settings, "tau", "τ: lower keeps more of the subject, higher follows the prompt")
     with gr.Row():

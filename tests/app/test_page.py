@@ -112,6 +112,7 @@ def middle(box):
 
 def test_upload_paint_place_draw_and_the_commands_bytes(page, folder):
     page.fill("#prompt textarea", "a yellow striped car on a beach")
+    page.fill("#around textarea, #around input", "a beach")
     quick(page)
     drop_car(page)
     x, y = middle(page.locator("#reference canvas").first.bounding_box())
@@ -136,6 +137,7 @@ def test_upload_paint_place_draw_and_the_commands_bytes(page, folder):
     words = shlex.split(page.locator("#command .cm-content").inner_text().replace("\n", ""))
     assert words[:2] == ["jaxpa", "personalize"]
     assert words[words.index("--at") + 1] == at
+    assert words[words.index("--surroundings") + 1] == "a beach"
     drawn = (own / "picture.png").read_bytes()
     (own / "picture.png").unlink()
     environment = os.environ | {"PYTHONPATH": str(ROOT), "JAX_PLATFORMS": "cpu"}
