@@ -239,6 +239,10 @@ class Method:
         values = {each.name: getattr(self, each.name, UNSET) for each in fields(Preset) if each.name != "tau"}
         return {name: value for name, value in values.items() if value is not UNSET}
 
+    def said(self) -> list[str]:
+        """The names of all that is said."""
+        return [each.name for each in fields(self) if getattr(self, each.name) != each.default]
+
     def switches(self, usual: str) -> Preset:
         """The preset with what is said over it; `usual` is the checkpoint's own. Raises JaxpaError for a bad value."""
         name = usual if self.preset is None else self.preset

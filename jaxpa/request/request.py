@@ -230,6 +230,8 @@ class Request:
                     raise JaxpaError(f"{name} must lie in 0 to {spec.blocks - 1} here, not {first}-{last}")
             if self.sampling.solver != "euler" and "sweeps" in self.method.given():
                 raise JaxpaError("sweeps would have no effect: only Euler's steps are repeated. Leave them out")
+        if not self.references and (unread := self.method.said()):
+            raise JaxpaError(f"{unread[0]} would have no effect: there is no subject to put anywhere. Leave it out")
         if self.image_prompt is not None:
             if self.riding(spec):
                 raise JaxpaError(f"{self.verb} by token replacement reads no image prompt: the references are pictures")
@@ -252,8 +254,7 @@ class Request:
         if reads == "fill":
             if self.editing is None:
                 raise JaxpaError(f"{self.verb} has nothing to fill, and {title} fills in: use inpaint or outpaint")
-            said = [each.name for each in fields(Method) if getattr(self.method, each.name) != each.default]
-            if said := [*said, *["caption"] * bool(self.editing.caption)]:
+            if said := [*self.method.said(), *["caption"] * bool(self.editing.caption)]:
                 raise JaxpaError(
                     f"{said[0]} would have no effect: {title} reads what is kept itself, and nothing is replaced. "
                     "Leave it out"

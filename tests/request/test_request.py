@@ -208,6 +208,12 @@ def test_what_a_checkpoint_would_not_read_is_refused_before_it_loads(words, said
         Request.of(subjects=[Subject("a.png")], **words).check(DEV)
 
 
+@pytest.mark.parametrize("words", [{"tau": 0.5}, {"surroundings": "a beach"}, {"preset": "paper"}])
+def test_what_says_how_to_replace_needs_something_to_put(words):
+    with pytest.raises(JaxpaError, match=f"{next(iter(words))} would have no effect"):
+        Request.of("a car", **words).check(DEV)
+
+
 @pytest.mark.parametrize("tau", [0.0, 1.0, 0.123456789, 0.1 + 0.2, Steps(0.8), Steps(1 / 3)])
 def test_tau_is_shown_as_it_is_read(tau):
     assert parse_tau(show_tau(tau)) == tau
