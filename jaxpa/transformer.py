@@ -266,15 +266,13 @@ class FluxConditions:
         """The network under these conditions."""
         return FluxVelocity(model, self)
 
-    def at(self, t: Float[Array, " B"]) -> "FluxConditions":
+    def at_time(self, t: Float[Array, " B"]) -> "FluxConditions":
         """What is read at flow times t, which has no opening."""
         if self.opening is None:
             return self
-        time, *texts = self.opening
-        txt, vec = (
-            jnp.where(jnp.reshape(t > time, (-1, *[1] * (then.ndim - 1))), first, then)
-            for first, then in zip(texts, (self.txt, self.vec), strict=True)
-        )
+        time, txt, vec = self.opening
+        above = jnp.asarray(t > time)
+        txt, vec = jnp.where(above[:, None, None], txt, self.txt), jnp.where(above[:, None], vec, self.vec)
         return replace(self, txt=txt, vec=vec, opening=None)
 
     def rows(self, index: slice | Int[Array, " rows"]) -> "FluxConditions":
@@ -326,7 +324,7 @@ class FluxVelocity:
         checks.array("x", x, ("B", "N", "C"))
         checks.array("t", t, (x.shape[0],))
         checks.within("t", t, 0, 1, ", from noise at 1 to data at 0")
-        c, y = self.conditions.at(t), self._read(x)
+        c, y = self.conditions.at_time(t), self._read(x)
         if y.shape[-1] != (wanted := self.model.config.in_channels):
             raise ValueError(
                 f"the network reads tokens of {wanted} channels, not {y.shape[-1]}: "
@@ -375,7 +373,7 @@ class FluxVelocity:
 
     def glance(self, x: Float[Array, "B N C"], t: Float[Array, " B"]) -> Float[Array, "B N D"]:
         """What the first double block's attention reads of the image: the tokens, embedded and modulated."""
-        model, c = self.model, self.conditions.at(t)
+        model, c = self.model, self.conditions.at_time(t)
         mod = self.modulation or model.modulation(c.vec, t, c.guidance)
         shift, scale, *_ = chunks(mod.img[0], 6)
         return modulate(model.img_in(self._read(x).astype(model.dtype)), shift, scale)
@@ -386,7 +384,7 @@ class FluxVelocity:
 
         def of_step(t: Float[Array, "*B"]) -> Modulation:
             t = jnp.broadcast_to(t, rows)
-            return self.model.modulation(c.at(t).vec, t, c.guidance)
+            return self.model.modulation(c.at_time(t).vec, t, c.guidance)
 
         return replace(self, modulation=jax.vmap(of_step)(times))
 
