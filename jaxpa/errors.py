@@ -1,8 +1,9 @@
-"""Errors that a user can solve: what was wrong, with which file or value, and what to do."""
+"""Errors that a user can solve, and warnings: what was wrong, with which file or value, and what to do."""
 
 import math
 import operator
 import sys
+import warnings
 from collections.abc import Callable, Hashable, Iterable, Sequence
 from difflib import get_close_matches
 from typing import Any
@@ -28,6 +29,14 @@ class CheckpointError(JaxpaError):
             lines.append(f"  ... and {len(problems) - shown} more: `jaxpa info` lists them all")
         super().__init__("\n".join(lines))
         self.problems = tuple(problems)
+
+
+def warn(message: str) -> None:
+    """A UserWarning that points at the line which called the package, from wherever in it."""
+    frame, level = sys._getframe(), 1
+    while frame is not None and frame.f_globals.get("__name__", "").partition(".")[0] == "jaxpa":
+        frame, level = frame.f_back, level + 1
+    warnings.warn(message, stacklevel=level)
 
 
 LONGEST = 4000  # characters of a line

@@ -6,7 +6,6 @@ diffusers' layout and need no torch; nothing here goes online.
 
 import os
 import re
-import warnings
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -21,7 +20,7 @@ from safetensors.flax import save as to_bytes
 from jaxpa.encoders.clip import CLIPTextEncoder
 from jaxpa.encoders.t5 import T5Encoder
 from jaxpa.encoders.vocabulary import Kind, find_files
-from jaxpa.errors import CheckpointError, JaxpaError
+from jaxpa.errors import CheckpointError, JaxpaError, warn
 from jaxpa.replacing import replacing
 
 
@@ -168,7 +167,7 @@ class Tokenizers:
         for one in cut:
             if (key := (prompts[one.index], one.encoder)) not in said:
                 said.add(key)
-                warnings.warn(str(one), stacklevel=2)
+                warn(str(one))
         return clip_ids, t5_ids, cut
 
     def word_tokens(self, prompt: str, word: str, max_length: int = 512) -> np.ndarray:

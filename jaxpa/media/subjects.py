@@ -1,6 +1,5 @@
 """What a user brings, as arrays: pictures of subjects, their masks, and where they go on the canvas."""
 
-import warnings
 from collections.abc import Sequence
 from dataclasses import dataclass, field, fields, replace
 from typing import NamedTuple
@@ -10,7 +9,7 @@ from PIL import Image
 
 from jaxpa.box import Box
 from jaxpa.encoders.text import word_spans
-from jaxpa.errors import JaxpaError, flag, text
+from jaxpa.errors import JaxpaError, flag, text, warn
 from jaxpa.media import figures, images, masks
 from jaxpa.media.images import Picture
 from jaxpa.media.places import Place, put, restrict, to_place, window
@@ -259,18 +258,17 @@ def _shared_places(at: Sequence[Place | None], name: str) -> list[Place | None]:
 def _put(mask: np.ndarray, grid: tuple[int, int], at: Place | None, name: str) -> Placement:
     where, lost = put(mask, grid, at, name)
     if lost > LOSS:
-        warnings.warn(f"{name} at {at}: {lost:.0%} of the subject leaves the canvas", stacklevel=3)
+        warn(f"{name} at {at}: {lost:.0%} of the subject leaves the canvas")
     return where
 
 
 def _warn_of_cut(name: str, at: Place | None, lost: float) -> None:
     if lost > LOSS and isinstance(at, Box):
-        warnings.warn(f"{name} at {tuple(at)}: {lost:.0%} of the subject leaves the canvas", stacklevel=3)
+        warn(f"{name} at {tuple(at)}: {lost:.0%} of the subject leaves the canvas")
     elif lost > LOSS:
-        warnings.warn(
+        warn(
             f"{name}: {lost:.0%} of the subject is cut off, since its picture is cut to the canvas' aspect; "
-            "a box to fit it into (--at LEFT,TOP,RIGHT,BOTTOM) keeps all of it",
-            stacklevel=3,
+            "a box to fit it into (--at LEFT,TOP,RIGHT,BOTTOM) keeps all of it"
         )
 
 
@@ -281,7 +279,7 @@ def _warn_of_cover(references: References, names: Sequence[str]) -> None:
         for above in range(below + 1, len(names)):
             both = (target[:, below] & target[:, above]).sum(-1) / np.maximum(target[:, below].sum(-1), 1)
             if both.max() > LOSS:
-                warnings.warn(f"{names[above]} covers {both.max():.0%} of {names[below]}", stacklevel=3)
+                warn(f"{names[above]} covers {both.max():.0%} of {names[below]}")
 
 
 def _stack(placements: list[list[Placement]]) -> Placement:

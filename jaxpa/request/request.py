@@ -20,7 +20,6 @@ setting steps in; and `UNSET` in `Method`, where None is a choice that switches 
 """
 
 import os
-import warnings
 from collections.abc import Callable, Iterable
 from dataclasses import MISSING, dataclass, field, fields, replace
 from typing import Any, Literal, Self, TypeVar
@@ -29,7 +28,7 @@ import numpy as np
 
 from jaxpa.box import Box
 from jaxpa.encoders.text import TextEmbedding
-from jaxpa.errors import JaxpaError, did_you_mean, quoted, several, text
+from jaxpa.errors import JaxpaError, did_you_mean, quoted, several, text, warn
 from jaxpa.media.images import Picture
 from jaxpa.media.places import Place, to_place
 from jaxpa.media.subjects import Subject
@@ -241,7 +240,7 @@ class Request:
             raise JaxpaError("coverage would have no effect: an edit keeps the tokens without a pixel that may change")
         captions = [each.caption for each in (*self.subjects, self.scene, self.editing) if each is not None]
         if unknown := spec.unknown_words(" ".join((*self.prompts, *captions, self.method.surroundings or ""))):
-            warnings.warn(f"this checkpoint has never seen {', '.join(unknown)}", stacklevel=2)
+            warn(f"this checkpoint has never seen {', '.join(unknown)}")
 
     def _check_variant(self, spec: Spec) -> None:
         """Raise JaxpaError where this is not what the checkpoint does, or where it lacks the picture that it reads."""

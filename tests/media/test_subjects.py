@@ -204,6 +204,13 @@ def test_references_of_other_shapes(change: dict[str, object], reason: str) -> N
 # --- what is lost is said
 
 
+def test_a_warning_points_at_the_line_that_asked() -> None:
+    """Python shows that line, and shows a warning once for each."""
+    with pytest.warns(UserWarning, match="leaves the canvas") as found:
+        references(subject(Box(24, 24, 72, 72), at=(0.75, 0.25, 1.25, 0.75)))
+    assert [one.filename for one in found] == [__file__]
+
+
 def test_a_subject_that_leaves_the_canvas() -> None:
     """40 of 48 pixels: five columns of tokens of six are left when its middle is moved to two tokens from the edge."""
     inside = subject(Box(24, 24, 72, 72))
