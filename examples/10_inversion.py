@@ -51,7 +51,7 @@ def walk(velocity: Any, y: np.ndarray, times: np.ndarray, e: np.ndarray, gamma: 
 pipe = jaxpa.load("mini")
 cat = picture("cat")
 x0 = np.asarray(pipe.encode_image(cat))  # (1, 144, 32)
-e = np.asarray(pipe.noise(np.array([7], np.uint32), (12, 12)))
+e = np.asarray(pipe.noise(np.array([9], np.uint32), (12, 12)))
 velocity = pipe.velocity(pipe.encode_text([CAPTION]), guidance=1.0)
 falling = np.asarray(pipe.times(28, (12, 12)))
 rising = falling[::-1]

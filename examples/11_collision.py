@@ -44,7 +44,7 @@ tells what is needed: the queries, and the keys, which are turned back to have n
 
 # %%
 pipe = jaxpa.load("mini", np.float32)
-reference, other = picture("car"), pipe.generate(PROMPT, seed=5)[0]
+reference, other = picture("car"), pipe.generate(PROMPT, seed=6)[0]
 noise = np.asarray(pipe.noise(np.array([0, 1], np.uint32), (W, W)))
 x = (1 - T) * np.asarray(pipe.encode_image([reference, other])) + T * noise  # (2, 144, 32)
 text = pipe.encode_text([PROMPT] * 2)
@@ -129,6 +129,7 @@ is in the evaluation (`evaluation/README.md`).
 ## Change something
 
 Put the reference one column aside (`cells + np.array([0, 0, 1])` for "shifted"): it collides as before, and the bright
-cells move one column to the left, to the tokens that now have the query's position. The paper's way out is (0, 0), and
+cells move one column to the left, to the tokens that now have the query's position. (By hand and by jaxpa then differ,
+since jaxpa's "shifted" stays where it was.) The paper's way out is (0, 0), and
 only after tau (lesson 12): until then the reference's tokens do not stand beside the picture's, but replace them.
 """

@@ -79,7 +79,7 @@ save(sheet(rows, 144), "12-replacement")
 ## Change something
 
 Replace less: at level "layer", `parts="q"` lets the reference feed the queries only (level "token" refuses it, since it
-replaces whole tokens). With the official preset the car then has the reference's shape at tau 0.2, and the prompt's
+replaces whole tokens). With the official preset the car then has the reference's shape at tau 0.5, and the prompt's
 colour: queries decide where a token looks, keys and values what it finds there. With `parts="kv"` the colour comes
 back.
 """

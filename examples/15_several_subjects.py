@@ -9,10 +9,10 @@ References replace their regions one after the other; where they overlap, the la
 A scene is a reference whose mask is the whole canvas; it comes first. All references run in one batch with the image,
 so a second subject costs one more row while t > tau, and nothing below it. The embedded model has only seen two
 subjects side by side, and small: details blur, and where one stands in front of the other, the old edge may show
-through.
+through. What is around the pair is said for the first steps (lesson 14).
 
     python examples/15_several_subjects.py
-    jaxpa personalize --subject examples/pictures/mug.png --mask examples/pictures/mug-mask.png --at 0.04,0.45,0.46,0.9 --subject examples/pictures/car.png --mask examples/pictures/car-mask.png --at 0.52,0.5,0.98,0.9 --prompt "a white striped mug and a yellow striped car in a desert" --out two.png
+    jaxpa personalize --subject examples/pictures/mug.png --mask examples/pictures/mug-mask.png --at 0.04,0.45,0.46,0.9 --subject examples/pictures/car.png --mask examples/pictures/car-mask.png --at 0.52,0.5,0.98,0.9 --prompt "a white striped mug and a yellow striped car in a desert" --surroundings "a desert" --out two.png
     jaxpa personalize --scene examples/pictures/cat.png --subject examples/pictures/car.png --mask examples/pictures/car-mask.png --at 0.52,0.6,1,0.97 --prompt "a green dotted cat and a yellow striped car on a beach" --tau 0.2 --out scene.png
 """
 
@@ -29,8 +29,8 @@ from jaxpa.tokens import Placement, restrict
 LEFT, RIGHT = (0.04, 0.45, 0.46, 0.9), (0.52, 0.5, 0.98, 0.9)
 
 PAIRS = (
-    ("mug", "car", "a white striped mug and a yellow striped car in a desert"),
-    ("car", "boat", "a yellow striped car and a purple striped boat on a beach"),
+    ("mug", "car", "a white striped mug and a yellow striped car in a desert", "a desert"),
+    ("car", "boat", "a yellow striped car and a purple striped boat on a beach", "a beach"),
 )
 
 # %% [markdown]
@@ -59,10 +59,10 @@ def reference(name: str) -> tuple[str, Image.Image]:
 
 
 rows = []
-for left, right, prompt in PAIRS:
+for left, right, prompt, around in PAIRS:
     pair = [subject(left, at=LEFT), subject(right, at=RIGHT)]
-    made = pipe.personalize(prompt, pair, seed=0, num_images=2)
-    results = [(f"both\nseed {seed}", image) for seed, image in enumerate(made)]
+    made = pipe.personalize(prompt, pair, surroundings=around, seed=1, num_images=2)
+    results = [(f"both\nseed {seed}", image) for seed, image in enumerate(made, 1)]
     rows.append([reference(left), reference(right), *results])
 
 scene = jaxpa.Subject(PICTURES / "cat.png", caption="a green dotted cat on a beach")
@@ -78,5 +78,6 @@ save(sheet(rows, 176), "15-several-subjects")
 ## Change something
 
 Let the two overlap, LEFT to 0.6 and RIGHT from 0.4: the car stands before the mug. Then give the pair in the other
-order (`[subject(right, at=RIGHT), subject(left, at=LEFT)]`): now the mug comes last and covers the car's bonnet.
+order (`[subject(right, at=RIGHT), subject(left, at=LEFT)]`): now the mug comes last and covers the car's bonnet. Then
+leave out `surroundings`, and look at seed 1: the prompt names a mug, so the desert gets another one.
 """

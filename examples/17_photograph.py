@@ -52,6 +52,6 @@ save(sheet(rows, 192), "17-photograph")
 """
 ## Change something
 
-Make the box smaller (`Box(0.3, 0.45, 0.75, 0.95)`): the face has some five tokens on a side then, too few for eyes, and
-even at tau 0.1 the model draws a cat of its own over them. FLUX.1 has 64 tokens on a side where these are 12.
+Make the box smaller (`Box(0.3, 0.45, 0.75, 0.95)`): the face has some five tokens on a side then, which the model takes
+for a piece of a cat, and it draws one of its own above, at every tau. FLUX.1 has 64 tokens on a side where these are 12.
 """
