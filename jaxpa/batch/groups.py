@@ -84,7 +84,6 @@ def gates_of(request: Request, spec: Spec, canvas: tuple[int, int]) -> tuple[Has
 def cast_of(request: Request, spec: Spec) -> Hashable:
     """What decides the references' rows: requests of equal ones share them."""
     preset = request.switches(spec) if request.references else None
-    inside = None if preset is None else preset.guidance_inside
     said = replace(request, prompt=None, embedding=None, places=(), sampling=type(request.sampling)())
     if request.subjects:  # a centre says where tokens go, and not what they are; a box scales the picture
         last = replace(request.subjects[-1], at=request.places[0]) if request.places else request.subjects[-1]
@@ -92,8 +91,12 @@ def cast_of(request: Request, spec: Spec) -> Hashable:
         said = replace(
             said, subjects=tuple(each if isinstance(each.at, Box) else replace(each, at=None) for each in subjects)
         )
-    guidance = spec.guidance(request.sampling.guidance) if inside is None else inside
+    outside = spec.guidance(request.sampling.guidance)
+    guidance: tuple[float, ...] = (outside,)
     if preset is not None:
+        inside = outside if preset.guidance_inside is None else preset.guidance_inside
+        # Beside the images after tau, the references are read with the images' own guidance.
+        guidance = (inside,) if preset.concat in (None, "joined") else (inside, outside)
         said = replace(said, method=type(request.method)(preset=replace(preset, shuffle=0.0, outline=0, margin=0)))
     return repr(said), guidance
 

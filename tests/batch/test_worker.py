@@ -92,16 +92,17 @@ def test_pictures_are_those_of_the_commands(jobs, together):
         assert read_metadata(job.files[0])["request"]["prompt"] == job.command.request().prompt
 
 
-def test_each_line_has_its_own_surroundings(tmp_path, pictures):
-    """In one batch: what stands for the prompt first, and until when, is a row's own."""
-    car = f"personalize --subject {pictures}/car.png --mask {pictures}/car-mask.png --at 0.3,0.6 {CANVAS}"
-    around = ("a beach", 0.95), ("a room", 0.2)
-    jobs = jobs_of(tmp_path / "jobs.txt", [
-        f"{car} --prompt 'a car' --surroundings '{text}' --surroundings-time {time} --out {k}.png"
-        for k, (text, time) in enumerate(around)
-    ])  # fmt: skip
+@pytest.mark.parametrize("own", [
+    ("--surroundings 'a beach' --surroundings-time 0.95", "--surroundings 'a room' --surroundings-time 0.2"),
+    ("--concat zero --tau 0.8 --guidance 1", "--concat zero --tau 0.8 --guidance 5"),
+], ids=["surroundings", "guidance"])  # fmt: skip
+def test_each_line_has_its_own(own, tmp_path, pictures):
+    """In one batch: what stands for the prompt first, and until when; and what references are read with after tau."""
+    car = f"personalize --subject {pictures}/car.png --mask {pictures}/car-mask.png --at 0.4,0.6 {CANVAS}"
+    lines = [f"{car} --prompt 'a car' {flags} --out {k}.png" for k, flags in enumerate(own)]
+    jobs = jobs_of(tmp_path / "jobs.txt", lines)
     assert len({job.share.kind for job in jobs}) == 1
-    made, failed = run(jobs, Size(2, 1))
+    made, failed = run(jobs, Size(2, 2))
     assert failed == {}
     for job in jobs:
         own = dict(zip(job.names, job.command.load().make(job.command.request()), strict=True))
