@@ -128,16 +128,19 @@ class Progress(NamedTuple):
 def read_progress(
     entries: Iterable[dict[str, Any]], lines: Mapping[Key, bool], place_of: Callable[[str], str] = str
 ) -> Progress:
-    """lines: of each whether all its files are there; place_of: which file a name in an entry means."""
+    """lines: of each whether all its files are there; place_of: which file a name in an entry means.
+
+    The latest entry of a line counts, whichever of several journals it is in.
+    """
     progress, alike = Progress(set(), {}, set(), []), dict[str, list[Key]]()
     for key in lines:
         alike.setdefault(key[0], []).append(key)
-    for entry in entries:
-        made, at = "failed" not in entry, entry.get("at")
+    for entry in sorted(entries, key=lambda entry: _written_at(entry) or 0.0):
+        made, at = "failed" not in entry, _written_at(entry)
         for key in _keys_in(entry, made, alike, place_of):
             if key not in lines:  # of other flags, or not of this file any more
                 continue
-            if isinstance(at, int | float) and 0 <= at < LATEST:
+            if at is not None:
                 progress.ends.append((at, len(key[1]) if made else 0))
             if not made:
                 progress.done.discard(key)
@@ -148,6 +151,12 @@ def read_progress(
                 progress.failed.pop(key, None)
                 progress.again.discard(key)
     return progress
+
+
+def _written_at(entry: dict[str, Any]) -> float | None:
+    """In seconds since 1970; None: it does not say."""
+    at = entry.get("at")
+    return at if isinstance(at, int | float) and 0 <= at < LATEST else None
 
 
 def _keys_in(

@@ -89,6 +89,13 @@ def test_the_last_word_counts(wanted):
     assert (progress.done, progress.failed, progress.again) == (set(), {a: "full"}, {a})
 
 
+def test_the_last_word_counts_whichever_journal_it_is_in():
+    """A share of a retry has a journal of its own, which may be read before that of the first run."""
+    a, failed = key("a", "a.png"), {"job": ["a"], "failed": "full", "at": 1.0}
+    progress = read_progress([MADE | {"at": 2.0}, failed], {a: True})
+    assert (progress.done, progress.failed) == ({a}, {})
+
+
 def test_lines_that_say_the_same_are_told_apart_by_their_files():
     first, second = key("a", "1.png"), key("a", "2.png")
     made, failed = {"job": ["a"], "files": ["2.png"]}, {"job": ["a"], "failed": "no such file", "wanted": ["1.png"]}
