@@ -191,7 +191,7 @@ class Model:
         if isinstance(self.parts, Parts):
             return
         said = request.sampling
-        guided = not self.embeds_guidance and self.spec.guidance(said.guidance) > 1
+        guided = self.spec.guided(said.guidance)
         prompts = request.prompts if request.reads_text else ()
         around = request.method.surroundings
         texts = [*captions, *prompts, *[said.negative_prompt or ""] * guided, *[around] * (around is not None)]
@@ -254,6 +254,8 @@ class Model:
         else:
             each = pictures if isinstance(pictures, list | tuple) else [pictures]
             read = [images.read_image(one) for one in each]  # type: ignore[arg-type]
+            if len(sizes := {one.size for one in read}) != 1:
+                raise JaxpaError(f"pictures must be of one size, not of {len(sizes)}")
             array = np.stack([images.to_array(one, one.height, one.width) for one in read])
         self.grid(array.shape[1], array.shape[2])
         # One by one: the program for one picture serves any number, and so does its memory.

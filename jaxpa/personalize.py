@@ -303,7 +303,8 @@ def sample(task: Task, x: Float[Array, "G N C"], above: int | None = None) -> An
 
     A step is replaced as a whole or not at all: if it starts above tau, every velocity that its solver asks for is one
     with the references, even the one at the step's end. The flow is therefore smooth on either side of tau, where a
-    solver of second order keeps its order, and a multistep solver starts anew at tau.
+    solver of second order keeps its order, and a multistep solver starts anew at tau. What changes above it, at the end
+    of an opening or at a block's own tau, makes one step of first order.
 
     above: the number of steps above tau, where it is known while tracing; None: taken from the task, so that one
     program serves every tau. `jax.grad` cannot go backwards through a loop of unknown length: it needs `above`. Where

@@ -61,8 +61,8 @@ class Pipeline(Sampler):
     ) -> Iterator[Image.Image]:
         """The pictures of `make` as they come: those of one device batch after the other.
 
-        With references, or where networks take turns in memory, all come at the end. What is wrong with the request
-        raises here, before the first picture is asked for.
+        With references, or where networks take turns in memory, all come at the end. What does not fit the checkpoint
+        raises here; what is wrong with a file, when the first picture is asked for.
         """
         _checked(request).with_prompt().check(self.spec)
         return self._streamed(request, prepared, on_step)
@@ -168,11 +168,10 @@ class Pipeline(Sampler):
         tau, seed and at (placements of the last subject) may be lists: the result then has every combination, tau
         slowest, placement fastest, through one compiled program.
         """
-        keywords = _places(keywords)
         if isinstance(subjects, References):
-            height, width = (side * self.cell for side in subjects.grid)
-            said = {"height": height, "width": width, **keywords}
+            said = _beside_references(subjects, self.cell, {"scene": scene, **keywords})
             return self.make(Request.of(prompt, **standing_for(subjects), **said), subjects, on_step)
+        keywords = _places(keywords)
         request = Request.of(prompt, subjects=subjects, scene=scene, **keywords)
         return self.make(request.with_references(), on_step=on_step)
 
@@ -294,6 +293,18 @@ def _read_dtype(dtype: Any) -> np.dtype:
     if not jnp.issubdtype(found, jnp.floating) or found.itemsize < 2:
         raise JaxpaError(f"networks are of dtype float32 or bfloat16, not {quoted(dtype)}")
     return found
+
+
+def _beside_references(made: References, cell: int, said: dict[str, Any]) -> dict[str, Any]:
+    """Keywords that go with references that are made, and their canvas. Raises JaxpaError for what was decided then."""
+    decided = {name: said.pop(name, None) for name in ("scene", "at", "places", "coverage")}
+    if unread := [name for name, value in decided.items() if value is not None]:
+        raise JaxpaError(f"{unread[0]} would have no effect on references that are made: give it to `references`")
+    for name, side in zip(("height", "width"), made.grid, strict=True):
+        if said.get(name) not in (None, side * cell):
+            raise JaxpaError(f"the references are made for {name} {side * cell}, not {quoted(said[name])}")
+        said[name] = side * cell
+    return said
 
 
 def _places(keywords: dict[str, Any]) -> dict[str, Any]:

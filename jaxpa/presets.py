@@ -36,7 +36,7 @@ class BlockTau:
 
 
 MAX_GUIDANCE = 1e6  # far beyond any use; float32 overflows at 3e38
-MOST = {"margin": 1024, "sweeps": 1000, "outline": 255}  # in tokens, and of forwards in place of one
+MOST = {"margin": 1024, "sweeps": 1000, "outline": 255}  # margin and outline in tokens; sweeps: repetitions of a step
 EDIT = Steps(0.1)  # Section 3.4: what is kept is held for 90% of the steps
 
 
@@ -125,6 +125,8 @@ class Preset:
             raise JaxpaError(str(error)) from None
 
     def _check_tau_blocks(self) -> None:
+        if not isinstance(self.tau_blocks, tuple):
+            raise ValueError(f"tau_blocks must be a tuple of BlockTau, not {self.tau_blocks!r}")
         for own in self.tau_blocks:
             if not isinstance(own, BlockTau):
                 raise ValueError(f"tau_blocks must be a tuple of BlockTau, not of {own!r}")

@@ -250,9 +250,8 @@ def perturb(
 ) -> tuple[Placement, Placement]:
     """What is replaced in each image, and where its start noise comes from: two placements (G, R, N), as `where` is.
 
-    shuffle, outline and margin as in `Preset`. A seed decides its image's
-    variation of the subjects (Section 3.4); a scene, the first reference, is not varied. Start noise moves unshuffled:
-    it carries the subject's shape.
+    shuffle, outline and margin as in `Preset`. A seed decides its image's variation of the subjects (Section 3.4); a
+    scene, the first reference, is not varied. Start noise moves unshuffled: it carries the subject's shape.
     """
 
     def one(

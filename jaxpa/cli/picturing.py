@@ -123,8 +123,6 @@ class Picturing(Making):
 
     def texts(self) -> dict[str, Any]:
         """What the picture shows."""
-        if self.prompt is not None and self.embedding is not None:
-            raise JaxpaError("give --prompt or --embedding, not both: an embedding is an encoded prompt")
         if self.image_prompt is not None and self.checkpoint.redux is None:
             raise JaxpaError("--image-prompt is read by FLUX.1-Redux: name its folder or hub id with --redux")
         return {"prompt": self.prompt, "embedding": self.embedding}
@@ -162,7 +160,7 @@ class Picturing(Making):
         """How the first picture of a request comes to be; its files are read for their hashes."""
         from jaxpa.request.provenance import Provenance, with_inputs
 
-        seed = request.sampling.seeds(len(request.prompts))[0]
+        seed = request.sampling.seeds(request.prompt_count)[0]
         return with_inputs(Provenance(**self.made_by(), request=request, seed=seed), self.keep_paths)
 
     def inputs(self) -> list[Path]:
@@ -362,7 +360,7 @@ def _check_embedding(file: Any) -> None:
 
 def combinations(request: Request, spec: Spec) -> list[dict[str, Any]]:
     """What each picture of a request is made with, in the pipeline's order: tau, seed, and the place's number."""
-    seeds = request.sampling.seeds(len(request.prompts))
+    seeds = request.sampling.seeds(request.prompt_count)
     taus = [show_tau(tau) for tau in request.taus(spec)]
     places = range(1, max(1, len(request.places)) + 1)
     if not request.riding(spec):

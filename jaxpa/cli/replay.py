@@ -61,7 +61,7 @@ class Again(RowCommand):
 
     def picture_record(self, prepared: Prepared, k: int, program: Program) -> Provenance:
         seed, request = prepared.made[k]["seed"], self.origin.request
-        if seed not in request.sampling.seeds(len(request.prompts)):
+        if seed not in request.sampling.seeds(request.prompt_count):
             request = replace(request, sampling=replace(request.sampling, seed=seed, num_images=1))
         return replace(prepared.record, request=request, seed=seed, program=self.program or program)
 

@@ -87,7 +87,7 @@ def run_of(request: Request, spec: Spec, canvas: tuple[int, int] | None = None) 
     said = request.sampling
     grid = spec.grid(*(canvas or (said.height, said.width)))
     times, n = request.times(spec, grid), grid[0] * grid[1]
-    images = len(said.seeds(len(request.prompts))) * max(1, len(request.places))
+    images = len(said.seeds(request.prompt_count)) * max(1, len(request.places))
     guided, text = spec.guided(said.guidance), spec.settings.max_length
     text += REDUX_TOKENS if request.image_prompt is not None else 0
     read, beside = _read(request, spec, grid)
@@ -160,7 +160,7 @@ def images_together(request: Request, run: Run, held: Held, platform: str) -> in
 
 def images_of(request: Request, together: int) -> int:
     """How many images a program draws where at most so many are sampled together: all places of some seeds."""
-    places, seeds = max(1, len(request.places)), len(request.sampling.seeds(len(request.prompts)))
+    places, seeds = max(1, len(request.places)), len(request.sampling.seeds(request.prompt_count))
     return places * min(seeds, max(1, together // places))
 
 

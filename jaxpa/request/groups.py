@@ -137,8 +137,12 @@ class Sampling:
         self.seeds(1)
 
     def seeds(self, prompts: int = 1) -> tuple[int, ...]:
-        """The seed of every picture, one at least for each of so many prompts."""
+        """The seed of every picture, one at least for each of so many prompts. Raises JaxpaError for fewer."""
         if isinstance(self.seed, tuple):
+            if len(self.seed) < prompts:
+                raise JaxpaError(
+                    f"{len(self.seed)} seeds are given for {prompts} prompts: give each one, or one number"
+                )
             return self.seed
         last = self.seed + max(self.num_images, prompts) - 1
         if last > MAX_SEED:

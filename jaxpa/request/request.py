@@ -93,6 +93,8 @@ class Request:
             object.__setattr__(self, "prompt", prompts)
         for each in self.prompts:
             text("the prompt", each)
+        if self.prompt is not None and self.embedding is not None:
+            raise JaxpaError("give a prompt or an embedding, not both: an embedding is an encoded prompt")
         object.__setattr__(self, "subjects", several("subjects", self.subjects, Subject))
         object.__setattr__(self, "places", _to_places(self.places))
         for name, kind in {**GROUPS, "scene": Subject}.items():
@@ -117,6 +119,7 @@ class Request:
                 )
         if self.places and not self.subjects:
             raise JaxpaError("places would have no effect: there is no subject to put there")
+        self.sampling.seeds(self.prompt_count)
 
     @classmethod
     def of(cls, prompt: Any = None, **words: Any) -> Self:
@@ -182,6 +185,11 @@ class Request:
         return self.prompt if isinstance(self.prompt, tuple) else (self.prompt or "",)
 
     @property
+    def prompt_count(self) -> int:
+        """How many prompts take turns; those of a file of embeddings count as one until it is read."""
+        return len(self.embedding) if isinstance(self.embedding, TextEmbedding) else len(self.prompts)
+
+    @property
     def references(self) -> int:
         """How many pictures are references, or kept in part."""
         return len(self.subjects) + (self.scene is not None) + (self.editing is not None)
@@ -219,14 +227,26 @@ class Request:
         own = self.editing is None and self.following is None and self.starting is None
         if own or self.sampling.height or self.sampling.width:
             spec.grid(self.sampling.height, self.sampling.width)
-        if self.sampling.negative_prompt and spec.embeds_guidance:
-            raise JaxpaError("this checkpoint embeds its guidance: a negative prompt would have no effect")
+        guided = spec.guided(self.sampling.guidance)
+        if self.sampling.negative_prompt and not guided:
+            raise JaxpaError(
+                "this checkpoint embeds its guidance: a negative prompt would have no effect"
+                if spec.embeds_guidance
+                else f"at guidance {spec.guidance(self.sampling.guidance):g} a negative prompt would have no effect: "
+                "set guidance above 1"
+            )
         if self.riding(spec):
             switches = self.method.check(spec.settings.preset)
             said = [("tau_blocks", (own.first, own.last)) for own in switches.tau_blocks]
             for name, (first, last) in said + ([("blocks", switches.blocks)] if switches.blocks else []):
                 if last >= spec.blocks:
                     raise JaxpaError(f"{name} must lie in 0 to {spec.blocks - 1} here, not {first}-{last}")
+            read = guided or (spec.embeds_guidance and switches.level == "layer")
+            if self.method.given().get("guidance_inside") is not None and not read:
+                raise JaxpaError(
+                    "guidance_inside would have no effect: it is read where guidance is classifier-free and above 1, "
+                    "or where level is 'layer' and the checkpoint embeds guidance. Leave it out"
+                )
             if self.sampling.solver != "euler" and "sweeps" in self.method.given():
                 raise JaxpaError("sweeps would have no effect: only Euler's steps are repeated. Leave them out")
         if not self.references and (unread := self.method.said()):
@@ -234,7 +254,7 @@ class Request:
         if self.image_prompt is not None:
             if self.riding(spec):
                 raise JaxpaError(f"{self.verb} by token replacement reads no image prompt: the references are pictures")
-            if spec.guided(self.sampling.guidance):
+            if guided:
                 raise JaxpaError("an image prompt has nothing to be guided away from: set guidance to 1 here")
         if self.editing is not None and "coverage" in self.method.given():
             raise JaxpaError("coverage would have no effect: an edit keeps the tokens without a pixel that may change")

@@ -63,7 +63,7 @@ class Spec:
         return self.config.transformer.guidance_embeds
 
     def guidance(self, guidance: float | None) -> float:
-        """The guidance of a request that says nothing about it."""
+        """The guidance that is asked for; the checkpoint's own, if none is."""
         return self.settings.guidance if guidance is None else guidance
 
     def guided(self, guidance: float | None) -> bool:

@@ -210,7 +210,7 @@ BAD = {
     "no model": ({"checkpoint": {"sha256": "f"}}, "checkpoint.model"),
     "a model that is not here": ({"checkpoint": {"model": "none", "sha256": "f"}}, "the model none is not here"),
     "a model at a URL": ({"checkpoint": {"model": "http://a/b", "sha256": "f"}}, "give it with --model"),
-    "an input without a hash": ({"request": {"prompt": "x", "embedding": "/etc/passwd"}}, "no hash of request.embed"),
+    "an input without a hash": ({"request": {"embedding": "/etc/passwd"}}, "no hash of request.embed"),
     "an input that is no file": (
         {"request": {"prompt": "x", "image_prompt": "\x1b\0"},
          "inputs": {"request.image_prompt": {"name": "\x1b\0", "sha256": "f", "bytes": 3}}}, "is missing",

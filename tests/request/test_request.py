@@ -10,7 +10,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from jaxpa.config import FluxConfig, Settings
+from jaxpa.config import FluxConfig, Settings, flux_schnell
 from jaxpa.devices.plan import run_of
 from jaxpa.errors import JaxpaError
 from jaxpa.media.subjects import Subject
@@ -23,7 +23,7 @@ from jaxpa.request.taus import parse_tau, show_tau
 from jaxpa.routing import block_taus
 from jaxpa.schedule import Steps
 
-DEV = Spec(FluxConfig(), Settings())
+DEV, SCHNELL = Spec(FluxConfig(), Settings()), Spec(flux_schnell(), Settings(guidance=0.0))
 
 
 def test_a_switch_of_the_method_is_one_of_the_preset():
@@ -153,6 +153,8 @@ BAD = {
     "no places": {"places": 3, "subjects": [Subject("a.png")]}, "a caption": {"image": "a", "mask": "b", "caption": 3},
     "surrogates elsewhere": {"negative_prompt": "\udc80"}, "surroundings": {"surroundings": 3},
     "a time of surroundings": {"surroundings": "a beach", "surroundings_time": 1.5},
+    "fewer seeds than prompts": {"prompt": ["a", "b"], "seed": [7]},
+    "a prompt twice": {"prompt": "a", "embedding": "a.safetensors"},
 }  # fmt: skip
 
 
@@ -202,10 +204,20 @@ def test_a_tau_of_blocks():
     ({"surroundings_time": 0.5}, "surroundings_time would have no effect"),
     ({"margin": 2, "start": "independent"}, "margin would have no effect"), ({"height": 100}, "nearest valid size"),
     ({"negative_prompt": "snow"}, "embeds its guidance"),
+    ({"guidance_inside": 2.0, "level": "token"}, "guidance_inside would have no effect"),
 ])  # fmt: skip
 def test_what_a_checkpoint_would_not_read_is_refused_before_it_loads(words, said):
     with pytest.raises(JaxpaError, match=said):
         Request.of(subjects=[Subject("a.png")], **words).check(DEV)
+
+
+@pytest.mark.parametrize("words", [{"negative_prompt": "snow"}, {"guidance_inside": 2.0}])
+def test_what_leads_away_needs_guidance(words):
+    """FLUX.1-schnell's own guidance is 0, so it takes one forward a step."""
+    said = {"prompt": "a car", "subjects": [Subject("a.png")], **words}
+    with pytest.raises(JaxpaError, match="would have no effect"):
+        Request.of(**said).check(SCHNELL)
+    Request.of(guidance=2.0, **said).check(SCHNELL)
 
 
 @pytest.mark.parametrize("words", [{"tau": 0.5}, {"surroundings": "a beach"}, {"preset": "paper"}])
