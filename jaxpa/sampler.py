@@ -50,7 +50,9 @@ class Sampler(Model):
         said = request.sampling
         canvas = (said.height, said.width) if pictures is None else pictures.canvas
         embedded = None if request.embedding is None else self.read_embedding(request.embedding)
-        count = len(request.prompts) if embedded is None else len(embedded)
+        if embedded is not None:
+            request = dataclasses.replace(request, embedding=embedded)
+        count = request.prompt_count
         guidance, grid = self.spec.guidance(said.guidance), self.grid(*canvas)
         times = request.times(self.spec, grid)
         self.encode_ahead(request, on_step=on_step)
@@ -105,7 +107,8 @@ class Sampler(Model):
         self.encode_ahead(request, references.captions, on_step)
         seeds = np.asarray(request.sampling.seeds(), np.uint32)
         if request.embedding is None and len(seeds) > 1:  # it may take several batches
-            request = dataclasses.replace(request, embedding=self.encode_text(request.prompts, on_step))
+            embedded = self.encode_text(request.prompts, on_step)
+            request = dataclasses.replace(request, prompt=None, embedding=embedded)
         times = request.times(self.spec, grid)
         trajectory = self.trajectory(references, preset, times, on_step, request.sampling.solver)
         beside, made = self.beside(references), []
@@ -125,12 +128,19 @@ class Sampler(Model):
     ) -> jax.Array:
         """`sample_personalized` for some of the seeds; encoded: the references' trajectory, and what is read beside."""
         tasks, x = self.tasks(request, references, encoded, seeds)
-        return jnp.concatenate([personalized(task, x, on_step) for task in tasks])
+        return jnp.concatenate([personalized(self.with_network(task), x, on_step) for task in tasks])
+
+    def with_network(self, task: Task) -> Task:
+        """A task with the network: only now, since where networks take turns a task that waits must not hold one."""
+        return dataclasses.replace(task, model=self.parts.transformer)
 
     def tasks(
         self, request: Request, references: References, encoded: tuple[jax.Array, Beside | None], seeds: np.ndarray
     ) -> tuple[list[Task], jax.Array]:
-        """What `personalize.sample` is asked for: a task for each tau, and the noise; `encoded` as above."""
+        """What `personalize.sample` is asked for: a task for each tau, `with_network` once it is run, and the noise.
+
+        encoded: as above.
+        """
         (trajectory, beside), grid, sampling = encoded, references.grid, request.sampling
         preset, taus, times = request.switches(self.spec), request.taus(self.spec), request.times(self.spec, grid)
         places = len(references.where.source)
@@ -172,11 +182,10 @@ class Sampler(Model):
             jnp.float32(0),
             before,
             after,
-            self.parts.transformer,
-            preset.level,
-            sampling.solver,
-            cache,
-            None if ahead is None else jnp.float32(ahead),
+            level=preset.level,
+            solver=sampling.solver,
+            cache=cache,
+            reference_time=None if ahead is None else jnp.float32(ahead),
         )
         return [dataclasses.replace(task, tau=jnp.asarray(gate)) for gate in gates], x
 

@@ -156,8 +156,9 @@ def test_a_time_of_the_references_own(pipe, undistilled, subject):
         references, seeds = model.prepare(request), np.array([3, 4])
         times, preset = request.times(model.spec, references.grid), request.switches(model.spec)
         tasks, x = model.tasks(request, references, (model.trajectory(references, preset, times), None), seeds)
-        got = np.asarray(personalized(tasks[0], x, None))
-        np.testing.assert_allclose(got, by_hand(tasks[0], x), rtol=0, atol=2e-4)  # rounding, over STEPS steps
+        task = model.with_network(tasks[0])
+        got = np.asarray(personalized(task, x, None))
+        np.testing.assert_allclose(got, by_hand(task, x), rtol=0, atol=2e-4)  # rounding, over STEPS steps
         model.make(request)
         (plain,) = model.make(replace(request, method=replace(request.method, reference_time=None)))
         with Clock() as clock:
@@ -177,7 +178,7 @@ def test_surroundings_come_first(pipe, undistilled, subject):
             times = request.times(model.spec, references.grid)
             path = model.trajectory(references, request.switches(model.spec), times)
             (task,), x = model.tasks(request, references, (path, None), seeds)
-            return task, x
+            return model.with_network(task), x
 
         def made(text: str, model=model, **more):
             return model.personalize(text, [subject], **said, **more)[0]
@@ -392,6 +393,13 @@ WRONG = {
     "no padding": lambda pipe, car: pipe.outpaint(car.image, "a car", None),
     "no request": lambda pipe, car: pipe.make("a car"),
     "nothing to prepare": lambda pipe, car: pipe.prepare(None),
+    "a place of references": lambda pipe, car: pipe.personalize("a car", pipe.references([car]), at=(0.5, 0.5)),
+    "a scene beside references": lambda pipe, car: pipe.personalize("a car", pipe.references([car]), car),
+    "a coverage of references": lambda pipe, car: pipe.personalize("a car", pipe.references([car]), coverage=0.9),
+    "another height": lambda pipe, car: pipe.personalize("a car", pipe.references([car]), height=64),
+    "two prompts": lambda pipe, car: pipe.attention(["a car", "a cat"]),
+    "pictures of two sizes": lambda pipe, car: pipe.encode_image([np.zeros((8, 8, 3)), np.zeros((16, 8, 3))]),
+    "no pictures": lambda pipe, car: pipe.encode_image([]),
 }
 
 

@@ -9,7 +9,10 @@ import numpy as np
 import pytest
 
 import jaxpa
+from jaxpa.batch.worker import Worker
+from jaxpa.batching import Size
 from jaxpa.checkpoint import load as loading
+from jaxpa.cli.lines import read_jobs
 from jaxpa.config import FluxConfig, flux_dev
 from jaxpa.devices import cost, memory, plan
 from jaxpa.devices.memory import Held, Load, peak_bytes, stage_bytes
@@ -74,6 +77,23 @@ def test_pictures_with_a_subject(watched, path):
     np.testing.assert_array_equal(
         pixels(made), pixels(jaxpa.load("mini", resident=True).personalize("a red car", [subject()], **said))
     )
+
+
+def test_lines_of_a_batch(watched, tmp_path, pictures):
+    """Pictures that wait for their batch hold no network, though others are encoded meanwhile."""
+    pipe, loads = watched
+    flags = "--height 48 --width 48 --steps 2 --no-figure"
+    (tmp_path / "jobs.txt").write_text("".join(
+        f"personalize --subject {pictures}/{name}.png --mask {pictures}/{name}-mask.png {flags} --prompt 'a {name}' "
+        f"--path line --out {name}.png\n" for name in ("car", "mug")
+    ))  # fmt: skip
+    failed: list[object] = []
+    jobs = read_jobs(str(tmp_path / "jobs.txt"))
+    worker = Worker(pipe, Size(2, 2), lambda outcome: failed.append(outcome.error))
+    worker.run((job, job.command) for job in jobs)
+    assert failed == [None, None]
+    assert [name for name, _ in loads].count("transformer") == 1
+    assert all(not held for name, held in loads if not name.startswith("text"))
 
 
 def test_who_stays(monkeypatch):

@@ -114,6 +114,8 @@ def capture(model: Model, request: Request, image: Picture | None, look: Look) -
     check_read(request, DRAWN if image is None else SCHEDULE, "attention" + " of a picture" * (image is not None))
     if len(said.seeds()) > 1:
         raise JaxpaError(f"attention is of one picture, and here are {len(said.seeds())} seeds: give one")
+    if len(request.prompts) > 1:
+        raise JaxpaError(f"attention is of one picture, and here are {len(request.prompts)} prompts: give one")
     picture = None if image is None else images.read_image(image)
     if picture is None:
         canvas = (said.height or spec.settings.size, said.width or spec.settings.size)
@@ -124,19 +126,21 @@ def capture(model: Model, request: Request, image: Picture | None, look: Look) -
     wanted = _chosen(look.steps, len(times) - 1, "step")
     kept = _chosen(look.blocks, config.blocks, "block")
     text = model.encode_text(request.prompts)
+    x = None if picture is None else model.encode_image(images.to_array(picture, *canvas)[None])
     guidance = spec.guidance(said.guidance)
     seen: FluxVelocity = model.guided(text, grid, guidance if image is None else 1.0, None)  # type: ignore[assignment]
     # A forward of its own reads the maps, on the states of an untouched run, so observing cannot change them.
-    if picture is None:
-        velocity = model.guided(text, grid, guidance, model.negative(said.negative_prompt, guidance, 1))
-        states = _drawn(velocity, model.noise(np.asarray(said.seeds(), np.uint32), grid), times, said)
+    if x is None:
+        noise = model.noise(np.asarray(said.seeds(), np.uint32), grid)
+        negative = model.negative(said.negative_prompt, guidance, 1)
+        states = _drawn(model.guided(text, grid, guidance, negative), noise, times, said)
     else:
-        x = model.encode_image(images.to_array(picture, *canvas)[None])
         states = [x] * len(times)
         for i in reversed(range(1, len(times) - 1)):  # step i undoes the sampler's: asked at times[i]
             states[i - 1] = x = _back(seen, x, times, i)
     one = jnp.asarray(kept)
     maps = [np.asarray(_maps(seen, states[i], jnp.full(1, times[i]), one, look.heads)) for i in wanted]
+    del seen  # it holds the network, where the decoder takes its turn
     picture = model.decode(states[-1], *canvas)[0] if picture is None else None
     flow = tuple(float(times[i]) for i in wanted)
     return Attention(np.stack(maps), wanted, flow, kept, text.txt.shape[1], grid, picture)
@@ -230,8 +234,8 @@ def soft_masks(
         row[model.tokenizers.word_tokens(caption, name, length)] = True
     forward = forward_times(model.times(steps, grid) if times is None else times)
     looked = math.ceil(share * len(forward.model))
+    x0 = model.encode_image(pictures)  # first: the velocity holds the transformer, where networks take turns
     velocity = model.guided(model.encode_text(captions), grid, 1.0, None)
-    x0 = model.encode_image(pictures)
     soft = _soft(velocity, x0, jax.tree.map(lambda a: a[:looked], forward), word, walks)  # type: ignore[arg-type]
     return np.asarray(soft).reshape(-1, *grid)
 

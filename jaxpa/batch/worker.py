@@ -290,7 +290,7 @@ class Worker:
         what, x = merge([unit.part for unit in units], size)
         request, pipe = units[0].of.request, self.pipe
         if units[0].part.references:
-            return jax.block_until_ready(personalized(what, pipe.spread(x), None))
+            return jax.block_until_ready(personalized(pipe.with_network(what), pipe.spread(x), None))
         velocity = bound(what, pipe.parts.transformer)
         said, times = request.sampling, request.times(pipe.spec, units[0].grid)
         return jax.block_until_ready(sampled(velocity, pipe.spread(x), times, None, said.solver, said.cache))
@@ -334,6 +334,10 @@ class Worker:
                 raise _Ended(error) from None
 
     def _write(self, units: Sequence[_Unit], tokens: jax.Array, size: Size) -> None:
+        with self.pipe.on_devices():  # of this thread
+            self._finish(units, tokens, size)
+
+    def _finish(self, units: Sequence[_Unit], tokens: jax.Array, size: Size) -> None:
         for k, unit in enumerate(units):
             begun, start = unit.of, time.perf_counter()
             if begun.failed:
