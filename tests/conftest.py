@@ -44,6 +44,26 @@ def pytest_terminal_summary(terminalreporter: Any, config: pytest.Config) -> Non
         terminalreporter.write_line(f"tests that need torch, skipped by {WITHOUT_TORCH}: {count}")
 
 
+# Files of minutes, longest first: one that came last would leave the other workers idle.
+LONGEST = (
+    "test_pipeline test_examples test_seams test_recipe test_cli_batch test_cli test_attention test_stages test_mesh"
+)
+
+
+@pytest.hookimpl(optionalhook=True)
+def pytest_xdist_make_scheduler(config: pytest.Config, log: Any) -> Any:
+    """A file's tests run in one worker, where what one compiles serves the next, and what they share is made once."""
+    from xdist.scheduler import LoadFileScheduling
+
+    config.option.loadscopereorder = False  # `pytest_collection_modifyitems` has the order
+    return LoadFileScheduling(config, log)
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    order = LONGEST.split()
+    items.sort(key=lambda item: order.index(item.path.stem) if item.path.stem in order else len(order))
+
+
 @pytest.fixture(scope="session")
 def torch(pytestconfig: pytest.Config) -> ModuleType:
     """For every test that compares with networks of torch: the module, or a skip where the option says so."""
