@@ -245,6 +245,14 @@ def test_larger_pictures_are_asked_at_noisier_times():
     assert odds == pytest.approx(20 / 12, rel=0.01)  # of the sides
 
 
+def test_every_row_sees_every_time(data):
+    """Rows come in the order of the pictures: times in that order would show each picture at one time alone."""
+    times = jax.vmap(lambda key: flow.mix(data, EMPTY, key).t)(jax.random.split(jax.random.key(0), 200))  # (200, 16)
+    middles = np.median(times, 0)
+    assert np.ptp(middles) < 0.3 * np.ptp(np.median(np.sort(times, 1), 0))
+    assert (np.std(times, 0) > 0.15).all()
+
+
 # Distillation ------------------------------------------------------------------------------------------------
 
 

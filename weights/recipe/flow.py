@@ -158,7 +158,8 @@ def mix(batch: Batch, empty: tuple[np.ndarray, np.ndarray], key: jax.Array) -> M
     k_time, k_noise, k_drop = jax.random.split(key, 3)
     x0 = jnp.asarray(batch.tokens, jnp.float32)  # (B, N, C)
     noise = jax.random.normal(k_noise, x0.shape)
-    t = flow_times(k_time, size, x0.shape[1])  # (B,)
+    # In any order: rows come in that of the pictures, of which each must be seen at every time.
+    t = jax.random.permutation(jax.random.fold_in(k_time, 1), flow_times(k_time, size, x0.shape[1]))  # (B,)
     drop = jax.random.uniform(k_drop, (size, 1)) < 0.1
     ids = jnp.where(drop, empty[0], batch.t5_ids), jnp.where(drop, empty[1], batch.clip_ids)
     return Mixed(x0 + t[:, None, None] * (noise - x0), t, noise - x0, *ids, jnp.asarray(batch.where))
