@@ -98,7 +98,7 @@ def _body(data: _Inversion, k: Index, y: Float[Array, "R N C"]) -> Float[Array, 
 
     def arrive(end: Float[Array, "R N C"]) -> Float[Array, "R N C"]:
         u = velocity(end, jnp.broadcast_to(t, y.shape[:1]))
-        return y + width * (u + data.gamma * (towards - u))
+        return (y + width * (u + data.gamma * (towards - u))).astype(y.dtype)
 
     if not data.sweeps:
         return arrive(y)

@@ -229,10 +229,10 @@ def _body(data: _Sampling, i: Index, state: State) -> State:
     times = data.times
 
     def ask(x: Float[Array, "B N C"], j: Index) -> Float[Array, "B N C"]:
-        return at(data.velocity, j)(x, jnp.broadcast_to(times[j], x.shape[:1]))
+        return at(data.velocity, j)(x, jnp.broadcast_to(times[j], x.shape[:1])).astype(x.dtype)
 
     def move(x: Float[Array, "B N C"], v: Float[Array, "B N C"], j: Index) -> Float[Array, "B N C"]:
-        return euler_step(x, v, times[j], times[j + 1])
+        return euler_step(x, v, times[j], times[j + 1]).astype(x.dtype)
 
     flow = Flow(ask, move, times, glance(data.velocity, times), rows_of(data.velocity, state[0].shape[0]))
     return stepper(data.solver, data.cache).step(flow, *state, i)
@@ -265,6 +265,7 @@ def sampling_run(
     stop = steps if stop is None else stop
     checks.number("stop", stop, 0, steps)
     checks.number("start", start, 0, stop if checks.known(stop) else steps)
+    times = jnp.asarray(times)
     state = jnp.asarray(x), stepper(solver, cache).init(x)
     result = _x if cache is None else _counted
     return Run(_Sampling(velocity, times, cache, solver), state, (Loop(_enter, _body, start, stop),), result)

@@ -17,6 +17,7 @@ from jaxpa.personalize import Phase, Task
 from jaxpa.routing import replacement_source
 from jaxpa.sampling import ClassifierFree, initial_noise, sample
 from jaxpa.schedule import flow_times
+from jaxpa.solvers import SOLVERS
 from jaxpa.tokens import Placement, Routing, grid_positions, identity_source, pair
 from jaxpa.transformer import Flux, FluxConditions, FluxVelocity
 
@@ -64,6 +65,16 @@ def test_euler_steps_in_float64():
         x = x + (after - now) * gaussian()(x, np.full(2, now))
     close(jax.jit(lambda x: sample(gaussian(), x, times))(NOISE), x, 2e-6)
     close(sample(gaussian(), jnp.asarray(NOISE), times), x, 2e-6)
+    close(sample(gaussian(), NOISE, np.asarray(times)), x, 2e-6)
+
+
+@pytest.mark.parametrize("solver", SOLVERS)
+def test_tokens_of_half_precision_stay_so(solver):
+    """Times stay float32; 12 steps of rounding to eight bits of mantissa."""
+    half = jnp.asarray(NOISE, jnp.bfloat16)
+    got = sample(gaussian(), half, np.asarray(schedule(12)), solver=solver)
+    assert got.dtype == jnp.bfloat16
+    close(got.astype(jnp.float32), sample(gaussian(), NOISE, schedule(12), solver=solver), 0.1)
 
 
 def test_error_of_the_flow_halves_with_the_steps():
