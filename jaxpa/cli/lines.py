@@ -259,8 +259,14 @@ def _from(value: Any, folder: Path) -> Any:
     if not isinstance(value, Checkpoint):
         return rename_files(value, lambda name: str(folder / name))
     named = {name: getattr(value, name) for name in ("model", "components", "redux")}  # folders, and not names
-    here = {name: str(folder / text) for name, text in named.items() if text and (folder / text).exists()}
-    return replace(value, **here, lora=tuple(replace(each, file=str(folder / each.file)) for each in value.lora))
+    # "mini" is the embedded checkpoint whatever stands beside the file.
+    here = {
+        name: str(folder / text)
+        for name, text in named.items()
+        if text not in (None, "mini") and (folder / text).exists()
+    }
+    loras = tuple(replace(each, file=str(folder / Path(each.file).expanduser())) for each in value.lora)
+    return replace(value, **here, lora=loras)
 
 
 def _name_outputs(command: Making, line: Line, naming: Naming, places: tuple[Path, Path | None]) -> None:

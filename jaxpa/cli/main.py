@@ -110,7 +110,8 @@ def answer(argv: Sequence[str]) -> int:
         check_platform()
     with headers_read_once():
         status = command.run()
-    sys.stdout.flush()
+    if sys.stdout is not None:  # as it is where the shell has closed it
+        sys.stdout.flush()
     return status
 
 

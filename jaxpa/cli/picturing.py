@@ -152,9 +152,17 @@ class Picturing(Making):
             request = replace(request, sampling=replace(request.sampling, batch_size=costs["batch_size"]))
         outputs = self.settle(made)
         if self.preview is not None:
-            files.settle(Outputs([self.preview_file]), self.inputs(), self.force)
+            self.settle_preview()
         check_room(_largest(request), outputs.files)
         return Prepared(request, pictures, made, outputs, record, costs)
+
+    def settle_preview(self) -> None:
+        """Raise JaxpaError for a file that is not an earlier preview: this one replaces it, and goes at the end."""
+        from jaxpa.media.images import read_metadata
+
+        files.settle(Outputs([self.preview_file]), self.inputs(), self.force)
+        if not self.force and self.preview_file.exists() and "preview" not in (read_metadata(self.preview_file) or {}):
+            raise JaxpaError(f"{self.preview_file} is a picture, and the previews need its name: name another --out")
 
     def record(self, request: Request) -> "Provenance":
         """How the first picture of a request comes to be; its files are read for their hashes."""

@@ -276,7 +276,12 @@ def _personalised(
 ) -> Iterator[tuple[str, Target, list[Image.Image]]]:
     """(label, target, a picture for each seed) of every setting."""
     for label, own in settings.items():
-        request = Request.of(prompt, subjects=[case.subject], seed=tuple(seeds), **{**common, **own})
+        said = {**common, **own}
+        if (place := said.pop("at", None)) is not None:
+            said["places"] = place
+        request = Request.of(prompt, subjects=[case.subject], seed=tuple(seeds), **said)
+        if len(request.places) > 1:
+            raise JaxpaError(f"{label} has {len(request.places)} places, and a score is of one: make a setting of each")
         references = pipe.prepare(request)
         assert isinstance(references, References)
         target, made = moved(references, case.subject), pipe.make(request, references)

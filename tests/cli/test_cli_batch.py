@@ -402,6 +402,12 @@ def one_line(folder, count=1):
     return file
 
 
+def test_a_folder_called_mini_beside_the_file(run, tmp_path):
+    """The embedded checkpoint keeps its name: other models are looked for there, it is not."""
+    (tmp_path / "mini").mkdir()
+    assert run("batch", one_line(tmp_path))[0] == 0
+
+
 def test_a_full_disk(run, tmp_path, monkeypatch):
     """What could not be written is made by a plain rerun; nothing stays beside it."""
     file, real, full = one_line(tmp_path, 2), os.fsync, [False, True]  # the run's own entry, and a picture

@@ -73,6 +73,9 @@ def test_a_preview(run, tmp_path, monkeypatch):
     status, _, err = run(*STAR, "--out", out, "--preview", 2)
     assert status == 2
     assert "o.preview.png exists and was not made by jaxpa" in err
+    out.rename(preview)
+    status, _, err = run(*STAR, "--out", out, "--preview", 2)
+    assert (status, "o.preview.png is a picture" in err, preview.read_bytes() == bytes_) == (2, True, True)
     (tmp_path / "jobs.txt").write_text("generate --prompt x --preview 2 --out a.png")
     assert "--preview shows one picture while it comes, and a batch" in run("batch", tmp_path / "jobs.txt")[2]
 

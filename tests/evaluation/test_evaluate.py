@@ -230,6 +230,8 @@ def test_evaluation(pipe, pictures):
     table = scores.summarise(got)
     assert table[CEILING]["identity"].mean > table[ANOTHER]["identity"].mean
     assert table["sweep, tau 0.2"]["identity"].mean > table[FLOOR]["identity"].mean
+    with pytest.raises(jaxpa.JaxpaError, match="there has 2 places, and a score is of one"):
+        evaluate(pipe, [case], {"there": {"at": [(0.4, 0.6), (0.6, 0.6)]}}, seeds=(3,), judge=judge, steps=2)
 
 
 def test_seam():
