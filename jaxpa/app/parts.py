@@ -125,7 +125,8 @@ def settings_of(studio: Studio, prompt: Any) -> Settings:
             count = gr.Slider(1, 8, 1, step=1, label="Pictures, one a seed")
         with gr.Row():
             steps = gr.Slider(1, max(50, usual.steps), usual.steps, step=1, label="Steps", elem_id="steps")
-            guidance = gr.Slider(1, 10, usual.guidance, step=0.1, label="Guidance")
+            own = usual.guidance  # 0 and 30 occur
+            guidance = gr.Slider(min(1, own), max(10, own), own, step=0.1, label="Guidance")
         with gr.Row():
             height = gr.Number(usual.size, label=f"Height, in steps of {cell}", precision=0, elem_id="height")
             width = gr.Number(usual.size, label=f"Width, in steps of {cell}", precision=0, elem_id="width")
