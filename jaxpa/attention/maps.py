@@ -113,5 +113,5 @@ def refine(soft: jax.Array, to_image: jax.Array, walks: int) -> jax.Array:
     """
     soft, to_image = _unit_range(soft), to_image / to_image.sum(-1, keepdims=True)
     for _ in range(walks):
-        soft = jnp.einsum("...qk,...k->...q", to_image, soft)
+        soft = jnp.einsum("...qk,...k->...q", to_image, soft, precision=precision(soft.dtype))
     return _unit_range(soft)

@@ -26,7 +26,7 @@ from jaxpa.devices import cost
 from jaxpa.devices.timing import Clock
 from jaxpa.encoders.text import TextEmbedding
 from jaxpa.errors import whole
-from jaxpa.layers import Numbered
+from jaxpa.layers import Numbered, precision
 from jaxpa.request.spec import grid_of
 from jaxpa.schedule import flow_times
 from jaxpa.tokens import PATCH, grid_positions
@@ -198,7 +198,7 @@ def matmul_ceiling(dtype: DTypeLike = jnp.float32, size: int | None = None, repe
 
     def products(x: jax.Array, w: jax.Array) -> jax.Array:
         for _ in range(chain):
-            x = x @ w
+            x = jnp.matmul(x, w, precision=precision(dtype))  # the network's own
         return x
 
     keys = jax.random.split(jax.random.key(0))

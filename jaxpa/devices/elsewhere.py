@@ -10,7 +10,7 @@ from jaxpa.checkpoint.source import Source
 from jaxpa.config import Rounding, Weights
 from jaxpa.devices.compiled import compiled, missing
 from jaxpa.devices.memory import GIB, Held, transformer_bytes
-from jaxpa.devices.plan import Run, run_of
+from jaxpa.devices.plan import Run, images_of, run_of
 from jaxpa.devices.programs import Job
 from jaxpa.devices.sharding import DATA, MODEL, read_sides
 from jaxpa.devices.targets import Target, find
@@ -61,6 +61,8 @@ def elsewhere(
     """
     target = find(name)
     run = run_of(request, Spec(source.config, settings_of(source)))
+    if (together := request.sampling.batch_size) is not None:
+        run = replace(run, images=images_of(request, together))
     sides = parse_mesh(mesh, target) if mesh else None
     chips = target.count if sides is None else sides[0] * sides[1]
     tflop = content["sample_forwards"] * content["tflop_per_forward"] / len(run.gates) / chips

@@ -211,6 +211,7 @@ class _Personalize:
             preset.level,
             job.solver,
             job.threshold,
+            None if preset.reference_time is None or preset.level != "layer" else jnp.float32(preset.reference_time),
         )
         return job.drawn(personalize.sample(task, x))
 
