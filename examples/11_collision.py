@@ -130,6 +130,6 @@ is in the evaluation (`evaluation/README.md`).
 
 Put the reference one column aside (`cells + np.array([0, 0, 1])` for "shifted"): it collides as before, and the bright
 cells move one column to the left, to the tokens that now have the query's position. (By hand and by jaxpa then differ,
-since jaxpa's "shifted" stays where it was.) The paper's way out is (0, 0), and
-only after tau (lesson 12): until then the reference's tokens do not stand beside the picture's, but replace them.
+since jaxpa's "shifted" stays where it was.) The paper's way out is (0, 0), and only after tau (lesson 12): until then
+the reference's tokens do not stand beside the picture's, but replace them.
 """

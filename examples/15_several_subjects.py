@@ -78,6 +78,6 @@ save(sheet(rows, 176), "15-several-subjects")
 ## Change something
 
 Let the two overlap, LEFT to 0.6 and RIGHT from 0.4: the car stands before the mug. Then give the pair in the other
-order (`[subject(right, at=RIGHT), subject(left, at=LEFT)]`): now the mug comes last and covers the car's bonnet. Then
+order (`[subject(right, at=RIGHT), subject(left, at=LEFT)]`): now the mug comes last and covers the car's bonnet. Last,
 leave out `surroundings`, and look at seed 1: the prompt names a mug, so the desert gets another one.
 """

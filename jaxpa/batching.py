@@ -21,7 +21,7 @@ from jaxpa.tokens import Routing
 class Part(NamedTuple):
     """One sampling.
 
-    what  a task with R references; or, for images without references, the conditions of G rows
+    what  a task with R references, without the network; or, for images without references, the conditions of G rows
     x     the images' noise (G, N, C)
     cast  parts of equal ones have the same references under the same conditions, which are computed once; None: its own
     """
@@ -59,7 +59,7 @@ def likeness(part: Part) -> Hashable:
     if isinstance(what, Task):
         same = what.eta, what.times, what.cache, what.reference_time
         shared = (gate_of_part(part), *(None if each is None else np.asarray(each).tobytes() for each in same))
-        what = replace(what, model=None, tau=0)  # type: ignore[arg-type]
+        what = replace(what, tau=0)  # type: ignore[arg-type]
     leaves, structure = jax.tree.flatten((what, part.x))
     return structure, tuple((np.shape(leaf), str(jax.numpy.result_type(leaf))) for leaf in leaves), shared
 
@@ -86,10 +86,8 @@ def merge(parts: Sequence[Part], size: Size) -> tuple[Any, np.ndarray]:
 
 def _on_host(part: Part) -> Part:
     """The part with NumPy's arrays: to put them side by side in any number needs no program then."""
-    if not isinstance(part.what, Task):
-        return jax.device_get(part)
-    what = jax.device_get(replace(part.what, model=None))
-    return part._replace(what=replace(what, model=part.what.model), x=jax.device_get(part.x))
+    what, x = jax.device_get((part.what, part.x))
+    return part._replace(what=what, x=x)
 
 
 @dataclass(frozen=True)

@@ -149,7 +149,7 @@ class Pipeline(Sampler):
 
     def references(self, subjects: Sequence[Subject], scene: Subject | None = None, **keywords: Any) -> References:
         """Pictures, token masks and placements, as `personalize` takes them: height, width, at, coverage, ..."""
-        made = self.prepare(Request.of(subjects=subjects, scene=scene, **_places(keywords)))
+        made = self.prepare(Request.of(subjects=subjects, scene=scene, **places_in(keywords)))
         if not isinstance(made, References):
             raise JaxpaError("nothing to personalise: give at least one subject, or a scene")
         return made
@@ -171,7 +171,7 @@ class Pipeline(Sampler):
         if isinstance(subjects, References):
             said = _beside_references(subjects, self.cell, {"scene": scene, **keywords})
             return self.make(Request.of(prompt, **standing_for(subjects), **said), subjects, on_step)
-        keywords = _places(keywords)
+        keywords = places_in(keywords)
         request = Request.of(prompt, subjects=subjects, scene=scene, **keywords)
         return self.make(request.with_references(), on_step=on_step)
 
@@ -307,7 +307,7 @@ def _beside_references(made: References, cell: int, said: dict[str, Any]) -> dic
     return said
 
 
-def _places(keywords: dict[str, Any]) -> dict[str, Any]:
+def places_in(keywords: dict[str, Any]) -> dict[str, Any]:
     """`at`, as Python says it, is the layout of a request."""
     at = keywords.pop("at", None)
     return keywords if at is None else {**keywords, "places": at}

@@ -112,10 +112,9 @@ def capture(model: Model, request: Request, image: Picture | None, look: Look) -
     """`Pipeline.attention`: of a generation, or of the inversion of `image`."""
     said, spec = request.sampling, model.spec
     check_read(request, DRAWN if image is None else SCHEDULE, "attention" + " of a picture" * (image is not None))
-    if len(said.seeds()) > 1:
-        raise JaxpaError(f"attention is of one picture, and here are {len(said.seeds())} seeds: give one")
-    if len(request.prompts) > 1:
-        raise JaxpaError(f"attention is of one picture, and here are {len(request.prompts)} prompts: give one")
+    for what, count in (("seeds", len(said.seeds())), ("prompts", len(request.prompts))):
+        if count > 1:
+            raise JaxpaError(f"attention is of one picture, and here are {count} {what}: give one")
     picture = None if image is None else images.read_image(image)
     if picture is None:
         canvas = (said.height or spec.settings.size, said.width or spec.settings.size)

@@ -261,9 +261,7 @@ def _from(value: Any, folder: Path) -> Any:
     named = {name: getattr(value, name) for name in ("model", "components", "redux")}  # folders, and not names
     # "mini" is the embedded checkpoint whatever stands beside the file.
     here = {
-        name: str(folder / text)
-        for name, text in named.items()
-        if text not in (None, "mini") and (folder / text).exists()
+        name: str(folder / text) for name, text in named.items() if text and text != "mini" and (folder / text).exists()
     }
     loras = tuple(replace(each, file=str(folder / Path(each.file).expanduser())) for each in value.lora)
     return replace(value, **here, lora=loras)

@@ -26,7 +26,7 @@ from jaxpa.evaluation.scores import Score
 from jaxpa.media import images, masks
 from jaxpa.media.images import Picture
 from jaxpa.media.subjects import References, Subject, has_mask, load_subject, read_subject
-from jaxpa.pipeline import Pipeline
+from jaxpa.pipeline import Pipeline, places_in
 from jaxpa.request.request import Request
 from jaxpa.request.taus import show_tau
 
@@ -276,9 +276,7 @@ def _personalised(
 ) -> Iterator[tuple[str, Target, list[Image.Image]]]:
     """(label, target, a picture for each seed) of every setting."""
     for label, own in settings.items():
-        said = {**common, **own}
-        if (place := said.pop("at", None)) is not None:
-            said["places"] = place
+        said = places_in({**common, **own})
         request = Request.of(prompt, subjects=[case.subject], seed=tuple(seeds), **said)
         if len(request.places) > 1:
             raise JaxpaError(f"{label} has {len(request.places)} places, and a score is of one: make a setting of each")

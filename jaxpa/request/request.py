@@ -119,7 +119,7 @@ class Request:
                 )
         if self.places and not self.subjects:
             raise JaxpaError("places would have no effect: there is no subject to put there")
-        self.sampling.seeds(self.prompt_count)
+        self.sampling.seeds(self.prompt_count)  # one for each at least
 
     @classmethod
     def of(cls, prompt: Any = None, **words: Any) -> Self:

@@ -92,17 +92,20 @@ def test_pictures_are_those_of_the_commands(jobs, together):
         assert read_metadata(job.files[0])["request"]["prompt"] == job.command.request().prompt
 
 
-@pytest.mark.parametrize("own", [
-    ("--surroundings 'a beach' --surroundings-time 0.95", "--surroundings 'a room' --surroundings-time 0.2"),
-    ("--concat zero --tau 0.8 --guidance 1", "--concat zero --tau 0.8 --guidance 5"),
-], ids=["surroundings", "guidance"])  # fmt: skip
-def test_each_line_has_its_own(own, tmp_path, pictures):
+AROUND = "--surroundings 'a beach' --surroundings-time 0.95", "--surroundings 'a room' --surroundings-time 0.2"
+GUIDED = "--concat zero --tau 0.8 --guidance 1", "--concat zero --tau 0.8 --guidance 5"
+
+
+@pytest.mark.parametrize(
+    ("each", "size"), [(AROUND, Size(2, 1)), (GUIDED, Size(2, 2))], ids=["surroundings", "guidance"]
+)
+def test_each_line_has_its_own(each, size, tmp_path, pictures):
     """In one batch: what stands for the prompt first, and until when; and what references are read with after tau."""
     car = f"personalize --subject {pictures}/car.png --mask {pictures}/car-mask.png --at 0.4,0.6 {CANVAS}"
-    lines = [f"{car} --prompt 'a car' {flags} --out {k}.png" for k, flags in enumerate(own)]
+    lines = [f"{car} --prompt 'a car' {flags} --out {k}.png" for k, flags in enumerate(each)]
     jobs = jobs_of(tmp_path / "jobs.txt", lines)
     assert len({job.share.kind for job in jobs}) == 1
-    made, failed = run(jobs, Size(2, 2))
+    made, failed = run(jobs, size)
     assert failed == {}
     for job in jobs:
         own = dict(zip(job.names, job.command.load().make(job.command.request()), strict=True))
