@@ -100,13 +100,28 @@ def reading_neighbours(table: jax.Array) -> jax.Array:
 
 
 def start_from(folder: Path, config: FluxConfig) -> tuple[TextToImage, Autoencoder]:
-    """An exported checkpoint, to train further, without its guidance embedding. ValueError: its sizes differ."""
+    """An exported checkpoint, to train further: a student is the plain flow again. ValueError: its sizes differ."""
     parts = load_parts(folder, dtype=jnp.float32)
     plain = replace(parts.config, transformer=replace(parts.config.transformer, guidance_embeds=False))
     if plain != config:
         raise ValueError(f"{folder} has other sizes than the run: give the flags that it was trained with")
-    transformer = reconfigured(parts.transformer, config.transformer)
+    transformer = unguided(parts.transformer, config.transformer)
     return TextToImage(transformer, parts.text_encoder_2, parts.text_encoder), parts.vae
+
+
+def unguided(student: Flux, config: TransformerConfig) -> Flux:
+    """The network without an embedding of guidance, as it is at guidance 1: a bias takes in what that says."""
+    plain = reconfigured(student, config)
+    if not student.config.guidance_embeds:
+        return plain
+    nothing, one = jnp.zeros((1, config.pooled_projection_dim)), jnp.ones(1)
+    said = student.condition(nothing, one, one)[0] - plain.condition(nothing, one, None)[0]
+
+    def hear(path: Any, leaf: jax.Array) -> jax.Array:
+        name = jax.tree_util.keystr(path, simple=True, separator=".")
+        return leaf + said if name.startswith("vector_in.out_layer.bias") else leaf
+
+    return jax.tree_util.tree_map_with_path(hear, plain)
 
 
 def reconfigured(network: Flux, config: TransformerConfig, seed: int = 0) -> Flux:
