@@ -90,11 +90,14 @@ def _by_query_block(
     q: jax.Array, k: jax.Array, v: jax.Array, bias: jax.Array | None, length: jax.Array | None, *, scale: float
 ) -> jax.Array:
     """One block of queries after the other; a short sequence is one block."""
-    queries, keys = q.shape[2], k.shape[2]
-    blocks = math.gcd(queries, 2 ** max(0, math.ceil(math.log2(queries * keys / LONG**2))))
-    if blocks == 1:
+    queries = q.shape[2]
+    size = block_of(queries, k.shape[2])
+    if size == queries:
         return _softmax(q, k, v, bias, length, scale=scale)
-    size = queries // blocks
+    blocks = -(-queries // size)
+    q = _padded(q, blocks * size)
+    if bias is not None and bias.shape[2] > 1:
+        bias = _padded(bias, blocks * size)
 
     def one(block: jax.Array) -> jax.Array:
         rows = partial(jax.lax.dynamic_slice_in_dim, start_index=block * size, slice_size=size, axis=2)
@@ -102,7 +105,12 @@ def _by_query_block(
         return _softmax(rows(q), k, v, part, length, scale=scale)
 
     out = jax.lax.map(one, jnp.arange(blocks))  # (blocks, B, H, size, Dh)
-    return jnp.moveaxis(out, 0, 2).reshape(q.shape)
+    return jnp.moveaxis(out, 0, 2).reshape(q.shape)[:, :, :queries]
+
+
+def block_of(queries: int, keys: int) -> int:
+    """Queries of a block whose logits are about LONG x LONG; all of a short sequence's."""
+    return -(-queries // 2 ** max(0, math.ceil(math.log2(queries * keys / LONG**2))))
 
 
 # NVIDIA ------------------------------------------------------------------------------------------------------
@@ -201,7 +209,7 @@ def _splash(
 
 
 def _padded(x: jax.Array, size: int) -> jax.Array:
-    """(B, H, S, Dh) -> (B, H, size, Dh)."""
+    """(B, H, S, D) -> (B, H, size, D)."""
     return jnp.pad(x, ((0, 0), (0, 0), (0, size - x.shape[2]), (0, 0)))
 
 

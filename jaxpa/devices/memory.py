@@ -20,7 +20,7 @@ from jaxpa.checkpoint.stages import STAGES
 from jaxpa.config import WIDE, AutoencoderConfig, FluxConfig, Rounding
 from jaxpa.devices import cost
 from jaxpa.errors import JaxpaError
-from jaxpa.kernels import LANES, LONG, VAST
+from jaxpa.kernels import LANES, LONG, VAST, block_of
 
 GIB = 2.0**30
 LOGITS = 8  # bytes: float32, before the softmax and after it
@@ -90,7 +90,7 @@ def logits_bytes(platform: str, rows: int, heads: int, queries: int, keys: int, 
         if rows * heads == 1:
             return ALONE * queries * keys
     else:  # a block of queries after the other
-        queries //= math.gcd(queries, 2 ** max(0, math.ceil(math.log2(queries * keys / LONG**2))))
+        queries = block_of(queries, keys)
     return LOGITS * rows * heads * queries * keys
 
 

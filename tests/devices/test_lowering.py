@@ -101,11 +101,26 @@ def test_half_precision_takes_the_fused_kernel(job, platform, kernel):
     assert not any(other in text for other in others)
 
 
+@pytest.mark.parametrize("text_tokens", [512, 512 + 729])  # the second: an odd number, with an image prompt's
 @pytest.mark.parametrize("platform", ["cuda", "tpu"])
-def test_float32_is_taken_in_blocks(platform):
-    text = lowered(replace(CONTEXT, dtype="float32"), platform)
+def test_float32_is_taken_in_blocks(platform, text_tokens):
+    text = lowered(replace(CONTEXT, dtype="float32", text_tokens=text_tokens), platform)
     assert "__cudnn$fmha" not in text
     assert logits(text) == []
+
+
+@pytest.mark.parametrize("bias", [None, (1, 2, 1, 45), (2, 1, 37, 45)], ids=str)
+@pytest.mark.parametrize("queries", [37, 32])
+def test_blocks_of_queries_are_the_whole(monkeypatch, queries, bias):
+    """In as many blocks as it takes, the last one padded where they do not come out even."""
+    monkeypatch.setattr(kernels, "LONG", 10)
+    rng = np.random.default_rng(0)
+    q, k, v = (jax.numpy.asarray(rng.normal(size=(2, 2, n, 8)), "float32") for n in (queries, 45, 45))
+    drawn = None if bias is None else jax.numpy.asarray(rng.normal(size=bias), "float32")[:, :, :queries]
+    length = jax.numpy.array([45, 20])
+    assert kernels.block_of(queries, 45) == 2
+    blocks = kernels._by_query_block(q, k, v, drawn, length, scale=0.3)
+    np.testing.assert_allclose(blocks, kernels._softmax(q, k, v, drawn, length, scale=0.3), 2e-6, 2e-6)
 
 
 def test_kernels_of_queries_keys_and_values_stay_apart_on_nvidia():
