@@ -9,6 +9,7 @@ import math
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from functools import partial
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -30,12 +31,12 @@ from jaxpa.request.record import check_read
 from jaxpa.request.request import Request
 from jaxpa.sampling import Velocity
 from jaxpa.tokens import Routing
-from jaxpa.transformer import FluxVelocity, Observer
+from jaxpa.transformer import BlockTrace, FluxVelocity, Observer
 
 
 def ask(
     velocity: FluxVelocity, x: jax.Array, t: jax.Array, observe: Observer, routing: Routing | None = None
-) -> tuple[jax.Array, jax.Array, jax.Array]:
+) -> tuple[jax.Array, Any, Any]:
     """x (B, N, C), t (B,) -> the velocity, and what `observe` saw in the double and in the single blocks.
 
     The last two have a leading axis of blocks.
@@ -71,11 +72,24 @@ class Attention:
         return attention.quadrants(self.maps, self.text)  # type: ignore[arg-type]
 
 
+@jax.jit
+def _traces(velocity: FluxVelocity, x: jax.Array, t: jax.Array) -> tuple[BlockTrace, BlockTrace]:
+    """What attention compared in the double and in the single blocks: far less than every block's map would be."""
+    return ask(velocity, x, t, lambda trace: trace._replace(txt=None, img=None, query=None, v=None))[1:]
+
+
 @partial(jax.jit, static_argnames="heads")
-def _maps(velocity: FluxVelocity, x: jax.Array, t: jax.Array, blocks: jax.Array, heads: bool) -> jax.Array:
+def _map(trace: BlockTrace, block: jax.Array, heads: bool) -> jax.Array:
+    """The map of one of stacked blocks, of the first row."""
     observe = attention.probabilities if heads else attention.mean_attention
-    _, double, single = ask(velocity, x, t, observe)
-    return jnp.concatenate([double, single])[blocks, 0]
+    return observe(jax.tree.map(lambda x: x[block], trace))[0]
+
+
+def _maps(velocity: FluxVelocity, x: jax.Array, t: jax.Array, blocks: Sequence[int], heads: bool) -> np.ndarray:
+    double, single = _traces(velocity, x, t)
+    first = len(double.block)  # of the single blocks
+    pairs = ((double, k) if k < first else (single, k - first) for k in blocks)
+    return np.stack([np.asarray(_map(trace, jnp.int32(k), heads)) for trace, k in pairs])
 
 
 MANY = 1 << 31  # more than there are of anything
@@ -137,8 +151,7 @@ def capture(model: Model, request: Request, image: Picture | None, look: Look) -
         states = [x] * len(times)
         for i in reversed(range(1, len(times) - 1)):  # step i undoes the sampler's: asked at times[i]
             states[i - 1] = x = _back(seen, x, times, i)
-    one = jnp.asarray(kept)
-    maps = [np.asarray(_maps(seen, states[i], jnp.full(1, times[i]), one, look.heads)) for i in wanted]
+    maps = [_maps(seen, states[i], jnp.full(1, times[i]), kept, look.heads) for i in wanted]
     del seen  # it holds the network, where the decoder takes its turn
     picture = model.decode(states[-1], *canvas)[0] if picture is None else None
     flow = tuple(float(times[i]) for i in wanted)
@@ -190,7 +203,7 @@ def _soft(velocity: FluxVelocity, x0: jax.Array, forward: ForwardTimes, word: ja
     """x0 (B, N, C), the recorded steps of the inversion, word (B, M) bool -> maps (B, N) in [0, 1]."""
     n, m = x0.shape[1], word.shape[1]
 
-    def observe(trace: attention.BlockTrace) -> tuple[jax.Array, jax.Array]:
+    def observe(trace: BlockTrace) -> tuple[jax.Array, jax.Array]:
         to_text, to_image = attention.head_mean(trace, lambda p: (p[..., :m], p[..., m : m + n]), first=m)
         return (to_text * word[:, None]).sum(-1) / to_text.sum(-1), to_image  # (B, N), (B, N, N)
 

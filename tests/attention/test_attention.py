@@ -8,7 +8,7 @@ from scipy.special import softmax
 
 import jaxpa
 from jaxpa.attention import maps as attention
-from jaxpa.attention.observe import FoundMask, soft_masks
+from jaxpa.attention.observe import FoundMask, _traces, soft_masks
 from jaxpa.config import TransformerConfig
 from jaxpa.tokens import Routing, grid_positions
 from jaxpa.transformer import BlockTrace, Flux
@@ -131,6 +131,19 @@ def test_attention_of_a_generation(pipe):
     np.testing.assert_allclose(seen.maps.sum(-1), 1, atol=1e-5)
     assert seen.quadrants.image_text.shape == (2, 2, 144, 32)
     assert np.array_equal(seen.picture, pipe.generate("a red car on a beach", seed=3, steps=3)[0])
+
+
+def test_maps_are_made_of_chosen_blocks_alone(pipe):
+    """What a forward leaves behind for every block grows with its tokens, not with their square."""
+    network, text = pipe.guided(pipe.encode_text(["a cat"]), (24, 24), 1.0, None), 32
+    seen = jax.eval_shape(_traces, network, jnp.zeros((1, 576, 32)), jnp.ones(1))
+    assert not [leaf.shape for leaf in jax.tree.leaves(seen) if leaf.shape.count(576 + text) > 1]
+    run = {"prompt": "a red car on a beach", "at": [1], "seed": 3, "steps": 2}
+    every = pipe.attention(**run).maps  # (1, L, S, S)
+    assert np.array_equal(pipe.attention(**run, blocks=[4, 0]).maps, every[:, [4, 0]])
+    heads = pipe.attention(**run, blocks=[4], heads=True).maps
+    np.testing.assert_allclose(heads[:, 0].mean(1), every[:, 4], atol=1e-6)
+    assert len({every[0, k].tobytes() for k in range(6)}) == 6
 
 
 @pytest.mark.parametrize("words", [{"solver": "heun"}, {"cache": 0.8}])
