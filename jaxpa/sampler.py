@@ -80,9 +80,10 @@ class Sampler(Model):
         """
         canvas = (grid[0] * self.cell, grid[1] * self.cell)
         run = run_of(request, self.spec, canvas)
-        together = images_together(request, run, self.held, jax.devices()[0].platform)
+        platform = jax.devices()[0].platform
+        together = images_together(request, run, self.held, platform)
         if not together:
-            need = peak_bytes(run.load(1, self.held), jax.devices()[0].platform)
+            need = peak_bytes(run.load(1, self.held, platform), platform)
             raise JaxpaError(
                 f"one image of {canvas[1]} x {canvas[0]} pixels takes about {need / GIB:.1f} GiB, and this machine has "
                 f"{(machine_bytes() or 0) / GIB:.1f}: make it smaller, or try it anyway with batch_size=1"

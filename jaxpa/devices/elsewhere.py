@@ -73,10 +73,8 @@ def elsewhere(
         "peak_seconds": tflop * 1e12 / target.chip.flops,
     }
     if need := missing(target):
-        load, platform = (
-            run.load(run.images, Held(np.dtype(content["dtype"]).itemsize, Rounding(content["weights"]))),
-            target.chip.platform,
-        )
+        held, platform = Held(np.dtype(content["dtype"]).itemsize, Rounding(content["weights"])), target.chip.platform
+        load = run.load(run.images, held, platform)
         weights = content["weight_bytes"]["transformer"] + content["lora_bytes"]
         peak = weights + transformer_bytes(load, platform)
         usable = int(target.chip.memory)

@@ -23,6 +23,7 @@ from jaxpa.devices.memory import (
     require,
     result_bytes,
     stage_bytes,
+    transformer_bytes,
 )
 from jaxpa.presets import Preset, asks_network
 from jaxpa.request.request import Request
@@ -75,11 +76,25 @@ class Run:
     def level(self) -> cost.Level:
         return "layer" if self.preset is None else self.preset.level
 
-    def load(self, images: int, held: Held) -> Load:
-        """What the device holds while `images` are sampled together. Pictures are encoded one by one."""
-        late = self.context > 0
-        rows = self.references * (self.level == "layer" or late) + images * (1 + self.guided)
-        return Load(self.spec.config, self.grid, self.text, rows, self.context, 1, *held, beside=self.beside)
+    @property
+    def joined(self) -> bool:
+        """Whether references' tokens are a part of the images' own sequences after tau, not rows of their own."""
+        return self.preset is not None and self.preset.concat == "joined"
+
+    def load(self, images: int, held: Held, platform: str) -> Load:
+        """What the device holds while `images` are sampled together, before or after tau, whichever is more.
+
+        Pictures are encoded one by one.
+        """
+        own = images * (1 + self.guided)
+        early = own + self.references * (self.level == "layer")
+        late = own + self.references * (self.context > 0 and not self.joined)
+        longer, context = (self.context, 0) if self.joined else (0, self.context)
+        sides = (
+            Load(self.spec.config, self.grid, self.text, rows, seen, 1, *held, beside=self.beside + more)
+            for rows, seen, more in ((early, 0, 0), (late, context, longer))
+        )
+        return max(sides, key=lambda load: transformer_bytes(load, platform))
 
 
 def run_of(request: Request, spec: Spec, canvas: tuple[int, int] | None = None) -> Run:
@@ -123,9 +138,7 @@ class Work(NamedTuple):
 def _work_of(request: Request, run: Run, config: FluxConfig) -> Work:
     """What the networks do for a request with every tau."""
     r, n, images = run.references, run.tokens, run.images
-    # Joined, the references' tokens belong to the images' own sequences; otherwise they are rows of their own.
-    joined = run.preset is not None and run.preset.concat == "joined"
-    late_tokens, context = (n + run.context, 0) if joined else (n, run.context)
+    late_tokens, context = (n + run.context, 0) if run.joined else (n, run.context)
 
     def rows(above: int, steps: int) -> int:
         late = context > 0 and above < steps
@@ -154,7 +167,7 @@ def images_together(request: Request, run: Run, held: Held, platform: str) -> in
     places = max(1, len(request.places))
     if request.sampling.batch_size is not None:
         return min(run.images, max(places, request.sampling.batch_size))
-    fits = batch_that_fits(lambda count: run.load(count * places, held), run.images // places, platform)
+    fits = batch_that_fits(lambda count: run.load(count * places, held, platform), run.images // places, platform)
     return fits * places
 
 
@@ -264,7 +277,7 @@ def _memory(request: Request, run: Run, held: Held) -> dict[str, Any]:
     """What is sampled together, and what that takes on this machine."""
     platform = jax.devices()[0].platform
     together = max(1, images_together(request, run, held, platform))
-    load = run.load(together, held)
+    load = run.load(together, held, platform)
     results = result_bytes(load, run.images * len(run.gates)) if platform == "cpu" else 0
     return {
         "lora_bytes": held.kept * held.itemsize,

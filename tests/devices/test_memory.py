@@ -2,12 +2,14 @@
 
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from jax.sharding import AxisType, Mesh
 
 import jaxpa
 from jaxpa import kernels, sampling
@@ -15,8 +17,20 @@ from jaxpa import model as arrays
 from jaxpa.checkpoint.keys import abstract
 from jaxpa.config import AutoencoderConfig, FluxConfig
 from jaxpa.devices import memory
-from jaxpa.devices.memory import Load, activation_bytes, autoencoder_bytes, batch_that_fits, require, transformer_bytes
+from jaxpa.devices.memory import (
+    Held,
+    Load,
+    activation_bytes,
+    autoencoder_bytes,
+    batch_that_fits,
+    require,
+    transformer_bytes,
+)
+from jaxpa.devices.plan import Run
+from jaxpa.devices.programs import Job, program
 from jaxpa.errors import JaxpaError
+from jaxpa.presets import PRESETS
+from jaxpa.request.spec import Spec
 
 ROOT = Path(__file__).parents[2]
 LOW, HIGH = 0.8, 1.6  # an estimate that is too low lets a run die; one that is too high refuses a run that fits
@@ -42,6 +56,19 @@ def test_a_sampling(pipe, side, rows, high):
     found = temp_bytes(jax.jit(sampling.sample), velocity, x, jnp.asarray(pipe.times(4, grid)))
     load = Load(pipe.parts.config, grid, pipe.settings.max_length, rows)
     assert LOW < transformer_bytes(load, "cpu") / found < high
+
+
+@pytest.mark.parametrize("concat", [None, "zero", "joined"])
+def test_references_and_images_together(pipe, concat):
+    """Two references and four images: references are rows of their own before tau, joined ones longer images after."""
+    c, grid, preset = pipe.parts.config, (24, 24), replace(PRESETS["mini"], concat=concat)
+    job = Job(c.transformer, grid, 32, 4, 2, 4, 2, preset=preset, masked=2 * 576, dtype="float32")
+    mesh = Mesh(np.array(jax.devices()[:1]).reshape(1, 1), ("data", "model"), axis_types=(AxisType.Auto,) * 2)
+    function, arguments = program(job, mesh, "cpu")
+    found = temp_bytes(jax.jit(function), *arguments)
+    context = 2 * 576 if concat else 0
+    run = Run(Spec(c, pipe.settings), grid, 32, np.linspace(1, 0, 5), [0.5], 4, 2, 0, context, False, preset)
+    assert LOW < transformer_bytes(run.load(4, Held(), "cpu"), "cpu") / found < HIGH
 
 
 def test_the_widest_convolution():
