@@ -87,8 +87,13 @@ class Pipeline(Sampler):
             made = self._personalized(request, prepared.references(self.cell), on_step)
         else:
             made = self._generated(request, prepared, on_step)
-        feather = None if request.editing is None else request.editing.feather
-        return (prepared.paste(each, feather, self.cell) for each in made)
+        return (self.finished(request, prepared, each) for each in made)
+
+    def finished(self, request: Request, pictures: Pictures | None, made: Image.Image) -> Image.Image:
+        """What was drawn, inside of the picture that an edit keeps."""
+        if not isinstance(pictures, MaskedPicture):
+            return made
+        return pictures.paste(made, None if request.editing is None else request.editing.feather, self.cell)
 
     def prepare(self, request: Request) -> Pictures | None:
         """A request's pictures, masks and places on the canvas; a mask is found by its word. None: it has none."""

@@ -8,13 +8,13 @@ import math
 from collections import Counter
 from collections.abc import Hashable, Iterable
 from dataclasses import replace
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import jax
 
 from jaxpa.batching import Size, gate_of
 from jaxpa.box import Box
-from jaxpa.devices.memory import Held, batch_that_fits
+from jaxpa.devices.memory import Held, Load, batch_that_fits
 from jaxpa.devices.plan import run_of
 from jaxpa.request.request import Request
 from jaxpa.request.spec import Spec
@@ -124,13 +124,12 @@ def _size(group: list[Share], asked: int | None) -> Size:
 
 def _most(group: list[Share], images: int, each: int) -> int:
     """How many images fit, if nobody says; each: the references that one may have."""
-    run = run_of(group[0].request, group[0].spec, group[0].canvas)
+    run, platform = run_of(group[0].request, group[0].spec, group[0].canvas), jax.devices()[0].platform
 
-    def load_of(count: int) -> Any:
-        load = run.load(count, group[0].held)
-        return replace(load, rows=load.rows + each * (count - 1))  # every image with references of its own
+    def load_of(count: int) -> Load:  # every image with references of its own
+        return replace(run, references=each * count).load(count, group[0].held, platform)
 
-    return max(1, batch_that_fits(load_of, min(images, MOST), jax.devices()[0].platform))
+    return max(1, batch_that_fits(load_of, min(images, MOST), platform))
 
 
 def _even(images: int, most: int) -> int:

@@ -215,7 +215,8 @@ class Worker:
         grid = pipe.grid(*((said.height, said.width) if picture is None else picture.canvas))
         start, times = pipe.encode_start(picture), request.times(pipe.spec, grid)
         embedded = None if request.embedding is None else pipe.read_embedding(request.embedding)
-        count, guidance = len(request.prompts) if embedded is None else len(embedded), pipe.spec.guidance(said.guidance)
+        request = request if embedded is None else replace(request, embedding=embedded)
+        count, guidance = request.prompt_count, pipe.spec.guidance(said.guidance)
         image = self._image_prompt(request)
         seeds = said.seeds(count)
         begun.drawn = [None] * len(seeds)
@@ -345,10 +346,7 @@ class Worker:
             try:
                 height, width = (side * self.pipe.cell for side in unit.grid)
                 (image,) = self.pipe.decode(tokens[k : k + 1], height, width)
-                if isinstance(begun.pictures, MaskedPicture):
-                    feather = None if begun.request.editing is None else begun.request.editing.feather
-                    image = begun.pictures.paste(image, feather, self.pipe.cell)
-                begun.drawn[unit.number] = image, size
+                begun.drawn[unit.number] = self.pipe.finished(begun.request, begun.pictures, image), size
                 begun.writing += time.perf_counter() - start
                 there = [each for each in begun.drawn if each is not None]
                 if len(there) < len(begun.drawn):
