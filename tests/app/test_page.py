@@ -277,6 +277,9 @@ def test_inpaint_and_outpaint(page, folder):
 def test_stopping(page):
     page.fill("#prompt textarea", "a red star")
     quick(page, 50)
+    for side in ("#height input", "#width input"):  # large, so that it is not over before the click
+        page.fill(side, "256")
+        page.press(side, "Tab")
     page.get_by_role("tab", name="Words alone").click()
     page.click("#generate")
     page.wait_for_function("document.querySelector('#status').innerText.includes('sample: step')")
