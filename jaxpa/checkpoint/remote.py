@@ -41,7 +41,15 @@ def make_folder(system: Any, path: str) -> None:
 
 def _cache_folder() -> Path:
     """Where fetched checkpoints are kept."""
-    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache").absolute() / "jaxpa" / "models"
+    try:
+        base = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache")
+    except RuntimeError:  # a user without an entry, as in some containers
+        raise CheckpointError("no home folder to keep fetched checkpoints in: set XDG_CACHE_HOME to a folder") from None
+    return base.absolute() / "jaxpa" / "models"
+
+
+# What file systems tell the contents of a file by, the surest first.
+MARKS = ("ETag", "etag", "sha", "Last-Modified", "LastModified", "mtime", "modificationTime", "created")
 
 
 def fetch_url(url: str, download: bool = True) -> Path:
@@ -64,14 +72,16 @@ def fetch_url(url: str, download: bool = True) -> Path:
         raise CheckpointError(f"{url} cannot be read: {error}") from error
     if not files:
         raise CheckpointError(f"{url}: no such file or folder")
-    state = sorted(
-        (file, info.get("size"), str(info.get("ETag") or info.get("etag") or info.get("created")))
-        for file, info in files.items()
-    )
+    state = sorted((file, info.get("size"), _mark(info)) for file, info in files.items())
     home = _cache_folder() / f"{_digest(url)}-{_digest(repr(state))}"
     if not (home / name).exists():
         _fetch(system, path, list(files), (home, name), url)
     return home / name
+
+
+def _mark(info: dict[str, Any]) -> str:
+    """What changes with a file's contents, as far as its file system says."""
+    return str(next((info[name] for name in MARKS if info.get(name)), None))
 
 
 def _digest(text: str) -> str:

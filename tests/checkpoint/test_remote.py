@@ -1,5 +1,8 @@
 """A checkpoint at a URL: fetched once, again after it has changed, and never outside of its folder."""
 
+from pathlib import Path
+from unittest.mock import Mock
+
 import fsspec
 import pytest
 from small_checkpoint import make
@@ -32,6 +35,28 @@ def test_a_model_at_a_url(tmp_path, cache):
     system.pipe_file("/models/small/note.json", b"{}")
     assert (fetch_url("memory://models/small") / "note.json").exists()
     assert len(list(cache.iterdir())) == 2
+
+
+@pytest.mark.parametrize("name", ["ETag", "etag", "sha", "LastModified", "mtime", "modificationTime"])
+def test_a_changed_file_of_the_same_size(cache, monkeypatch, name):
+    """By whatever its file system tells it."""
+    system = fsspec.filesystem("memory")
+    system.pipe_file("/changed/note.json", b"{}")
+    said = {"name": "/changed/note.json", "size": 2, "type": "file"}
+    for mark, content in ((1, b"{}"), (2, b"[]")):
+        system.pipe_file("/changed/note.json", content)
+        listed = {said["name"]: said | {name: mark}}
+        monkeypatch.setattr(type(system), "find", lambda self, path, detail, listed=listed: listed)
+        assert (fetch_url("memory://changed") / "note.json").read_bytes() == content
+    assert len(list(cache.iterdir())) == 2
+
+
+def test_nowhere_to_keep_it(monkeypatch):
+    monkeypatch.delenv("XDG_CACHE_HOME", raising=False)
+    monkeypatch.setattr(Path, "home", Mock(side_effect=RuntimeError("Could not determine home directory.")))
+    for download in (True, False):
+        with pytest.raises(CheckpointError, match="set XDG_CACHE_HOME"):
+            fetch_url("memory://models/small", download=download)
 
 
 def test_what_cannot_be_fetched(cache):
