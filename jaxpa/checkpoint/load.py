@@ -114,7 +114,7 @@ def load_parts(
     """
     found = source if isinstance(source, Source) else resolve(source, components)
     wanted = [name for name in PARTS if name in tuple(parts)]
-    if (laid := found.adaptation) is not None and laid.kept:
+    if (laid := found.adaptation) is not None and laid.keep:
         bare = dataclasses.replace(found, adaptation=None)
         return load_parts(bare, None, dtype, sharding, wanted, weights, progress).over(laid)
     demand(found, found.faults(wanted), found.absent(wanted))
@@ -136,7 +136,7 @@ def load_stages(
 
     Only numbers that are not finite are found later, when their network is read.
     """
-    if (laid := found.adaptation) is not None and laid.kept:
+    if (laid := found.adaptation) is not None and laid.keep:
         return load_stages(dataclasses.replace(found, adaptation=None), dtype, sharding, weights).over(laid)
     demand(found, found.faults(PARTS), found.absent(PARTS))
     rounding = found.rounded(weights)

@@ -52,14 +52,11 @@ class Adaptation(Protocol):
     """What is laid over a checkpoint's networks as they are loaded: LoRAs, for instance."""
 
     @property
-    def config(self) -> FluxConfig:
-        """The configuration that results."""
-        ...
-
+    def config(self) -> FluxConfig: ...  # that results
     @property
-    def kept(self) -> int:
-        """Numbers that stay beside the weights; 0: all is merged into them."""
-        ...
+    def keep(self) -> bool: ...  # laid over the loaded networks (`attach`); else merged as they are read (`edits`)
+    @property
+    def kept(self) -> int: ...  # numbers that stay beside the weights; biases and norms change in their place
 
     def edits(self, component: str) -> Mapping[str, Edit]:
         """Parameter path -> what becomes of it before it is cast, rounded and placed."""

@@ -172,6 +172,19 @@ def test_networks_that_take_turns(folder, files, forward):
     assert parts.kept == 0
 
 
+def test_biases_alone(folder, tmp_path):
+    """Nothing is beside the weights then; the other layer's product is of none of ours, and zero."""
+    zeros = {f"diffusion_model.nothing.lora_{which}.weight": np.zeros((2, 2), np.float32) for which in "AB"}
+    save({"diffusion_model.final_layer.linear.diff_b": normal(5, C.in_channels)} | zeros, tmp_path / "b.safetensors")
+    loras = [Lora(str(tmp_path / "b.safetensors"), 0.5)]
+    for load in (load_stages, load_parts):
+        merged, kept = (load(adapt(resolve(folder), loras, keep), dtype=np.float32) for keep in (False, True))
+        got, want = (parts.transformer.final_linear.bias.get_value() for parts in (kept, merged))
+        np.testing.assert_array_equal(got, want)
+        assert np.abs(want - kept.bare.transformer.final_linear.bias.get_value()).max() > 0.1
+        assert kept.kept == 0
+
+
 def test_what_they_weigh(folder, files):
     """The plan's numbers are those of the arrays."""
     loras = [Lora(str(files[0])), Lora(str(files[2]))]
