@@ -12,7 +12,7 @@ import os
 import shutil
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
-from functools import partial
+from functools import partial, reduce
 from pathlib import Path
 from typing import Any
 
@@ -128,14 +128,17 @@ class _Writer:
                     yield scale_of(own), np.dtype(np.float32), shape, partial(self.scales, leaf, target, kind)
 
     def target(self, held: Held, kind: Weights | None) -> np.dtype:
-        """The type of a tensor that holds these: of eight bits, the one in which all of them are kept."""
-        leaf = held[0][0]
+        """The type of a tensor that holds these: of eight bits, the one in which all of them are kept; else the one
+        that holds the numbers of each."""
         if kind is not None:
             types = {self.part.held_as(leaf, kind) for leaf, _ in held}
             return types.pop() if len(types) == 1 else DTYPES[kind]
-        stored = stored_dtype(self.part, leaf)
-        as_stored = stored in PLAIN.values() and self.part.types(leaf) <= PLAIN.keys()
-        return self.dtype or (stored if as_stored else np.dtype(jnp.bfloat16))
+        return self.dtype or reduce(jnp.promote_types, (self.as_stored(leaf) for leaf, _ in held))
+
+    def as_stored(self, leaf: Leaf) -> np.dtype:
+        """The stored type; bfloat16 where that is eight bits or fewer."""
+        plain = self.part.types(leaf) <= PLAIN.keys()
+        return stored_dtype(self.part, leaf) if plain else np.dtype(jnp.bfloat16)
 
     def pieces(self, held: Held, target: np.dtype, kind: Weights | None) -> Iterator[np.ndarray]:
         """A tensor block by block, where the source has it in blocks."""

@@ -1,13 +1,14 @@
 """Converted folders whose weights have eight bits: the same networks as rounding on load makes, and every fault."""
 
 import json
+import shutil
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 from safetensors.numpy import load_file, save_file
-from small_checkpoint import CONFIG, make
+from small_checkpoint import CONFIG, make, same
 
 from jaxpa.checkpoint import load
 from jaxpa.checkpoint.convert import FORMAT, convert
@@ -84,6 +85,29 @@ def test_what_it_weighs(folders, kind):
     assert said["loads"]
     assert said["bytes"] == sum(content["weight_bytes"].values())
     assert said["parameters"] == sum(cost.weight_parameters(CONFIG).values())
+
+
+@pytest.mark.parametrize(("types", "becomes"), [
+    ({"to_k": jnp.bfloat16}, np.float32),
+    ({"to_q": jnp.bfloat16, "to_k": np.float16, "to_v": jnp.bfloat16}, np.float32),  # neither holds the other's
+    (dict.fromkeys(("to_q", "to_k", "to_v"), jnp.bfloat16), jnp.bfloat16),
+    ({"to_q": jnp.float8_e4m3fn, "to_k": jnp.bfloat16, "to_v": jnp.bfloat16}, jnp.bfloat16),
+    (dict.fromkeys(("to_q", "to_k", "to_v"), jnp.float8_e4m3fn), jnp.bfloat16),
+])  # fmt: skip
+def test_a_fused_tensor_holds_the_numbers_of_each_part(source, tmp_path, types, becomes):
+    file = next((source / "transformer").glob("*.safetensors"))
+    tensors = load_file(file)
+    for key in tensors:
+        tensors[key] = tensors[key].astype(types.get(key.split(".")[-2], np.float32))
+    mixed = shutil.copytree(source, tmp_path / "mixed")
+    entries = [(key, x.dtype, x.shape, lambda x=x: iter([x])) for key, x in tensors.items()]
+    (mixed / "transformer" / file.name).unlink()
+    write(mixed / "transformer" / file.name, entries, {}, lambda count: None)
+    folder = convert(mixed, tmp_path / "own", weights="wide")
+    qkv = read_header(folder / "transformer" / "model.safetensors")[0]["double_blocks.img.qkv.kernel"]
+    assert qkv.read().dtype == becomes
+    got, want = (load_parts(each, dtype=np.float32, weights="wide").transformer for each in (folder, mixed))
+    assert same(got, want)
 
 
 def test_other_weights_than_the_stored_are_refused(folders, tmp_path):
