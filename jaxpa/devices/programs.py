@@ -103,14 +103,10 @@ class Reference(NamedTuple):
 
 def program(job: Job, mesh: Mesh, platform: str) -> tuple[Callable[..., jax.Array], tuple[Any, ...]]:
     """A function, and the shapes of its arguments (the network first) as a mesh of that platform holds them."""
-    network, rows = model(job, mesh, platform), job.references + job.images
-    text = _text(job, rows if job.references else job.images)
-    x, times = _shape(job.images, job.tokens, job.config.velocity_channels), _shape(job.steps + 1)
-    rest: tuple[Any, ...] = (text, x, times)
-    function = _Sample(job)
-    if job.references:
-        rest, function = (*rest, _reference(job)), _Personalize(job)
-    return function, (network, *jax.tree.map(lambda a: _placed(a, mesh, (rows, job.images)), rest))
+    shapes = _Shapes(mesh)
+    x = shapes.rows(job.images, job.tokens, job.config.velocity_channels)
+    arguments = model(job, mesh, platform), _text(job, shapes), x, shapes.whole(job.steps + 1)
+    return (_Personalize(job), (*arguments, _reference(job, shapes))) if job.references else (_Sample(job), arguments)
 
 
 def model(job: Job, mesh: Mesh, platform: str) -> Any:
@@ -133,36 +129,43 @@ def model(job: Job, mesh: Mesh, platform: str) -> Any:
     return network if job.adaptation is None else job.adaptation.attach_shapes(network)
 
 
-def _shape(*shape: int, dtype: DTypeLike = jnp.float32) -> jax.ShapeDtypeStruct:
-    return jax.ShapeDtypeStruct(shape, np.dtype(dtype))
+@dataclass(frozen=True)
+class _Shapes:
+    """Shapes on a mesh: `rows` of a batch lie over "data" where they divide, as `sharding.over_rows` puts them; what is
+    `whole` lies on every device."""
+
+    mesh: Mesh
+
+    def rows(self, *shape: int, dtype: DTypeLike = jnp.float32) -> jax.ShapeDtypeStruct:
+        spec = P(DATA) if shape[0] % self.mesh.shape[DATA] == 0 else P()
+        return jax.ShapeDtypeStruct(shape, np.dtype(dtype), sharding=NamedSharding(self.mesh, spec))
+
+    def whole(self, *shape: int, dtype: DTypeLike = jnp.float32) -> jax.ShapeDtypeStruct:
+        return jax.ShapeDtypeStruct(shape, np.dtype(dtype), sharding=NamedSharding(self.mesh, P()))
 
 
-def _text(job: Job, rows: int) -> Text:
+def _text(job: Job, shapes: _Shapes) -> Text:
+    rows = job.references + job.images
+
     def prompts(count: int) -> tuple[Any, Any]:
-        txt = _shape(count, job.text_tokens, job.config.joint_attention_dim, dtype=job.dtype)
-        return txt, _shape(count, job.config.pooled_projection_dim, dtype=job.dtype)
+        txt = shapes.rows(count, job.text_tokens, job.config.joint_attention_dim, dtype=job.dtype)
+        return txt, shapes.rows(count, job.config.pooled_projection_dim, dtype=job.dtype)
 
-    guidance = _shape(rows) if job.config.guidance_embeds else None
+    guidance = shapes.rows(rows) if job.config.guidance_embeds else None
     own, more = job.config.velocity_channels, job.config.in_channels - job.config.velocity_channels
-    channels = _shape(1, job.tokens, more) if more else None
-    picture = _shape(1, job.beside, own) if job.beside else None
+    channels = shapes.whole(1, job.tokens, more) if more else None
+    picture = shapes.whole(1, job.beside, own) if job.beside else None
     negative = prompts(job.images) if job.guided else None
     return Text(*prompts(rows), guidance, negative, channels, picture)  # type: ignore[arg-type]
 
 
-def _reference(job: Job) -> Reference:
+def _reference(job: Job, shapes: _Shapes) -> Reference:
     r, g, n = job.references, job.images, job.tokens
-    placement = Placement(_shape(g, r, n, dtype=jnp.int32), _shape(g, r, n, dtype=bool))  # type: ignore[arg-type]
-    trajectory = _shape(job.steps + 1, r, n, job.config.velocity_channels)
-    tau = _shape(job.config.blocks) if job.preset.tau_blocks else _shape()
-    masks, shares = _shape(r, n, dtype=bool), _shape(r, n) if job.preset.soft else None
-    return Reference(trajectory, _shape(job.steps), tau, masks, placement, shares)  # type: ignore[arg-type]
-
-
-def _placed(array: jax.ShapeDtypeStruct, mesh: Mesh, rows: tuple[int, ...]) -> jax.ShapeDtypeStruct:
-    """Batch rows over "data", where they divide; whatever else on every device."""
-    batched = array.ndim > 1 and array.shape[0] in rows and array.shape[0] % mesh.shape[DATA] == 0
-    return array.update(sharding=NamedSharding(mesh, P(DATA) if batched else P()))
+    placement = Placement(shapes.rows(g, r, n, dtype=jnp.int32), shapes.rows(g, r, n, dtype=bool))  # type: ignore[arg-type]
+    trajectory = shapes.whole(job.steps + 1, r, n, job.config.velocity_channels)
+    tau = shapes.whole(job.config.blocks) if job.preset.tau_blocks else shapes.whole()
+    masks, shares = shapes.whole(r, n, dtype=bool), shapes.whole(r, n) if job.preset.soft else None
+    return Reference(trajectory, shapes.whole(job.steps), tau, masks, placement, shares)  # type: ignore[arg-type]
 
 
 def _conditions(job: Job, text: Text, references: int = 0, positions: jax.Array | None = None) -> Any:

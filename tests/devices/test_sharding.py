@@ -7,6 +7,7 @@ import re
 import subprocess
 import sys
 from collections import Counter
+from dataclasses import replace
 from pathlib import Path
 
 import jax
@@ -17,6 +18,7 @@ from small_checkpoint import CONFIG, make
 
 from jaxpa.checkpoint.keys import COMPONENTS, leaves
 from jaxpa.config import flux_dev
+from jaxpa.devices.programs import Job, program
 from jaxpa.devices.sharding import make_mesh, rules, table
 from jaxpa.errors import JaxpaError
 
@@ -26,6 +28,7 @@ import json, sys
 import jax, jax.numpy as jnp, numpy as np
 from jaxpa.checkpoint.load import load_parts
 from jaxpa.errors import JaxpaError
+from jaxpa.devices.programs import Job, program
 from jaxpa.devices.sharding import make_mesh, over_rows, rules
 from jaxpa.tokens import grid_positions
 
@@ -177,6 +180,19 @@ def test_full_size():
     assert held["transformer"] < 1.01 * total["transformer"] / 8 + 60e6  # layers at the ends are 58 M, and whole
     assert held["text_encoder_2"] < 1.01 * (total["text_encoder_2"] - 132e6) / 8 + 132e6  # the embedding is whole
     assert held["vae"] == total["vae"]
+
+
+def test_rows_of_a_program_are_told_apart_from_other_axes():
+    """Two images, two references, two times: only what has the batch's rows is cut, whatever else is as long."""
+    mesh = AbstractMesh((2, 1), ("data", "model"), axis_types=(AxisType.Auto,) * 2)
+    job = Job(CONFIG.transformer, (2, 3), text_tokens=5, images=2, references=2, steps=1, masked=6)
+    _, (_, text, x, times, reference) = program(replace(job, preset=replace(job.preset, soft=True)), mesh, "cpu")
+    cut = {"text": {"txt", "vec", "guidance"}, "reference": {"placement"}}
+    for name, fields in (("reference", reference._asdict()), ("text", text._asdict())):
+        specs = {key: {each.sharding.spec for each in jax.tree.leaves(value)} for key, value in fields.items()}
+        assert {key for key, value in specs.items() if value == {P("data")}} == cut[name]
+        assert {each for key, value in specs.items() if key not in cut[name] for each in value} <= {P()}
+    assert (x.sharding.spec, times.sharding.spec) == (P("data"), P())
 
 
 @pytest.mark.parametrize("rule", table(), ids=lambda rule: rule[0])
