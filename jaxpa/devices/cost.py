@@ -81,15 +81,14 @@ def sample_forwards(
     images: int,
     level: Level,
     late_context: bool,
-    inversion_steps: int = 0,
     guided: bool = False,
 ) -> int:
     """The number of rows that personalised sampling sends through the network, each one forward of one sample.
 
     steps_above: steps that start above tau (`schedule.steps_above`). At level "layer" the references' rows run above
     tau too; at level "token" they follow their path without forwards. late_context: the references are attended to
-    after tau, so their rows run there too. inversion_steps: those of an inversion that runs the network (RF inversion
-    with gamma 1 does not). guided: classifier-free guidance, two rows an image; references are never guided.
+    after tau, so their rows run there too. guided: classifier-free guidance, two rows an image; references are never
+    guided.
 
     Tau 0.6, 28 steps, 1024 x 1024 (19 steps above tau), one reference: 47 = 28 + 19, and 28 for each further image.
     Raises ValueError unless 0 <= steps_above <= steps.
@@ -99,7 +98,7 @@ def sample_forwards(
     early = references if level == "layer" else 0
     late = references if late_context else 0
     own = steps * images * (2 if guided else 1)
-    return own + steps_above * early + (steps - steps_above) * late + inversion_steps * references
+    return own + steps_above * early + (steps - steps_above) * late
 
 
 def _t5(config: T5Config, m: int) -> Work:
