@@ -79,6 +79,8 @@ class BatchCommand:
         for name in ("batch_size", "actors"):
             if (value := getattr(self, name)) is not None:
                 whole(f"--{name.replace('_', '-')}", value, 1)
+        if self.actors is not None and self.engine != "ray":
+            raise JaxpaError("--actors would have no effect: they are those of --engine ray. Leave it out")
         self.check_places()
         check_platform()
         share, journal, asked = parse_share(self.share), self.journal_of(), RunRecord.of(vars(self), self.folder)

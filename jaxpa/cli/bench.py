@@ -7,7 +7,7 @@ import jax
 import numpy as np
 
 from jaxpa.cli import console
-from jaxpa.cli.command import Command, spec_of
+from jaxpa.cli.command import OF_FILES, Command, spec_of
 from jaxpa.config import WIDE, Rounding, Settings, flux_dev, flux_schnell
 from jaxpa.errors import JaxpaError, whole
 from jaxpa.request.spec import Spec
@@ -76,26 +76,25 @@ class BenchCommand(Command):
 
         source = self.source()
         kept = kept_of(source)
-        self._check_loras(kept)
+        if not kept:
+            self.refuse(["lora"], "merged (see --keep-lora), it costs no time")
+        self.refuse(["redux", "keep_resident"], "the transformer alone is timed")
         if self.double is not None or self.single is not None:
             raise JaxpaError("--double and --single would have no effect: they cut the network of --config")
         return Timed(source, spec_of(source), source.rounded(self.checkpoint.weights), kept)
 
     def of_full_size(self, name: Literal["dev", "schnell"]) -> Timed:
         """FLUX.1's network, or fewer blocks of it. Raises JaxpaError for flags that it does not read."""
-        self._check_loras(0)
-        if self.checkpoint.weights is not None:
-            raise JaxpaError("--weights would have no effect: the numbers of --config are drawn, not read")
+        self.refuse([*OF_FILES, "weights", "keep_resident"], "the numbers of --config are drawn, not read")
         config = flux_dev() if name == "dev" else flux_schnell()
-        blocks = {"num_layers": self.double, "num_single_layers": self.single}
-        said = {name: whole(name, count) for name, count in blocks.items() if count is not None}
-        return Timed(None, Spec(replace(config, transformer=replace(config.transformer, **said)), Settings()))
-
-    def _check_loras(self, kept: int) -> None:
-        if self.checkpoint.lora and not kept:
-            raise JaxpaError(
-                "--lora would have no effect: a merged one costs no time. Leave it out, or --keep-lora yes"
-            )
+        full, said = config.transformer, dict[str, int]()
+        for flag, field, count in (
+            ("--double", "num_layers", self.double),
+            ("--single", "num_single_layers", self.single),
+        ):
+            if count is not None:
+                said[field] = whole(flag, count, 0, getattr(full, field))
+        return Timed(None, Spec(replace(config, transformer=replace(full, **said)), Settings()))
 
     def require_memory(self, timed: Timed, grid: tuple[int, int], text: int, dtype: np.dtype) -> None:
         """Raise JaxpaError where a batch of this grid and so many text tokens does not fit."""

@@ -1,5 +1,6 @@
 """The commands about files: convert, info."""
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Literal
@@ -72,10 +73,10 @@ class InfoCommand:
         if Path(self.source).suffix.lower() in FORMATS and not Path(self.source).is_dir():
             return self.say_how_made()
         if lora := is_adapter(self.source):
+            self.refuse(["components", "variant"], "a LoRA")
             content = info_adapter(self.source, self.model)
-        elif self.model is not None:
-            raise JaxpaError(f"--model would have no effect: {self.source} is no LoRA. Leave it out")
         else:
+            self.refuse(["model"], "no LoRA")
             content = info(self.source, self.components, self.variant)
         if self.json:
             console.report(True, content, ())
@@ -83,13 +84,17 @@ class InfoCommand:
             print(format_adapter(content) if lora else format_info(content))
         return 0 if content["loads"] else 1
 
+    def refuse(self, names: Sequence[str], what: str) -> None:
+        """Raise JaxpaError for a flag that is given, and that says nothing of such a source."""
+        for name in names:
+            if getattr(self, name) is not None:
+                raise JaxpaError(f"--{name} would have no effect: {self.source} is {what}. Leave it out")
+
     def say_how_made(self) -> int:
         """About a picture."""
         from jaxpa.request.origin import in_words, read_origin
 
-        for name in ("model", "components", "variant"):
-            if getattr(self, name) is not None:
-                raise JaxpaError(f"--{name} would have no effect: {self.source} is a picture. Leave it out")
+        self.refuse(["model", "components", "variant"], "a picture")
         record, content = read_origin(self.source)
         if self.json:
             console.report(True, content, ())

@@ -26,6 +26,9 @@ if TYPE_CHECKING:  # the networks are imported when a command runs
     from jaxpa.pipeline import Pipeline
 
 
+OF_FILES = ("model", "components", "variant", "redux", "lora", "keep_lora")  # flags that a network without any ignores
+
+
 @dataclass(kw_only=True)
 class Command:
     """A command that asks something of a checkpoint."""
@@ -60,6 +63,12 @@ class Command:
 
     def load(self, mesh: str | None = None) -> "Pipeline":
         return _load(self.checkpoint, mesh)
+
+    def refuse(self, names: Iterable[str], why: str) -> None:
+        """Raise JaxpaError for a flag of the checkpoint that is given, and that nothing reads."""
+        for name in names:
+            if getattr(self.checkpoint, name) != getattr(Checkpoint(), name):
+                raise JaxpaError(f"--{name.replace('_', '-')} would have no effect: {why}. Leave it out")
 
     def begin(self) -> None:
         """What comes before anything asks JAX for a device."""

@@ -7,7 +7,7 @@ from tyro.conf import OmitArgPrefixes
 
 from jaxpa.backbones.variants import Reads
 from jaxpa.cli import console
-from jaxpa.cli.command import Command
+from jaxpa.cli.command import OF_FILES, Command
 from jaxpa.errors import whole
 from jaxpa.media.subjects import MAX_REFERENCES, Subject
 from jaxpa.request.groups import Editing, Following, Method, Sampling
@@ -56,7 +56,10 @@ class PlanCommand(Command):
         from jaxpa.checkpoint.source import described
 
         config = self.compiling.config
-        return super().source(download) if config is None else described(config)
+        if config is None:
+            return super().source(download)
+        self.refuse(OF_FILES, "--config reads no files")
+        return described(config)
 
     def run(self) -> int:
         from jaxpa.cli.command import spec_of

@@ -381,6 +381,7 @@ def test_names_and_numbers_that_cannot_be(run, tmp_path):
     for flags, said in (
         (("--out", "../../{line}.png", *url), "give a name within --out-dir"),
         (("--batch-size", 0), "--batch-size must be a whole number, 1 or more, not 0"),
+        (("--actors", 3), "--actors would have no effect: they are those of --engine ray"),
         (("--actors", -3), "--actors must be a whole number, 1 or more, not -3"),
     ):
         status, out, err = run("batch", file, *flags)

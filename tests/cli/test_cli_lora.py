@@ -78,6 +78,9 @@ def test_info(run, lora, tmp_path):
     status, out, _ = run("info", tmp_path / "other.safetensors")
     assert (status, "lora_unet_a.lora_down.weight" in out) == (1, True)
     assert "would have no effect" in run("info", "mini", "--model", "mini")[2]
+    for flag, value in (("--components", "mini"), ("--variant", "fill")):
+        status, out, err = run("info", lora, flag, value)
+        assert (status, out, err) == (2, "", f"jaxpa: {flag} would have no effect: {lora} is a LoRA. Leave it out\n")
 
 
 def test_refusals(run, lora, tmp_path):
