@@ -60,6 +60,7 @@ class MaskCommand(Masking, Making):
         picture, spec = read_image(self.image), spec_of(self.source(download=self.word is not None))
         if self.word is not None:
             spec.check_text_alone("a mask by a word")
+        self.check_changes(max(picture.size))
         height, width = spec.canvas(picture.size)
         coverage = PRESETS[spec.settings.preset].coverage if self.coverage is None else self.coverage
         if not 0 < real("--coverage", coverage) <= 1:
@@ -114,6 +115,12 @@ class MaskCommand(Masking, Making):
 
         return THRESHOLD if self.threshold is None else self.threshold
 
+    def check_changes(self, side: int) -> None:
+        """Raise JaxpaError for --grow, --shrink or --feather below 0 or beyond a picture's longer side."""
+        for name in ("grow", "shrink", "feather"):
+            if (pixels := real(f"--{name}", getattr(self, name), 0)) > side:
+                raise JaxpaError(f"--{name} {pixels:g} is beyond the picture, whose longer side has {side} pixels")
+
     def changed(self, mask: np.ndarray) -> np.ndarray:
         """A mask grown, shrunk and feathered. Raises JaxpaError if there is nothing of it, or nothing is left."""
         from jaxpa.media.masks import feather, grow, shrink
@@ -122,10 +129,7 @@ class MaskCommand(Masking, Making):
             way = next((name for name in ("box", "polygon") if getattr(self, name) is not None), "")
             drawn = f"the {way} covers no pixel by more than half: make it larger"
             raise JaxpaError(drawn if way else "the mask is empty: lower the threshold, or look for another word")
-        side = max(mask.shape)
-        for name, change in (("grow", grow), ("shrink", shrink), ("feather", feather)):
-            if (pixels := getattr(self, name)) > side:
-                raise JaxpaError(f"--{name} {pixels:g} is beyond the picture, whose longer side has {side} pixels")
+        for pixels, change in ((self.grow, grow), (self.shrink, shrink), (self.feather, feather)):
             mask = change(mask, pixels) if pixels else mask
         if not mask.max() > 0.5:
             raise JaxpaError("the mask is empty: shrink it less")
