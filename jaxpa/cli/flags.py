@@ -60,6 +60,8 @@ def parse_subject(words: Sequence[str]) -> Subject:
     if not words:
         raise JaxpaError(f"--subject needs a picture: --subject {SUBJECT}")
     image, values, at = words[0], {}, None
+    if image.startswith("-"):
+        raise JaxpaError(f"--subject {image} would be taken for a flag: write ./{image}")
     for word in words[1:]:
         name, equals, value = word.partition("=")
         if name not in GROUP or not equals:

@@ -17,7 +17,7 @@ from jaxpa.cli.command import spec_of
 from jaxpa.cli.flags import REGISTRY, group_subjects
 from jaxpa.cli.pictures import KeepingCommand
 from jaxpa.cli.start import with_settings
-from jaxpa.cli.words import check_words
+from jaxpa.cli.words import check_words, joined
 from jaxpa.errors import JaxpaError
 from jaxpa.request.groups import Checkpoint, Method, Sampling
 from jaxpa.request.request import EDITS
@@ -37,7 +37,9 @@ def parse_command(kind: type[Parsed], name: str, words: Sequence[str], prog: str
     if not {"--help", "-h"} & set(words):
         grouped = with_settings(kind, name, grouped, folder)
         check_words(kind, grouped)
+        grouped = joined(kind, grouped)
     else:
+        grouped = ["--help"]  # whatever else is wrong with the words
         join_lines(kind)
         if (default := shown(kind, words)) is not None:
             extra = {"default": default, "description": described(kind, default.checkpoint)}

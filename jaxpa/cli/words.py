@@ -37,11 +37,15 @@ def check_words(kind: type[Any], words: Sequence[str]) -> None:
 
 def _check_stray(kind: type[Any], words: Sequence[str], given: Sequence[tuple[str, list[str]]]) -> None:
     """Raise JaxpaError for words that belong to no flag, and where a command lacks one that it takes without a flag."""
-    known, alone = flags_of(kind), _alone(kind)
+    known, alone, again = flags_of(kind), _alone(kind), _repeatable(kind)
     stray = list(itertools.takewhile(lambda word: not word.startswith("--"), words))
     for flag, values in given:
-        most = _most(known.get(flag.replace("_", "-"), bool))
-        stray += [] if most is None else values[most:]
+        own = flag.replace("_", "-")
+        most = _most(kind, own)
+        over = [] if most is None else values[most:]
+        stray += over
+        if over and own in again and len(stray) > len(alone):
+            raise JaxpaError(f"--{flag} takes one value, and {over[0]!r} is another: repeat the flag for each")
     if len(stray) > len(alone):
         quoted = f", in quotes where it has spaces: --prompt {shlex.quote('a red cat')}" if "prompt" in known else ""
         word = stray[len(alone)]
@@ -54,13 +58,15 @@ def _check_stray(kind: type[Any], words: Sequence[str], given: Sequence[tuple[st
             raise JaxpaError(f"{each.name.upper()} is empty: --help explains it")
         if spec := primitive(hints[each.name]):
             _check_value(each.name.upper(), spec, [word])
+        if word.startswith("-") and len(word) > 1:
+            raise JaxpaError(f"{each.name.upper()} {word!r} would be taken for a flag: write ./{word}")
 
 
 def _check_once(kind: type[Any], given: Sequence[str]) -> None:
     """Raise JaxpaError for a flag that takes several values at once and is given twice: the last would count alone."""
-    known, again = flags_of(kind), _repeatable(kind)
+    again = _repeatable(kind)
     for k, flag in enumerate(given):
-        if flag in given[:k] and flag not in again and _most(known.get(flag, bool)) is None:
+        if flag in given[:k] and flag not in again and _most(kind, flag) is None:
             raise JaxpaError(f"--{flag} is given twice: give all its values after one --{flag}")
 
 
@@ -71,18 +77,33 @@ def _repeatable(kind: type[Any]) -> set[str]:
     for each in fields(kind):
         hint, several = hints[each.name], _is_marked(kind, each, UseAppendAction)
         if isinstance(hint, type) and is_dataclass(hint):
-            found |= flags_of(hint).keys() if several else _repeatable(hint)
+            own = flags_of(hint).items()
+            found |= {flag for flag, inner in own if _reading(inner)[0]} if several else _repeatable(hint)
         elif several:
             found.add(each.name.replace("_", "-"))
     return found
 
 
-def _most(kind: Any) -> int | None:
-    """How many words a flag of this type takes at most; None: all that follow."""
-    if kind is bool:
+def _most(kind: type[Any], flag: str) -> int | None:
+    """How many words a flag of a command takes at most; None: all that follow."""
+    hint = flags_of(kind).get(flag, bool)
+    if hint is bool:
         return 0
-    many, spec = _reading(kind)
+    many, spec = _reading(hint)
+    many = many and flag not in _repeatable(kind)
     return None if many or (spec is not None and spec.nargs == "*") else 1
+
+
+def joined(kind: type[Any], words: Sequence[str]) -> list[str]:
+    """The words, those that begin with a dash joined to the flag whose value they are: else they would be flags."""
+    out: list[str] = []
+    for word in words:
+        dashes, flag = len(word) - len(word.lstrip("-")), out[-1] if out else ""
+        if dashes == 1 < len(word) and flag.startswith("--") and _most(kind, flag[2:].replace("_", "-")) == 1:
+            out[-1] = f"{flag}={word}"
+        else:
+            out.append(word)
+    return out
 
 
 def _reading(kind: Any) -> tuple[bool, Any]:

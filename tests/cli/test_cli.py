@@ -194,6 +194,16 @@ def test_bad_input_is_one_line(name, bad, pictures, run, tmp_path):
     (["bench", "--keep-resident", "yes"], "--keep-resident would have no effect: the transformer alone is timed"),
     (["bench", "--config", "dev", "--double", "20"], "--double must be a whole number, 0 to 19, not 20"),
     (["bench", "--config", "schnell", "--single", "-1"], "--single must be a whole number, 0 to 38, not -1"),
+    (["generate", "--prompt", "x", "--lora", "a.safetensors", "b.safetensors"], "--lora takes one value, and 'b."),
+    (["personalize", "--prompt", "x", "--place", "0.1,0.2", "0,1"], "--place takes one value, and '0,1' is another"),
+    (["replay", "a.png", "--inputs", "a", "b"], "--inputs takes one value, and 'b' is another: repeat the flag"),
+    (["replay", "--inputs", "a", "none.png"], "none.png: no such file"),  # its picture
+    (["replay", "-a.png"], "PICTURE '-a.png' would be taken for a flag: write ./-a.png"),
+    (["batch", "-a.txt"], "FILE '-a.txt' would be taken for a flag: write ./-a.txt"),
+    (["personalize", "--prompt", "x", "--subject", "-a.png", "--flip"], "--subject -a.png would be taken for a flag"),
+    (["generate", "--prompt", "-a", "--steps", "0"], "steps must be a whole number, 1 to 1000, not 0"),
+    (["inpaint", "--prompt", "a car", "--mask", "m", "--image", "-a.png", "--out", "-b.png"], "-a.png: no such file"),
+    (["generate", "--prompt", "-a", "-b"], "the word '-b' belongs to no flag"),
     (["completion", "tcsh"], "SHELL 'tcsh' is not one of bash, zsh, fish"),
     (["mask", "--image", "\x1b[2J.png"], "\\x1b[2J.png"),
 ])  # fmt: skip
