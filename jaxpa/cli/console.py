@@ -138,6 +138,8 @@ def compilation_cache() -> Path | None:
 
 def keep_stdout() -> None:
     """From now on, what libraries write to stdout goes to stderr (Gloo greets there): stdout is for reports."""
+    if sys.stdout is None or sys.stderr is None:  # as they are without a console, where nobody reads
+        return
     sys.stdout.flush()
     reports = os.fdopen(os.dup(sys.stdout.fileno()), "w", encoding=sys.stdout.encoding, errors=sys.stdout.errors)
     os.dup2(sys.stderr.fileno(), sys.stdout.fileno())

@@ -211,6 +211,14 @@ def test_streams_that_are_closed(tmp_path):
     assert (done.returncode, done.stdout) == (2, "")
 
 
+@pytest.mark.parametrize("name", ["stdout", "stderr"])
+def test_there_may_be_no_stdout_to_keep(name, monkeypatch):
+    """As under pythonw."""
+    monkeypatch.setattr(sys, name, None)
+    console.keep_stdout()
+    assert getattr(sys, name) is None
+
+
 def test_an_error_of_the_system_is_a_line(run, folder):
     status, _, err = run("mask", "--image", "a.png", "--box", "0,0,1,1", "--out", f"{'x' * 300}.png")
     assert (status, err) == (2, "jaxpa: a.png: no such file: check the path of the picture\n")
