@@ -172,7 +172,8 @@ class Picturing(Making):
         return with_inputs(Provenance(**self.made_by(), request=request, seed=seed), self.keep_paths)
 
     def inputs(self) -> list[Path]:
-        return [Path(each) for each in files_of(self.request())]
+        read = [Path(each) for each in files_of(self.request())]
+        return read if self.start_from is None else [*read, self.start_from]
 
     def made_with(self) -> list[dict[str, Any]]:
         return self.combinations(self.request(), spec_of(self.source()))

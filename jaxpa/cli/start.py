@@ -41,7 +41,7 @@ def with_settings(kind: type[Any], name: str, words: Sequence[str], folder: Path
     taken = own | (set(TEXTS) if own & set(TEXTS) else set())
     known = flags_of(kind).keys() if verb == name else flags_of(kind).keys() & COMMON
     before = [each for each in said(group_subjects(verb, settings)) if each[0] in known and each[0] not in taken]
-    flags = [*before, *(each for each in given if each[0] != FROM)]
+    flags = [*before, *given]
     alone = takewhile(lambda word: not word.startswith("--"), words)  # is refused where words are parsed
     return [*alone, *(word for each in flags for word in spelled(*each))]
 

@@ -321,6 +321,18 @@ def test_from_an_earlier_picture(run, folder):
     assert "car.png: no such file" in run("batch", "lines/jobs.txt")[2]
 
 
+def test_the_picture_that_is_started_from_is_kept(run, folder):
+    """It is read, as any other input."""
+    assert run("generate", *STEPS, "--out", "o.png")[0] == 0
+    before = (folder / "o.png").read_bytes()
+    (folder / "jobs.txt").write_text("generate --from o.png --seed 3 --out ./o.png")
+    for words in (["generate", "--from", "o.png", "--out", "o.png", "--force"], ["batch", "jobs.txt"]):
+        status, out, err = run(*words)
+        assert (status, out, err.count("\n"), "o.png is an input of this command" in err) == (2, "", 1, True), err
+        assert (folder / "o.png").read_bytes() == before
+    assert run("generate", "--from", "o.png", "--seed", 3, "--out", "p.png")[0] == 0
+
+
 def test_from_what_cannot_be_started_from(run, folder):
     assert run("mask", "--image", "car.png", "--box", "0,0,1,0.5", "--out", "mask.png", "--no-figure")[0] == 0
     for words, said in (
