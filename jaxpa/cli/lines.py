@@ -42,6 +42,7 @@ class RowCommand(Picturing):
     figure: bool = False  # type: ignore[misc]
 
     def request(self) -> Request:
+        self.check_redux(self.said.image_prompt)
         return self.said.with_prompt()
 
 

@@ -123,9 +123,13 @@ class Picturing(Making):
 
     def texts(self) -> dict[str, Any]:
         """What the picture shows."""
-        if self.image_prompt is not None and self.checkpoint.redux is None:
-            raise JaxpaError("--image-prompt is read by FLUX.1-Redux: name its folder or hub id with --redux")
+        self.check_redux(self.image_prompt)
         return {"prompt": self.prompt, "embedding": self.embedding}
+
+    def check_redux(self, image_prompt: Any) -> None:
+        """Raise JaxpaError for an image prompt that nothing reads."""
+        if image_prompt is not None and self.checkpoint.redux is None:
+            raise JaxpaError("--image-prompt is read by FLUX.1-Redux: name its folder or hub id with --redux")
 
     def combinations(self, request: Request, spec: Spec) -> list[dict[str, Any]]:
         """What each picture is made with, as far as that differs."""

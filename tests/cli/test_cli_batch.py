@@ -503,6 +503,22 @@ def test_a_file_that_is_not_there(run, tmp_path):
     assert "none.txt" in err
 
 
+@pytest.mark.parametrize(("flags", "row", "said"), [
+    ((), {"image_prompt": "car.png"}, "with --redux"),
+    ((), {"image_prompt": "made.png"}, "with --redux"),  # of a line before it
+    (("--model", ""), {}, "a model is 'mini', a hub id, a URL, or the name of a folder or a file"),
+])  # fmt: skip
+def test_what_no_network_reads_is_found_with_the_rows(run, tmp_path, pictures, monkeypatch, flags, row, said):
+    """No network is loaded, and no line made. An empty model is not the folder of the file."""
+    monkeypatch.setattr("jaxpa.pipeline.load", lambda *_, **__: pytest.fail("it loads"))
+    shutil.copy(pictures / "car.png", tmp_path)
+    rows = [{"prompt": "a star", "out": "made.png", **SMALL}, {"prompt": "a cat", **row, **SMALL}]
+    (tmp_path / "rows.jsonl").write_text("\n".join(map(json.dumps, rows[-1:] if flags else rows)))
+    status, out, err = run("batch", tmp_path / "rows.jsonl", *flags)
+    assert (status, out, err.count("\n"), said in err) == (2, "", 1, True), err
+    assert sorted(file.name for file in tmp_path.iterdir()) == ["car.png", "rows.jsonl"]
+
+
 @pytest.mark.parametrize(("name", "text"), [
     ("a.jsonl", '{}\n{"seed": 3, "out": "a.png"}\n{"prompt": null}'), ("a.csv", "prompt,seed\n,3\n,4\n,5\n"),
 ])  # fmt: skip
