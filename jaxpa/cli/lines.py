@@ -1,7 +1,7 @@
 """From the lines of a batch to commands that have been checked: their files, and which lines wait for which."""
 
 import os
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field, fields, replace
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -300,25 +300,33 @@ def _name_outputs(command: Making, line: Line, naming: Naming, places: tuple[Pat
 
 @dataclass
 class Claims:
-    """The files that the lines of a batch write, as far as they have been read, and by which line."""
+    """The files that the lines of a batch write, as far as they have been read, and by which line; and those that they
+    read."""
 
     lines: dict[Path, Job] = field(default_factory=dict)
+    readers: dict[Path, Job] = field(default_factory=dict)
 
     def add(self, job: Job) -> None:
-        """Raises JaxpaError if another line writes one of these files."""
-        own = [file.absolute().resolve() for file in job.files]
+        """Raises JaxpaError if another line writes one of these files, or a line before it reads one."""
+        own = _whole(job.files)
         for file in own:
+            said = f"--out {job.command.out.name}: {file.name}"
             if file in self.lines:
-                raise JaxpaError(
-                    f"--out {job.command.out.name}: {file.name} is written by {self.lines[file].place} already"
-                )
+                raise JaxpaError(f"{said} is written by {self.lines[file].place} already")
+            if file in self.readers:  # which is not always made first
+                raise JaxpaError(f"{said} is read by {self.readers[file].place}: put this line before it")
         self.lines.update(dict.fromkeys(own, job))
+        self.readers.update(dict.fromkeys(_whole(job.command.inputs()), job))
 
     def makers(self, inputs: Sequence[Path]) -> tuple[tuple[int, ...], int]:
         """The numbers of the lines that make what is read, and a level above theirs; 0: it is all there."""
-        found = [self.lines.get(file.absolute().resolve()) for file in inputs if "\0" not in str(file)]
-        makers = [each for each in found if each is not None]
+        makers = [self.lines[file] for file in _whole(inputs) if file in self.lines]
         return tuple(each.number for each in makers), max((each.level + 1 for each in makers), default=0)
+
+
+def _whole(files: Iterable[Path]) -> list[Path]:
+    """The files by the names that tell them apart."""
+    return [file.absolute().resolve() for file in files if "\0" not in str(file)]
 
 
 def shares_of(jobs: Sequence[Job], count: int) -> list[int]:

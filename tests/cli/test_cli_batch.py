@@ -203,6 +203,10 @@ BAD = {
         "jobs.txt:1 already",
     ),
     "the same file": ("generate --prompt x\ngenerate --prompt y", "jobs.txt:1 already"),
+    "what a line before it reads": (
+        "mask --image {p}/car.png --box 0,0,1,1\ngenerate --prompt x --out {p}/../pictures/car.png",
+        "car.png is read by jobs.txt:1: put this line before it",
+    ),
     "nothing": ("# nothing", "holds no command"),
     "a name that no file has": ("generate --prompt x --out 'a\0.png'", "no file has such a name"),
 }
@@ -213,7 +217,7 @@ def test_bad_lines_are_all_found_before_anything_is_made(name, run, tmp_path, pi
     monkeypatch.chdir(tmp_path)
     text, said = BAD[name]
     (tmp_path / "jobs.txt").write_text(text.format(p=pictures))
-    status, out, err = run("batch", tmp_path / "jobs.txt")
+    status, out, err = run("batch", "jobs.txt")
     assert (status, out) == (2, "")
     assert said in err
     assert [path.name for path in tmp_path.iterdir()] == ["jobs.txt"]
