@@ -1,7 +1,7 @@
 """What the commands have in common: a checkpoint, the files that they write, a report."""
 
 import os
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field, replace
 from functools import lru_cache
@@ -13,7 +13,7 @@ from tyro.conf import OmitArgPrefixes, UseAppendAction
 
 from jaxpa.cli import console, files
 from jaxpa.cli.files import Outputs
-from jaxpa.errors import JaxpaError
+from jaxpa.errors import JaxpaError, OutputError
 from jaxpa.request.groups import Checkpoint
 from jaxpa.request.request import Request
 from jaxpa.request.spec import Spec
@@ -155,6 +155,7 @@ class Making(Command):
 
     DEFAULT: ClassVar[Path] = Path("jaxpa.png")
     naming: ClassVar["Callable[[list[dict[str, Any]]], list[Path]] | None"] = None  # a batch's names of files
+    rerun: ClassVar[bool] = False  # whether files have names by which a rerun, of a batch, must find them
     figure: ClassVar[bool] = False  # whether a sheet is written beside; where there is one, it is a flag
 
     out: Path = DEFAULT
@@ -242,19 +243,25 @@ class Making(Command):
         """Write the pictures, each with its record, and the sheet if it is wanted; the files that they are in."""
         if self.counts_on:  # another command may have taken the default name by now
             outputs = self.settle(made)
-        figure = None if outputs.figure is None else self._save(outputs.figure, *sheet())
-        written = [self._save(file, *each) for file, each in zip(outputs.files, pictures, strict=True)]
-        return outputs._replace(files=written, figure=figure)
+        ours = outputs.replaced
+        figure = None if outputs.figure is None else self._save(outputs.figure, *sheet(), ours)
+        written = [self._save(file, *each, ours) for file, each in zip(outputs.files, pictures, strict=True)]
+        replaced = tuple(file for file in ours if file in (figure, *written))
+        return Outputs(written, figure, replaced)
 
-    def _save(self, file: Path, image: "Image.Image", record: dict[str, Any]) -> Path:
-        """Write a picture, and say where: a default name that is taken in this moment counts on."""
-        from jaxpa.media.images import save_image
+    def _save(self, file: Path, image: "Image.Image", record: dict[str, Any], ours: Sequence[Path]) -> Path:
+        """Write a picture, and say where; ours: files that may be replaced. Others are kept, even if they have come
+        since: the name counts on. Raises OutputError where a rerun must find it."""
+        from jaxpa.media.images import is_recorded, save_image
 
-        for name in files.counting_on(file):
+        fresh = self.counts_on or not (self.force or (file in ours and is_recorded(file)))
+        for name in [file] if self.rerun else files.counting_on(file):
             with suppress(FileExistsError):
-                save_image(image, name, record, fresh=self.counts_on)
+                save_image(image, name, record, fresh=fresh)
+                if name != file and not self.counts_on:
+                    console.LOG.warning("%s has come while this ran, and is kept: the picture is %s", file, name)
                 return name
-        raise AssertionError  # there are names without end
+        raise OutputError(f"{file} has come while this ran, and is kept: move it away, or name another --out")
 
     def run(self) -> int:
         made = self.make(self.prepare())

@@ -273,6 +273,7 @@ def _name_outputs(command: Making, line: Line, naming: Naming, places: tuple[Pat
 
     places: the folder from which names count, and the one in which results are made that go to a URL.
     """
+    command.rerun = True  # type: ignore[misc]
     folder, work = places
     if work is not None:
         if command.out.is_absolute():

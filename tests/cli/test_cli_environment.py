@@ -64,6 +64,39 @@ def test_two_commands_at_once_take_two_names(folder, monkeypatch):
     assert len(list(folder.iterdir())) == 7
 
 
+def test_what_comes_while_a_command_runs_is_kept(run, folder, monkeypatch):
+    """Whoever made it; the picture is not lost either, but for a line of a batch, which is made again."""
+    Image.new("RGB", (100, 100)).save("in.png")
+    picture("b.png", seed=1)
+    words = ["--image", "in.png", "--box", "0,0,1,1", "--out"]
+    real, come = MaskCommand.make, {}
+
+    def make(self, prepared):
+        for name, metadata in come.items():
+            picture(name, **metadata)
+        return real(self, prepared)
+
+    monkeypatch.setattr(MaskCommand, "make", make)
+    for out, came in (("a.png", {"seed": 1}), ("b.png", {})):  # b.png was there, and has been painted over
+        come = {out: came, f"{out[0]}-figure.png": {}}
+        status, line, err = run("mask", *words, out, "--json")
+        said = json.loads(line)
+        assert (status, said["files"], said["replaced"]) == (0, [f"{out[0]}-2.png"], [])
+        assert said["figure"] == f"{out[0]}-figure-2.png"
+        assert (err.count("warning: "), f"{out} has come while this ran, and is kept" in err) == (2, True)
+        assert Image.open(out).size == Image.open(f"{out[0]}-figure.png").size == (8, 8)
+    come = {"c.png": {"seed": 1}}
+    assert json.loads(run("mask", *words, "c.png", "--force", "--json")[1])["files"] == ["c.png"]
+    Path("jobs.txt").write_text("mask --image in.png --box 0,0,1,1 --no-figure --out d.png")
+    come = {"d.png": {}}
+    status, _, err = run("batch", "jobs.txt")
+    assert (status, "d.png has come while this ran, and is kept" in err, Image.open("d.png").size) == (1, True, (8, 8))
+    Path("d.png").unlink()
+    come = {}
+    assert "1 made, 0 failed" in run("batch", "jobs.txt")[2]
+    assert "(replaced)" in run("batch", "jobs.txt", "--again")[2]
+
+
 def test_only_pictures_of_this_package_are_replaced(folder):
     out = Path("a.png")
     picture(out, seed=1)
