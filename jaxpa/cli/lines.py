@@ -109,13 +109,13 @@ def read_jobs(file: str, naming: Naming = Naming(), work: Path | None = None) ->
         except JaxpaError as error:
             faults.append(f"{line.place}: {error}")
     if faults:
-        raise JaxpaError("\n".join(_few_of_each(faults)))
+        raise JaxpaError("\n".join(few_of_each(faults)))
     if not jobs:
         raise JaxpaError(f"{file} holds no command: write one a line, such as: generate --prompt TEXT --out a.png")
     return jobs
 
 
-def _few_of_each(faults: Sequence[str]) -> list[str]:
+def few_of_each(faults: Sequence[str]) -> list[str]:
     """The faults, of many alike the first ones: of those that have the same words, whatever they name."""
     alike: dict[str, list[str]] = {}
     for fault in faults:

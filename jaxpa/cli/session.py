@@ -4,17 +4,18 @@ import math
 import os
 import threading
 import time
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence, Set
 from dataclasses import dataclass, field
+from functools import cached_property
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, NamedTuple
 
 from jaxpa.batch.groups import sizes
 from jaxpa.batch.journal import Journal, Key, Progress, read_progress, words_of
 from jaxpa.checkpoint.remote import make_folder, open_url
-from jaxpa.cli import console
+from jaxpa.cli import console, files
 from jaxpa.cli.command import Made, headers_read_once
-from jaxpa.cli.lines import Job, in_order, shared, shares_of
+from jaxpa.cli.lines import Job, few_of_each, in_order, shared, shares_of
 from jaxpa.cli.signals import TERMINATED, finishing
 from jaxpa.errors import JaxpaError, OutputError
 
@@ -39,8 +40,7 @@ class Batch:
     def progress(self, jobs: Sequence[Job], entries: Iterable[dict[str, Any]]) -> Progress:
         """What the journal's entries say of the jobs, whose files must still be there."""
         if self.out_url is not None:
-            there = existing(self.out_url)
-            return read_progress(entries, {self.key_of(job): there.issuperset(job.names) for job in jobs})
+            return read_progress(entries, {self.key_of(job): self.there.issuperset(job.names) for job in jobs})
         lines = {self.key_of(job): all(file.exists() for file in job.files) for job in jobs}
         return read_progress(entries, lines, self.place_of)
 
@@ -48,6 +48,27 @@ class Batch:
         """The file that an entry means: from the batch's folder; of an older journal, from the working directory."""
         there, here = os.path.abspath(self.folder / name), os.path.abspath(name)
         return here if os.path.exists(here) and not os.path.exists(there) else there
+
+    @cached_property
+    def there(self) -> set[str]:
+        """The names of the files below the URL, if there is one."""
+        return set() if self.out_url is None else existing(self.out_url)
+
+    def check_url(self, jobs: Iterable[Job], known: Set[str]) -> None:
+        """Raise JaxpaError for what lies at the URL and may not be replaced; known: names that this batch has made."""
+        faults = []
+        for job in jobs:
+            try:
+                if self.out_url is not None and self.there.intersection(job.names) - known:
+                    AtUrl(job, self.out_url).settle()
+            except JaxpaError as error:
+                faults.append(f"{job.place}: {self.named(str(error))}")
+        if faults:
+            raise JaxpaError("\n".join(few_of_each(faults)))
+
+    def named(self, text: str) -> str:
+        """A text that names files where they belong, and not where they are made on the way to a URL."""
+        return text if self.out_url is None else text.replace(f"{self.work}/", f"{self.out_url.rstrip('/')}/")
 
 
 def existing(url: str) -> set[str]:
@@ -88,8 +109,8 @@ class Session:
     stop: threading.Event = field(default_factory=threading.Event)
     cluster: Any = None
 
-    def ask(self, entries: Iterable[dict[str, Any]]) -> None:
-        """Find out what there is to do, of what the journal says."""
+    def ask(self, entries: Sequence[dict[str, Any]]) -> None:
+        """Find out what there is to do, of what the journal says. Raises JaxpaError where that may not be written."""
         (index, count), jobs = self.manner.share, self.batch.jobs
         own = [job for job, share in zip(jobs, shares_of(jobs, count), strict=True) if share == index]
         keys = {job.number: self.batch.key_of(job) for job in own}
@@ -101,6 +122,8 @@ class Session:
         self.todo = frozenset(number for number, key in keys.items() if key not in done | failed)
         self.failed_before = len(failed)
         self.done_before = len(own) - len(self.todo) - len(failed)
+        known = {str(name) for entry in entries if isinstance(entry.get("files"), list) for name in entry["files"]}
+        self.batch.check_url((job for job in own if job.number in self.todo), known)
 
     def run(self) -> int:
         """Make what there is to do; the exit status."""
@@ -167,18 +190,19 @@ class Session:
             own = isinstance(error, JaxpaError) and not isinstance(error, OutputError)
             if job.level and not all(each.exists() for each in job.command.inputs()):
                 own = False  # nor that a line before it has failed
-            entry |= {"wanted": job.names, "failed": said_of(error), "again": not own, "at": time.time()}
-            console.LOG.error("%s: %s", job.place, said_of(error))
+            said = self.batch.named(said_of(error))
+            entry |= {"wanted": job.names, "failed": said, "again": not own, "at": time.time()}
+            console.LOG.error("%s: %s", job.place, said)
             self.failed += 1
             self.journal.append(entry)
             return
+        figure, replaced = made.content["figure"], made.content["replaced"]
         entry |= {**made.content, "files": job.names, "at": time.time()}
+        entry |= {"figure": figure and self.batch.named(figure), "replaced": [*map(self.batch.named, replaced)]}
         self.journal.append(entry)
         self.made += 1
-        line = made.line
-        if self.batch.out_url is not None:  # where they were made is gone by now
-            line = line.replace(f"{self.batch.work}/", f"{self.batch.out_url.rstrip('/')}/")
-        console.report(self.manner.json, entry, [f"[{self.made + self.failed}/{len(self.todo)}] {line}"])
+        line = f"[{self.made + self.failed}/{len(self.todo)}] {self.batch.named(made.line)}"
+        console.report(self.manner.json, entry, [line])
 
 
 @dataclass
@@ -198,36 +222,86 @@ class LineRunner:
         from jaxpa.batch.worker import Worker
 
         console.compilation_cache()
-        for folder in {file.parent for job in jobs for file in job.files if self.url is not None}:
-            folder.mkdir(parents=True, exist_ok=True)
-
-        def sent(outcome: tuple[Job, Made | None, Any]) -> None:
-            job, made, error = outcome
-            if made is not None and self.url is not None:
-                try:
-                    upload(job, self.url)
-                except Exception as fault:  # each file system has errors of its own
-                    made, error = None, OutputError(f"{self.url} cannot be written: {fault}")
-            done((job, made, error))
-
+        lines: list[Any] = [(job, job.command if self.url is None else AtUrl(job, self.url)) for job in jobs]
         if size is None:
-            for job in jobs:
+            for job, work in lines:
                 if stop.is_set():
                     return
                 try:
-                    outcome = job, job.command.make(job.command.prepare()), None
+                    outcome = job, work.make(work.prepare()), None
                 except Exception as error:  # whatever it is, the lines after it are made
                     outcome = job, None, error
-                sent(outcome)
+                done(outcome)
             return
         try:
             pipe = jobs[0].command.load()
         except Exception as error:
             for job in jobs:
-                sent((job, None, error))
+                done((job, None, error))
             return
-        lines: Any = ((job, job.command) for job in jobs)
-        Worker(pipe, size, lambda each: sent((each.line, each.made, each.error)), stop).run(lines)
+        Worker(pipe, size, lambda each: done((each.line, each.made, each.error)), stop).run(lines)
+
+
+class AtUrl(NamedTuple):
+    """A line whose files go to a URL, as one works on it. What lies there by their names is fetched first: it is
+    replaced, or refused, as a file of this machine is."""
+
+    job: Job
+    url: str
+
+    def settle(self) -> None:
+        """Raise JaxpaError for what lies there and may not be replaced."""
+        self.fetch()
+        command = self.job.command
+        try:
+            files.settle(command.outputs(), command.inputs(), command.force)
+        finally:
+            for file in self.job.files:
+                file.unlink(missing_ok=True)
+
+    def prepare(self) -> Any:
+        self.fetch()
+        return self.job.command.prepare()
+
+    def make(self, prepared: Any) -> Made:
+        return self.sent(self.job.command.make(prepared))
+
+    def finish(self, *drawn: Any) -> Made:
+        command: Any = self.job.command
+        return self.sent(command.finish(*drawn))
+
+    def fetch(self) -> None:
+        """Raises OutputError."""
+        system, targets = self.targets()
+        try:
+            for file, target in targets:
+                file.parent.mkdir(parents=True, exist_ok=True)
+                if system.exists(target):
+                    system.get_file(target, str(file))
+        except Exception as error:  # each file system has errors of its own
+            raise OutputError(f"{self.url} cannot be read: {error}") from None
+
+    def sent(self, made: Made) -> Made:
+        """What was made, once its files are where they belong; their local ones go. Raises OutputError."""
+        system, targets = self.targets()
+        ours = {str(file) for file in self.job.files} if self.job.command.force else set(made.content["replaced"])
+        try:
+            for file, target in targets:
+                if str(file) not in ours and system.exists(target):
+                    raise FileExistsError(f"{target} has come while this ran, and is kept: move it away")
+                make_folder(system, target.rpartition("/")[0])
+                system.pipe_file(target, file.read_bytes())
+                file.unlink()
+        except Exception as error:  # each file system has errors of its own
+            raise OutputError(f"{self.url} cannot be written: {error}") from None
+        return made
+
+    def targets(self) -> tuple[Any, list[tuple[Path, str]]]:
+        """The file system of the URL, and of each file where it goes."""
+        system, path = open_url(self.url)
+        system.invalidate_cache()
+        root = path.rstrip("/")
+        return system, [(file, f"{root}/{name}") for name, file in zip(self.job.names, self.job.files, strict=True)]
 
 
 def _gates_of(job: Job) -> str:
@@ -240,13 +314,3 @@ def _devices_of(mesh: str | None) -> int:
     from jaxpa.devices.sharding import read_sides
 
     return 1 if mesh is None else max(1, math.prod(read_sides(mesh).values()))
-
-
-def upload(job: Job, url: str) -> None:
-    """The files of a line to where they belong; their local ones go."""
-    system, path = open_url(url)
-    for name, file in zip(job.names, job.files, strict=True):
-        target = f"{path.rstrip('/')}/{name}"
-        make_folder(system, target.rpartition("/")[0])
-        system.pipe_file(target, file.read_bytes())
-        file.unlink()

@@ -20,6 +20,7 @@ from jaxpa.batch.worker import Outcome, Worker
 from jaxpa.checkpoint.source import find_mini
 from jaxpa.cli.batch import parse_share
 from jaxpa.cli.lines import Job, Naming, read_jobs, shared, shares_of
+from jaxpa.cli.mask import MaskCommand
 from jaxpa.errors import JaxpaError, OutputError
 from jaxpa.pipeline import Pipeline
 
@@ -267,6 +268,36 @@ def test_results_at_a_url(run, tmp_path):
     assert told["run"]["journal"] == "memory://made/journal"
     (tmp_path / "rows.jsonl.done.jsonl").unlink()
     assert "1 of 1 lines made" in run("batch", file, "--status", "--journal", "memory://made/journal")[1]
+
+
+def test_what_lies_at_a_url_is_kept(run, tmp_path, pictures, monkeypatch):
+    """As in a folder: what jaxpa made is replaced, and said so; another file needs --force; what comes later stays."""
+    system = fsspec.filesystem("memory")
+    file, car = tmp_path / "jobs.txt", shlex.quote(str(pictures / "car.png"))
+    lines = [f"mask --image {car} --box 0.1,0.2,0.9,0.{k} --out {k}.png" for k in (8, 9)]
+    file.write_text("\n".join(lines))
+    flags = ["--out-dir", "memory://kept", "--journal", "memory://kept-journal", "--json"]
+    system.pipe("/kept/9-figure.png", before := (pictures / "car.png").read_bytes())
+    status, out, err = run("batch", file, *flags)
+    said = "memory://kept/9-figure.png exists and was not made by jaxpa: name another --out, or replace it with --force"
+    assert (status, out, err) == (2, "", f"jaxpa: {file}:2: {said}\n")
+    assert system.find("/kept") == ["/kept/9-figure.png"]
+    assert system.cat("/kept/9-figure.png") == before
+    file.write_text("\n".join([lines[0], f"{lines[1]} --force"]))
+    entries = [json.loads(line) for line in run("batch", file, *flags)[1].splitlines()]
+    assert [entry["figure"] for entry in entries] == ["memory://kept/8-figure.png", "memory://kept/9-figure.png"]
+    assert [entry["replaced"] for entry in entries] == [[], ["memory://kept/9-figure.png"]]
+    assert "[1/2] memory://kept/8.png (replaced): " in run("batch", file, *flags[:-1], "--again")[2]
+
+    def appear(*_):
+        system.pipe("/kept/8.png", b"another's")
+
+    real = MaskCommand.make
+    monkeypatch.setattr(MaskCommand, "make", lambda *a: (real(*a), appear())[0])
+    system.rm("/kept/8.png")
+    status, _, err = run("batch", file, *flags)
+    assert (status, "memory://kept cannot be written: /kept/8.png has come while this ran" in err) == (1, True), err
+    assert system.cat("/kept/8.png") == b"another's"
 
 
 def made(folder):
