@@ -66,7 +66,7 @@ def skipping(solver: Solver, threshold: Scalar) -> Solver:
 
         v = jax.lax.cond(due.any(), ask, lambda: kept.velocity)
         after, memory = solver.step(flow._replace(ask=lambda *_: v), x, kept.memory, i)
-        forwards = kept.forwards + flow.rows * due.any()
+        forwards = kept.forwards + jnp.where(due.any(), flow.rows, 0)
         return after, Kept(memory, x, v, jnp.where(due, 0.0, change), forwards)
 
     return replace(solver, init=init, step=step)

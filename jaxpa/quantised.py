@@ -60,7 +60,7 @@ def rounded(x: jax.Array, axes: int | tuple[int, ...]) -> tuple[jax.Array, jax.A
     largest = jnp.abs(x).max(axes, keepdims=True).astype(jnp.float32)
     step = jnp.where(largest == 0, 1, largest / LARGEST["int8"])
     # Without the barrier, a TPU's compiler rounds again for every tile of every product.
-    return jax.lax.optimization_barrier((jnp.rint(x / step).astype(jnp.int8), step))
+    return jax.lax.optimization_barrier((jnp.rint(x.astype(jnp.float32) / step).astype(jnp.int8), step))
 
 
 def quantise(w: np.ndarray, kind: Weights) -> Quantised:

@@ -262,10 +262,10 @@ def perturb(
         inside: Bool[Array, " N"],
     ) -> Any:
         order, shape = jax.random.split(jax.random.fold_in(random_key(seed), reference))
-        subject = mask
+        subject, varied = mask, reference >= int(scene)
         if outline:
-            subject = jnp.where(reference < scene, mask, perturb_mask(shape, mask, *grid, size=outline))
-        strength = jnp.where(reference < scene, 0.0, shuffle)
+            subject = jnp.where(varied, perturb_mask(shape, mask, *grid, size=outline), mask)
+        strength = jnp.where(varied, shuffle, 0.0)
         replaced = restrict(Placement(source, inside), subject)
         wider = restrict(Placement(source, inside), dilate(subject, *grid, size=2 * margin + 1))
         return compose(replaced, shuffle_windows(order, subject, *grid, strength=strength)), wider

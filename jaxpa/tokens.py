@@ -165,7 +165,7 @@ def _stretch(
 ) -> tuple[Int32[Array, " {n}"], Bool[Array, " {n}"]]:
     """One axis of `place`: intervals (start, stop) -> each canvas cell's reference cell and whether it has one."""
     source, target = (jnp.asarray(interval, jnp.float32) for interval in (source, target))
-    centre = jnp.arange(n) + 0.5
+    centre = jnp.arange(n, dtype=jnp.float32) + 0.5
     along = jnp.where(flip, target[1] - centre, centre - target[0])
     # Multiply before dividing, so that whole numbers stay exact.
     scaled = along * (source[1] - source[0]) / jnp.maximum(target[1] - target[0], 1e-6)

@@ -2,19 +2,23 @@
 
 import json
 import logging
-from dataclasses import asdict
+from dataclasses import asdict, replace
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 
+import jaxpa
 from jaxpa.checkpoint.load import Parts, find_mini, load_parts
+from jaxpa.devices.programs import Job, program
+from jaxpa.devices.sharding import make_mesh
 from jaxpa.encoders.text import Tokenizers, encode
 from jaxpa.personalize import PRESETS
+from jaxpa.routing import perturb
 from jaxpa.sampling import ClassifierFree, initial_noise, sample
 from jaxpa.schedule import flow_times
-from jaxpa.tokens import PATCH, grid_positions, unpatchify
+from jaxpa.tokens import PATCH, grid_positions, shift, unpatchify
 from jaxpa.transformer import FluxConditions
 
 FOLDER = find_mini()
@@ -151,3 +155,16 @@ def test_same_picture_as_the_reference(torch, parts, pipeline):
     assert error(decode(parts.vae, theirs.numpy()), decoded) < DECODED
     assert error(decode(parts.vae, ours), decoded) < PICTURE
     assert decoded.std() > 0.05  # of a picture
+
+
+def test_nothing_is_promoted_unsaid(pictures):
+    """Under what a user's code may ask of JAX, with the types that mix most; the samplings are only traced."""
+    with jax.numpy_dtype_promotion("strict"):
+        pipe = jaxpa.load("mini", "bfloat16", weights="w8a8")
+        pipe.find_mask(pictures / "car.png", "car", steps=2, height=32, width=32)  # by text, and by an inversion
+        where = jax.tree.map(lambda x: x[None, None], shift(np.ones(4, bool), 2, 2, 0, 1))
+        jax.eval_shape(lambda: perturb(where, np.ones((1, 4), bool), np.arange(1), np.float32(1), (2, 2), 3, 1, True))
+        drawn = Job(pipe.parts.config.transformer, (2, 2), steps=2, weights="w8a8", cache=True)
+        for job in (drawn, replace(drawn, references=1, masked=4)):
+            function, arguments = program(job, make_mesh(1, 1), "cpu")
+            jax.eval_shape(function, *arguments)

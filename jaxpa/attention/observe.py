@@ -205,7 +205,7 @@ def _soft(velocity: FluxVelocity, x0: jax.Array, forward: ForwardTimes, word: ja
 
     def observe(trace: BlockTrace) -> tuple[jax.Array, jax.Array]:
         to_text, to_image = attention.head_mean(trace, lambda p: (p[..., :m], p[..., m : m + n]), first=m)
-        return (to_text * word[:, None]).sum(-1) / to_text.sum(-1), to_image  # (B, N), (B, N, N)
+        return jnp.where(word[:, None], to_text, 0.0).sum(-1) / to_text.sum(-1), to_image  # (B, N), (B, N, N)
 
     def body(carry: tuple[jax.Array, ...], i: jax.Array) -> tuple[tuple[jax.Array, ...], None]:
         y, share, to_image = carry

@@ -35,9 +35,17 @@ def activation(name: str, x: jax.Array) -> jax.Array:
     raise ValueError(f"unsupported activation {name!r} (supported: quick_gelu, gelu, gelu_pytorch_tanh)")
 
 
-def layer_norm(config: CLIPConfig | SiglipVisionConfig, rngs: nnx.Rngs, dtype: DTypeLike) -> nnx.LayerNorm:
+class LayerNorm(nnx.LayerNorm):
+    """Flax's, which relies on promotion in half precision: it has it under `jax_numpy_dtype_promotion=strict` too."""
+
+    def __call__(self, x: jax.Array, *, mask: jax.Array | None = None) -> jax.Array:
+        with jax.numpy_dtype_promotion("standard"):
+            return super().__call__(x, mask=mask)
+
+
+def layer_norm(config: CLIPConfig | SiglipVisionConfig, rngs: nnx.Rngs, dtype: DTypeLike) -> LayerNorm:
     # The fast variance, mean(x^2) - mean(x)^2, loses digits. Statistics are float32 in any dtype.
-    return nnx.LayerNorm(
+    return LayerNorm(
         config.hidden_size,
         epsilon=config.layer_norm_eps,
         use_fast_variance=False,
