@@ -1,15 +1,17 @@
 """The command that times this machine."""
 
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any, Literal, NamedTuple
 
 import jax
 import numpy as np
+from tyro.conf import OmitArgPrefixes, Suppress, UseAppendAction
 
 from jaxpa.cli import console
 from jaxpa.cli.command import OF_FILES, Command, spec_of
 from jaxpa.config import WIDE, Rounding, Settings, flux_dev, flux_schnell
 from jaxpa.errors import JaxpaError, whole
+from jaxpa.request.groups import Checkpoint
 from jaxpa.request.spec import Spec
 
 if TYPE_CHECKING:
@@ -25,11 +27,21 @@ class Timed(NamedTuple):
     kept: int = 0
 
 
+@dataclass(frozen=True, kw_only=True)
+class Network(Checkpoint):
+    """The network that is timed."""
+
+    # Of `Checkpoint`, what the transformer alone does not need.
+    redux: Suppress[str | None] = None
+    keep_resident: Suppress[bool | None] = None
+
+
 @dataclass(kw_only=True)
 class BenchCommand(Command):
     """Time a sampling step on this machine: compile seconds, ms, and TFLOP/s, also as a share of what a plain matrix
     product reaches."""
 
+    checkpoint: OmitArgPrefixes[UseAppendAction[Network]] = field(default_factory=Network)  # type: ignore[misc]
     config: Literal["dev", "schnell"] | None = None
     """Random weights of FLUX.1's full size instead of --model."""
     double: int | None = None
@@ -78,22 +90,21 @@ class BenchCommand(Command):
         kept = kept_of(source)
         if not kept:
             self.refuse(["lora"], "merged (see --keep-lora), it costs no time")
-        self.refuse(["redux", "keep_resident"], "the transformer alone is timed")
         if self.double is not None or self.single is not None:
             raise JaxpaError("--double and --single would have no effect: they cut the network of --config")
         return Timed(source, spec_of(source), source.rounded(self.checkpoint.weights), kept)
 
     def of_full_size(self, name: Literal["dev", "schnell"]) -> Timed:
         """FLUX.1's network, or fewer blocks of it. Raises JaxpaError for flags that it does not read."""
-        self.refuse([*OF_FILES, "weights", "keep_resident"], "the numbers of --config are drawn, not read")
+        self.refuse([*OF_FILES, "weights"], "the numbers of --config are drawn, not read")
         config = flux_dev() if name == "dev" else flux_schnell()
         full, said = config.transformer, dict[str, int]()
-        for flag, field, count in (
+        for flag, blocks, count in (
             ("--double", "num_layers", self.double),
             ("--single", "num_single_layers", self.single),
         ):
             if count is not None:
-                said[field] = whole(flag, count, 0, getattr(full, field))
+                said[blocks] = whole(flag, count, 0, getattr(full, blocks))
         return Timed(None, Spec(replace(config, transformer=replace(full, **said)), Settings()))
 
     def require_memory(self, timed: Timed, grid: tuple[int, int], text: int, dtype: np.dtype) -> None:

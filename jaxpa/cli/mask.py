@@ -51,7 +51,7 @@ class MaskCommand(Masking, Making):
         if len(ways) > 1:
             raise JaxpaError(f"--{' and --'.join(ways)} are different masks: give one of them")
         if self.word is None:
-            for name in ("caption", "threshold", "steps"):
+            for name in ("caption", "threshold", "steps", "mesh"):
                 if getattr(self, name) is not None:
                     raise JaxpaError(f"--{name} would have no effect: it needs the --word that is looked for")
         else:

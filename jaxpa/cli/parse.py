@@ -73,10 +73,10 @@ def shown(kind: type[Any], words: Sequence[str]) -> Any:
     """An instance for the help: every default is what the named model and preset would take."""
     said = {each.name: _value_of(words, each.name) for each in fields(Checkpoint)}
     given: dict[str, Any] = {name: value for name, value in said.items() if value is not None}
-    checkpoint = Checkpoint(**given)
-    names = {each.name for each in fields(kind)}
-    if "checkpoint" not in names:
+    groups = typing.get_type_hints(kind)
+    if "checkpoint" not in groups:
         return None
+    checkpoint = groups["checkpoint"](**given)
     values: dict[str, Any] = {"checkpoint": checkpoint}
     with contextlib.suppress(JaxpaError):  # a model that cannot be read: the help stays without its values
         spec = spec_of(_source_of(checkpoint))

@@ -191,7 +191,6 @@ def test_bad_input_is_one_line(name, bad, pictures, run, tmp_path):
     (["plan", "--config", "dev", "--lora", "a.safetensors"], "--lora would have no effect"),
     (["bench", "--config", "dev", "--variant", "fill"], "--variant would have no effect: the numbers of --config"),
     (["bench", "--config", "dev", "--components", "x"], "--components would have no effect"),
-    (["bench", "--keep-resident", "yes"], "--keep-resident would have no effect: the transformer alone is timed"),
     (["bench", "--config", "dev", "--double", "20"], "--double must be a whole number, 0 to 19, not 20"),
     (["bench", "--config", "schnell", "--single", "-1"], "--single must be a whole number, 0 to 38, not -1"),
     (["generate", "--prompt", "x", "--lora", "a.safetensors", "b.safetensors"], "--lora takes one value, and 'b."),

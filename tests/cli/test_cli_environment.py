@@ -419,6 +419,7 @@ def test_help_of_an_edit_shows_what_runs(name, preset):
     ("invert", "seed num-images guidance solver cache negative-prompt batch-size", "--sigmas"),
     ("inpaint", "coverage", "--margin"),
     ("outpaint", "coverage", "--margin"),
+    ("bench", "redux keep-resident", "--keep-lora"),
 ])  # fmt: skip
 def test_a_flag_that_a_command_does_not_read(name, flags, read, run, capsys):
     """It is not in the help, nor among what completes, and whoever types it is told so in one line."""
@@ -428,7 +429,7 @@ def test_a_flag_that_a_command_does_not_read(name, flags, read, run, capsys):
     assert read in text
     for flag in flags.split():
         assert f"--{flag} " not in text
-        status, out, err = run(name, "--image", "x.png", f"--{flag}", 1)
+        status, out, err = run(name, f"--{flag}", 1, "--image", "x.png")
         assert (status, out) == (2, "")
         assert err == f"jaxpa: --{flag} would have no effect: {name} does not read it. Leave it out\n"
 

@@ -66,6 +66,7 @@ BAD = {
     "a word that is not in the caption": (["--word", "mug", "--caption", "a yellow car"], "'mug' is not in '"),
     "an empty word": (["--word", ""], "word is empty"),
     "a threshold without effect": (["--box", "0,0,1,1", "--threshold", "0.3"], "--threshold would have no effect"),
+    "a mesh without effect": (["--box", "0,0,1,1", "--mesh", "data=1"], "--mesh would have no effect"),
     "two ways": (["--word", "car", "--box", "0,0,1,1"], "--word and --box"),
     "a caption alone": (["--caption", "a car"], "--word"),
     "nothing": ([], "has no transparency"),
