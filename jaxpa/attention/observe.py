@@ -74,7 +74,7 @@ class Attention:
 
 @jax.jit
 def _traces(velocity: FluxVelocity, x: jax.Array, t: jax.Array) -> tuple[BlockTrace, BlockTrace]:
-    """What attention compared in the double and in the single blocks: far less than every block's map would be."""
+    """What attention compared in double and in single blocks: it grows with the tokens, and maps with their square."""
     return ask(velocity, x, t, lambda trace: trace._replace(txt=None, img=None, query=None, v=None))[1:]
 
 

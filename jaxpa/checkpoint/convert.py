@@ -25,7 +25,7 @@ from jaxpa.checkpoint.files import write
 from jaxpa.checkpoint.keys import Leaf, component, leaves
 from jaxpa.checkpoint.load import demand
 from jaxpa.checkpoint.parts import PARTS, Part, scale_of
-from jaxpa.checkpoint.reading import block, copy, raw, scales, stored_dtype, unique
+from jaxpa.checkpoint.reading import block, copy, raw, scales, unique
 from jaxpa.checkpoint.source import MARKER, Source, resolve
 from jaxpa.config import Asked, VariantName, Weights
 from jaxpa.errors import CheckpointError
@@ -129,16 +129,12 @@ class _Writer:
 
     def target(self, held: Held, kind: Weights | None) -> np.dtype:
         """The type of a tensor that holds these: of eight bits, the one in which all of them are kept; else the one
-        that holds the numbers of each."""
+        that holds the numbers of each source, in bfloat16 those that have eight bits or fewer."""
         if kind is not None:
             types = {self.part.held_as(leaf, kind) for leaf, _ in held}
             return types.pop() if len(types) == 1 else DTYPES[kind]
-        return self.dtype or reduce(jnp.promote_types, (self.as_stored(leaf) for leaf, _ in held))
-
-    def as_stored(self, leaf: Leaf) -> np.dtype:
-        """The stored type; bfloat16 where that is eight bits or fewer."""
-        plain = self.part.types(leaf) <= PLAIN.keys()
-        return stored_dtype(self.part, leaf) if plain else np.dtype(jnp.bfloat16)
+        stored = {PLAIN.get(name, np.dtype(jnp.bfloat16)) for leaf, _ in held for name in self.part.types(leaf)}
+        return self.dtype or reduce(jnp.promote_types, stored)
 
     def pieces(self, held: Held, target: np.dtype, kind: Weights | None) -> Iterator[np.ndarray]:
         """A tensor block by block, where the source has it in blocks."""

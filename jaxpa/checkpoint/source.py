@@ -52,7 +52,7 @@ class Adaptation(Protocol):
     """What is laid over a checkpoint's networks as they are loaded: LoRAs, for instance."""
 
     @property
-    def config(self) -> FluxConfig: ...  # that results
+    def config(self) -> FluxConfig: ...  # the one that results
     @property
     def keep(self) -> bool: ...  # laid over the loaded networks (`attach`); else merged as they are read (`edits`)
     @property

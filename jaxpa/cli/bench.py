@@ -89,7 +89,7 @@ class BenchCommand(Command):
         source = self.source()
         kept = kept_of(source)
         if not kept:
-            self.refuse(["lora"], "merged (see --keep-lora), it costs no time")
+            self.refuse(["lora"], "nothing of it is kept beside the weights (see --keep-lora), so it costs no time")
         if self.double is not None or self.single is not None:
             raise JaxpaError("--double and --single would have no effect: they cut the network of --config")
         return Timed(source, spec_of(source), source.rounded(self.checkpoint.weights), kept)

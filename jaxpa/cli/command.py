@@ -26,7 +26,7 @@ if TYPE_CHECKING:  # the networks are imported when a command runs
     from jaxpa.pipeline import Pipeline
 
 
-OF_FILES = ("model", "components", "variant", "redux", "lora", "keep_lora")  # flags that a network without any ignores
+OF_FILES = ("model", "components", "variant", "redux", "lora", "keep_lora")  # the flags about a checkpoint's files
 
 
 @dataclass(kw_only=True)
@@ -155,7 +155,7 @@ class Making(Command):
 
     DEFAULT: ClassVar[Path] = Path("jaxpa.png")
     naming: ClassVar["Callable[[list[dict[str, Any]]], list[Path]] | None"] = None  # a batch's names of files
-    rerun: ClassVar[bool] = False  # whether files have names by which a rerun, of a batch, must find them
+    fixed_names: ClassVar[bool] = False  # whether no name may count on: a rerun of a batch must find the files
     figure: ClassVar[bool] = False  # whether a sheet is written beside; where there is one, it is a flag
 
     out: Path = DEFAULT
@@ -251,15 +251,15 @@ class Making(Command):
 
     def _save(self, file: Path, image: "Image.Image", record: dict[str, Any], ours: Sequence[Path]) -> Path:
         """Write a picture, and say where; ours: files that may be replaced. Others are kept, even if they have come
-        since: the name counts on. Raises OutputError where a rerun must find it."""
+        since: the name counts on, or, where it is fixed, OutputError is raised."""
         from jaxpa.media.images import is_recorded, save_image
 
         fresh = self.counts_on or not (self.force or (file in ours and is_recorded(file)))
-        for name in [file] if self.rerun else files.counting_on(file):
+        for name in [file] if self.fixed_names else files.counting_on(file):
             with suppress(FileExistsError):
                 save_image(image, name, record, fresh=fresh)
                 if name != file and not self.counts_on:
-                    console.LOG.warning("%s has come while this ran, and is kept: the picture is %s", file, name)
+                    console.LOG.warning("%s has come while this ran, and is kept: ours is %s", file, name)
                 return name
         raise OutputError(f"{file} has come while this ran, and is kept: move it away, or name another --out")
 

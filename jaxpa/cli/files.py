@@ -4,7 +4,7 @@ a default name     counts on: jaxpa.png, jaxpa-2.png, ...
 a name that is free                is taken
 a picture that jaxpa has made      is replaced, and the command says so
 any other file                     is refused, unless --force is given
-a file that comes meanwhile        is kept: the name counts on; in a batch, the line fails
+a file that comes meanwhile        is kept, unless --force is given: the name counts on; in a batch, the line fails
 a file that the command reads      is refused always
 """
 

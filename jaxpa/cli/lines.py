@@ -273,7 +273,7 @@ def _name_outputs(command: Making, line: Line, naming: Naming, places: tuple[Pat
 
     places: the folder from which names count, and the one in which results are made that go to a URL.
     """
-    command.rerun = True  # type: ignore[misc]
+    command.fixed_names = True  # type: ignore[misc]
     folder, work = places
     if work is not None:
         if command.out.is_absolute():
@@ -301,8 +301,8 @@ def _name_outputs(command: Making, line: Line, naming: Naming, places: tuple[Pat
 
 @dataclass
 class Claims:
-    """The files that the lines of a batch write, as far as they have been read, and by which line; and those that they
-    read."""
+    """The files that the lines of a batch write, as far as they have been read, and by which line; and those that
+    they read, with the first line that does."""
 
     lines: dict[Path, Job] = field(default_factory=dict)
     readers: dict[Path, Job] = field(default_factory=dict)
@@ -317,7 +317,8 @@ class Claims:
             if file in self.readers:  # which is not always made first
                 raise JaxpaError(f"{said} is read by {self.readers[file].place}: put this line before it")
         self.lines.update(dict.fromkeys(own, job))
-        self.readers.update(dict.fromkeys(_whole(job.command.inputs()), job))
+        for file in _whole(job.command.inputs()):
+            self.readers.setdefault(file, job)
 
     def makers(self, inputs: Sequence[Path]) -> tuple[tuple[int, ...], int]:
         """The numbers of the lines that make what is read, and a level above theirs; 0: it is all there."""

@@ -33,17 +33,16 @@ def parse_command(kind: type[Parsed], name: str, words: Sequence[str], prog: str
     Raises JaxpaError, or SystemExit after help or a usage error.
     """
     extra: dict[str, Any] = {}
-    grouped = [_synonym(word) for word in group_subjects(name, words)]
-    if not {"--help", "-h"} & set(words):
-        grouped = with_settings(kind, name, grouped, folder)
-        check_words(kind, grouped)
-        grouped = joined(kind, grouped)
-    else:
-        grouped = ["--help"]  # whatever else is wrong with the words
+    if {"--help", "-h"} & set(words):
+        args = ["--help"]  # whatever else is wrong with the words
         join_lines(kind)
         if (default := shown(kind, words)) is not None:
             extra = {"default": default, "description": described(kind, default.checkpoint)}
-    return tyro.cli(kind, prog=prog, args=grouped, registry=REGISTRY, **extra)
+    else:
+        grouped = with_settings(kind, name, [_synonym(word) for word in group_subjects(name, words)], folder)
+        check_words(kind, grouped)
+        args = joined(kind, grouped)
+    return tyro.cli(kind, prog=prog, args=args, registry=REGISTRY, **extra)
 
 
 @cache  # the lines of a batch are of a few kinds
@@ -76,16 +75,16 @@ def shown(kind: type[Any], words: Sequence[str]) -> Any:
     groups = typing.get_type_hints(kind)
     if "checkpoint" not in groups:
         return None
-    checkpoint = groups["checkpoint"](**given)
-    values: dict[str, Any] = {"checkpoint": checkpoint}
+    checkpoint = groups["checkpoint"]()
+    values: dict[str, Any] = {}
     with contextlib.suppress(JaxpaError):  # a model that cannot be read: the help stays without its values
+        checkpoint = groups["checkpoint"](**given)
         spec = spec_of(_source_of(checkpoint))
         values |= defaults(kind, spec, _value_of(words, "preset"))
     unsaid = {each.name for each in fields(kind) if each.default is None or each.default is MISSING}
     required = {each.name for each in fields(kind) if each.default is MISSING and each.default_factory is MISSING}
-    return kind(
-        **dict.fromkeys(required, tyro.MISSING), **{key: value for key, value in values.items() if key in unsaid}
-    )
+    known = {key: value for key, value in values.items() if key in unsaid}
+    return kind(**dict.fromkeys(required, tyro.MISSING), **known, checkpoint=checkpoint)
 
 
 def described(kind: type[Any], checkpoint: Checkpoint) -> str:

@@ -4,7 +4,8 @@ import math
 import os
 import threading
 import time
-from collections.abc import Callable, Iterable, Sequence, Set
+from collections.abc import Callable, Iterable, Iterator, Sequence, Set
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
@@ -34,8 +35,8 @@ class Batch:
 
     def key_of(self, job: Job) -> Key:
         """What the journal knows a job by."""
-        files = job.names if self.out_url is not None else map(os.path.abspath, job.files)
-        return words_of(job.said), tuple(files)
+        names = job.names if self.out_url is not None else map(os.path.abspath, job.files)
+        return words_of(job.said), tuple(names)
 
     def progress(self, jobs: Sequence[Job], entries: Iterable[dict[str, Any]]) -> Progress:
         """What the journal's entries say of the jobs, whose files must still be there."""
@@ -55,11 +56,14 @@ class Batch:
         return set() if self.out_url is None else existing(self.out_url)
 
     def check_url(self, jobs: Iterable[Job], known: Set[str]) -> None:
-        """Raise JaxpaError for what lies at the URL and may not be replaced; known: names that this batch has made."""
+        """Raise JaxpaError for what lies at the URL and may not be replaced, before networks are loaded.
+
+        known: names that need not be looked at before their line is made, since the journal has them.
+        """
         faults = []
         for job in jobs:
             try:
-                if self.out_url is not None and self.there.intersection(job.names) - known:
+                if self.out_url and not job.command.force and self.there.intersection(job.names) - known:
                     AtUrl(job, self.out_url).settle()
             except JaxpaError as error:
                 faults.append(f"{job.place}: {self.named(str(error))}")
@@ -243,32 +247,46 @@ class LineRunner:
 
 
 class AtUrl(NamedTuple):
-    """A line whose files go to a URL, as one works on it. What lies there by their names is fetched first: it is
-    replaced, or refused, as a file of this machine is."""
+    """A line whose files go to a URL, to be worked on. What lies there by their names is fetched first: it is replaced,
+    or refused, as a file of this machine is. No local file stays behind a line that ends."""
 
     job: Job
     url: str
 
     def settle(self) -> None:
         """Raise JaxpaError for what lies there and may not be replaced."""
-        self.fetch()
         command = self.job.command
         try:
+            self.fetch()
             files.settle(command.outputs(), command.inputs(), command.force)
         finally:
-            for file in self.job.files:
-                file.unlink(missing_ok=True)
+            self.tidy()
 
     def prepare(self) -> Any:
-        self.fetch()
-        return self.job.command.prepare()
+        with self.tidied():
+            self.fetch()
+            return self.job.command.prepare()
 
     def make(self, prepared: Any) -> Made:
-        return self.sent(self.job.command.make(prepared))
+        with self.tidied():
+            return self.sent(self.job.command.make(prepared))
 
-    def finish(self, *drawn: Any) -> Made:
+    def finish(self, prepared: Any, pictures: Any, drawn: Any, pipe: Any) -> Made:
         command: Any = self.job.command
-        return self.sent(command.finish(*drawn))
+        with self.tidied():
+            return self.sent(command.finish(prepared, pictures, drawn, pipe))
+
+    @contextmanager
+    def tidied(self) -> Iterator[None]:
+        try:
+            yield
+        except BaseException:
+            self.tidy()
+            raise
+
+    def tidy(self) -> None:
+        for file in self.job.files:
+            file.unlink(missing_ok=True)
 
     def fetch(self) -> None:
         """Raises OutputError."""
@@ -276,6 +294,7 @@ class AtUrl(NamedTuple):
         try:
             for file, target in targets:
                 file.parent.mkdir(parents=True, exist_ok=True)
+                file.unlink(missing_ok=True)  # of an attempt that was killed
                 if system.exists(target):
                     system.get_file(target, str(file))
         except Exception as error:  # each file system has errors of its own
@@ -284,10 +303,11 @@ class AtUrl(NamedTuple):
     def sent(self, made: Made) -> Made:
         """What was made, once its files are where they belong; their local ones go. Raises OutputError."""
         system, targets = self.targets()
-        ours = {str(file) for file in self.job.files} if self.job.command.force else set(made.content["replaced"])
+        ours = set(made.content["replaced"])
         try:
             for file, target in targets:
-                if str(file) not in ours and system.exists(target):
+                known = self.job.command.force or (str(file) in ours and _is_recorded(system, target, file))
+                if not known and system.exists(target):
                     raise FileExistsError(f"{target} has come while this ran, and is kept: move it away")
                 make_folder(system, target.rpartition("/")[0])
                 system.pipe_file(target, file.read_bytes())
@@ -302,6 +322,20 @@ class AtUrl(NamedTuple):
         system.invalidate_cache()
         root = path.rstrip("/")
         return system, [(file, f"{root}/{name}") for name, file in zip(self.job.names, self.job.files, strict=True)]
+
+
+def _is_recorded(system: Any, target: str, file: Path) -> bool:
+    """Whether what is there now was made by jaxpa; file: where it will be, beside which it is looked at."""
+    from jaxpa.media.images import is_recorded
+
+    beside = file.with_name(f".{file.name}")
+    try:
+        system.get_file(target, str(beside))
+        return is_recorded(beside)
+    except FileNotFoundError:
+        return False
+    finally:
+        beside.unlink(missing_ok=True)
 
 
 def _gates_of(job: Job) -> str:

@@ -36,7 +36,7 @@ def activation(name: str, x: jax.Array) -> jax.Array:
 
 
 class LayerNorm(nnx.LayerNorm):
-    """Flax's, which relies on promotion in half precision: it has it under `jax_numpy_dtype_promotion=strict` too."""
+    """Flax's, which relies on promotion in half precision: it may, even under `jax_numpy_dtype_promotion=strict`."""
 
     def __call__(self, x: jax.Array, *, mask: jax.Array | None = None) -> jax.Array:
         with jax.numpy_dtype_promotion("standard"):

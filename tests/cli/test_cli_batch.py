@@ -294,10 +294,14 @@ def test_what_lies_at_a_url_is_kept(run, tmp_path, pictures, monkeypatch):
 
     real = MaskCommand.make
     monkeypatch.setattr(MaskCommand, "make", lambda *a: (real(*a), appear())[0])
-    system.rm("/kept/8.png")
-    status, _, err = run("batch", file, *flags)
-    assert (status, "memory://kept cannot be written: /kept/8.png has come while this ran" in err) == (1, True), err
-    assert system.cat("/kept/8.png") == b"another's"
+    for again in ([], ["--again"]):  # where nothing was, and where a picture of ours was
+        if not again:
+            system.rm("/kept/8.png")
+        else:
+            system.pipe("/kept/8.png", system.cat("/kept/9.png"))
+        status, _, err = run("batch", file, *flags, *again)
+        assert (status, "memory://kept cannot be written: /kept/8.png has come while this ran" in err) == (1, True), err
+        assert system.cat("/kept/8.png") == b"another's"
 
 
 def made(folder):
@@ -545,7 +549,7 @@ def test_a_file_that_is_not_there(run, tmp_path):
 ])  # fmt: skip
 def test_what_no_network_reads_is_found_with_the_rows(run, tmp_path, pictures, monkeypatch, flags, row, said):
     """No network is loaded, and no line made. An empty model is not the folder of the file."""
-    monkeypatch.setattr("jaxpa.pipeline.load", lambda *_, **__: pytest.fail("it loads"))
+    monkeypatch.setattr("jaxpa.cli.command._load", lambda *_, **__: pytest.fail("it loads"))
     shutil.copy(pictures / "car.png", tmp_path)
     rows = [{"prompt": "a star", "out": "made.png", **SMALL}, {"prompt": "a cat", **row, **SMALL}]
     (tmp_path / "rows.jsonl").write_text("\n".join(map(json.dumps, rows[-1:] if flags else rows)))

@@ -384,12 +384,15 @@ def test_help_calls_words_without_a_flag_as_its_texts_do(name, words, run, capsy
     assert f"usage: jaxpa {name} [-h] [OPTIONS] {words}" in " ".join(capsys.readouterr().out.split())
 
 
-@pytest.mark.parametrize("words", [["--prompt", "-h"], ["--promt", "x", "--help"], ["--steps", "--help"]])
-def test_help_whatever_else_is_said(words, run, capsys):
+@pytest.mark.parametrize(("name", "words"), [
+    ("generate", ["--prompt", "-h"]), ("generate", ["--promt", "x", "--help"]), ("generate", ["--steps", "--help"]),
+    ("generate", ["--lora", "", "--help"]), ("personalize", ["--mask", "m.png", "--help"]),
+])  # fmt: skip
+def test_help_whatever_else_is_said(name, words, run, capsys):
     with pytest.raises(SystemExit) as ended:
-        run("generate", *words)
+        run(name, *words)
     assert ended.value.code == 0
-    assert "usage: jaxpa generate" in capsys.readouterr().out
+    assert f"usage: jaxpa {name}" in capsys.readouterr().out
 
 
 def test_help_shows_a_command_s_own_defaults(run, capsys):

@@ -92,7 +92,7 @@ BAD = {
 
 @pytest.mark.parametrize("name", BAD)
 def test_bad_input_is_one_line(name, run, tmp_path, pictures, monkeypatch):
-    monkeypatch.setattr("jaxpa.pipeline.load", lambda *_, **__: pytest.fail("it loads"))
+    monkeypatch.setattr("jaxpa.cli.command._load", lambda *_, **__: pytest.fail("it loads"))
     words, said = BAD[name]
     argv = [word.format(t=tmp_path) for word in words]
     argv += [] if "--out" in argv else ["--out", tmp_path / "x.png"]
