@@ -50,7 +50,7 @@ ROOMS = {  # modules in the order in which they build on each other
     "batch": "table names lock journal recall groups worker engine_ray",
     "app": "picks desk jobs looks parts laying personal editing looking page",
     "cli": "console flags words spell files command plan bench checkpoints picturing pictures invert mask start parse "
-    "lines signals session batch app replay main",
+    "lines urls signals session batch app replay main",
 }
 METHOD = {"sampling", "inversion", "presets", "routing", "personalize", "batching"}
 NETWORKS = {"partition", "layers", "kernels", "blocks", "transformer", "encoders"}  # the method knows none

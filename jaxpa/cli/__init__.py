@@ -6,6 +6,7 @@ pictures     generate, personalize, inpaint, outpaint, edit
 invert       a picture to noise and back
 mask         the command that makes masks
 lines        the lines of a batch as commands that have been checked
+urls         the lines of a batch whose files go to a URL
 signals      SIGTERM, in one place
 session      a run of a batch, by the process that holds the journal
 batch        a file of lines, worked through; how far it is
