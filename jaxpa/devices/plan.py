@@ -77,19 +77,19 @@ class Run:
         return "layer" if self.preset is None else self.preset.level
 
     @property
-    def joined(self) -> bool:
-        """Whether references' tokens are a part of the images' own sequences after tau, not rows of their own."""
-        return self.preset is not None and self.preset.concat == "joined"
+    def after_tau(self) -> tuple[int, int]:
+        """The references' tokens that are a part of an image's own sequence then, and those in rows of their own."""
+        joined = self.preset is not None and self.preset.concat == "joined"
+        return (self.context, 0) if joined else (0, self.context)
 
     def load(self, images: int, held: Held, platform: str) -> Load:
         """What the device holds while `images` are sampled together, before or after tau, whichever is more.
 
         Pictures are encoded one by one.
         """
-        own = images * (1 + self.guided)
+        own, (longer, context) = images * (1 + self.guided), self.after_tau
         early = own + self.references * (self.level == "layer")
-        late = own + self.references * (self.context > 0 and not self.joined)
-        longer, context = (self.context, 0) if self.joined else (0, self.context)
+        late = own + self.references * (context > 0)
         sides = (
             Load(self.spec.config, self.grid, self.text, rows, seen, 1, *held, beside=self.beside + more)
             for rows, seen, more in ((early, 0, 0), (late, context, longer))
@@ -138,7 +138,7 @@ class Work(NamedTuple):
 def _work_of(request: Request, run: Run, config: FluxConfig) -> Work:
     """What the networks do for a request with every tau."""
     r, n, images = run.references, run.tokens, run.images
-    late_tokens, context = (n + run.context, 0) if run.joined else (n, run.context)
+    longer, context = run.after_tau
 
     def rows(above: int, steps: int) -> int:
         late = context > 0 and above < steps
@@ -150,7 +150,7 @@ def _work_of(request: Request, run: Run, config: FluxConfig) -> Work:
     inverted = r * run.inversion
     forward = cost.transformer_flops(config.transformer, n + run.beside, run.text)
     flop = (early + inverted) * forward
-    flop += late * cost.transformer_flops(config.transformer, late_tokens + run.beside, run.text, context)
+    flop += late * cost.transformer_flops(config.transformer, n + longer + run.beside, run.text, context)
     text = cost.t5_flops(config.text_encoder_2, run.spec.settings.max_length) + cost.clip_flops(config.text_encoder)
     height, width = (side * run.spec.cell for side in run.grid)
     pictures = (r + run.pictures) * cost.autoencoder_flops(config.vae, height, width, "encode")

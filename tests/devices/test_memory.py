@@ -9,7 +9,6 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from jax.sharding import AxisType, Mesh
 
 import jaxpa
 from jaxpa import kernels, sampling
@@ -28,6 +27,7 @@ from jaxpa.devices.memory import (
 )
 from jaxpa.devices.plan import Run
 from jaxpa.devices.programs import Job, program
+from jaxpa.devices.sharding import make_mesh
 from jaxpa.errors import JaxpaError
 from jaxpa.presets import PRESETS
 from jaxpa.request.spec import Spec
@@ -63,8 +63,7 @@ def test_references_and_images_together(pipe, concat):
     """Two references and four images: references are rows of their own before tau, joined ones longer images after."""
     c, grid, preset = pipe.parts.config, (24, 24), replace(PRESETS["mini"], concat=concat)
     job = Job(c.transformer, grid, 32, 4, 2, 4, 2, preset=preset, masked=2 * 576, dtype="float32")
-    mesh = Mesh(np.array(jax.devices()[:1]).reshape(1, 1), ("data", "model"), axis_types=(AxisType.Auto,) * 2)
-    function, arguments = program(job, mesh, "cpu")
+    function, arguments = program(job, make_mesh(1, 1), "cpu")
     found = temp_bytes(jax.jit(function), *arguments)
     context = 2 * 576 if concat else 0
     run = Run(Spec(c, pipe.settings), grid, 32, np.linspace(1, 0, 5), [0.5], 4, 2, 0, context, False, preset)

@@ -28,7 +28,6 @@ import json, sys
 import jax, jax.numpy as jnp, numpy as np
 from jaxpa.checkpoint.load import load_parts
 from jaxpa.errors import JaxpaError
-from jaxpa.devices.programs import Job, program
 from jaxpa.devices.sharding import make_mesh, over_rows, rules
 from jaxpa.tokens import grid_positions
 
