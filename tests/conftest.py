@@ -3,7 +3,7 @@
 import importlib.util
 import json
 import os
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
@@ -21,6 +21,9 @@ WITHOUT_TORCH = "--without-torch"
 NEEDS_TORCH = "compares with networks of torch"
 
 annotations.install()  # before anything imports the book
+# Most programs of the tests run once: LLVM's optimisations would take a third of the suite's time, and save nothing.
+# Commands that tests start inherit this; the lessons do not (`test_examples`), nor what has the option as "false".
+os.environ.setdefault("JAX_DISABLE_MOST_OPTIMIZATIONS", "true")
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:
@@ -92,16 +95,6 @@ def goldens(tmp_path_factory: pytest.TempPathFactory) -> Goldens:
     if named := os.environ.get("JAXPA_GOLDENS"):
         return Goldens(Path(named))
     return Goldens(materialise(Path(__file__).parent / "goldens", tmp_path_factory.mktemp("goldens")))
-
-
-@pytest.fixture(scope="module")
-def quick_compiles() -> Iterator[None]:
-    """Many small programs that run once: the compiler's optimisations cost more than they save."""
-    import jax
-
-    jax.config.update("jax_disable_most_optimizations", True)
-    yield
-    jax.config.update("jax_disable_most_optimizations", False)
 
 
 @pytest.fixture(scope="session")

@@ -13,7 +13,6 @@ from jaxpa.personalize import Task
 from jaxpa.sampling import Guided, bound, sample
 from jaxpa.schedule import ScheduleConfig, flow_times
 
-pytestmark = pytest.mark.usefixtures("quick_compiles")
 KINDS = {
     "rows": {"references": 2, "images": 2},
     "tokens": {"level": "token"},

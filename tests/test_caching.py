@@ -16,7 +16,6 @@ from jaxpa.loops import stepped
 from jaxpa.personalize import Task, gate
 from jaxpa.sampling import ClassifierFree, sample, sampling_run
 
-pytestmark = pytest.mark.usefixtures("quick_compiles")
 STEPS, TIMES = 12, times_of(12)
 NOISE = some(1, 3, 6, 4) * np.float32([0.5, 1, 3])[:, None, None]
 

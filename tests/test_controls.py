@@ -17,7 +17,6 @@ from jaxpa.sampling import at, prepare
 PROMPT, STEPS, SIZE = "a striped red cat on a beach", 6, (80, 96)
 LATENTS = 2e-5  # shares of the largest value
 OWN = (0.95, 0.6, 0.55, 0.1)
-pytestmark = pytest.mark.usefixtures("quick_compiles")
 
 
 @pytest.fixture(scope="module")

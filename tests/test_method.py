@@ -37,7 +37,6 @@ from jaxpa.routing import move_noise, reference_context, replacement_source
 from jaxpa.schedule import Steps, flow_times
 from jaxpa.tokens import Placement, Routing
 
-pytestmark = pytest.mark.usefixtures("quick_compiles")
 # What it costs
 
 

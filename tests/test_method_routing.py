@@ -35,7 +35,6 @@ from jaxpa.sampling import Guided
 from jaxpa.tokens import Routing, grid_positions
 from jaxpa.transformer import Flux, FluxConditions
 
-pytestmark = pytest.mark.usefixtures("quick_compiles")
 # Weights as arrays ------------------------------------------------------------------------------------------------
 
 SOURCE = np.asarray(replacement_source(put(MASKS[:1], OFFSETS[:1]), 2))

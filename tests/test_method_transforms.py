@@ -24,7 +24,6 @@ from toys import (
 from jaxpa import inversion, personalize, sampling
 from jaxpa.sampling import ClassifierFree
 
-pytestmark = pytest.mark.usefixtures("quick_compiles")
 # Under the transforms
 
 

@@ -251,11 +251,8 @@ def task_of(flux: Flux, seed: int, tau: float) -> Task:
 
 
 def test_another_subject_prompt_and_tau_compile_nothing(flux):
-    # How often counts here, not how well: without optimisation the compiler takes a third of the time.
     # A function of its own: programs of one function are counted together, other tests' too.
-    run = jax.jit(
-        lambda task, start: personalize.sample(task, start), compiler_options={"xla_backend_optimization_level": 0}
-    )
+    run = jax.jit(lambda task, start: personalize.sample(task, start))
     noise = jnp.asarray(normal(0, 2, N, CONFIG.in_channels))
     tasks = [task_of(flux, 0, 0.6), task_of(flux, 0, 0.9), task_of(flux, 4, 0.3)]
     outs = [jax.block_until_ready(run(tasks[0], noise))]

@@ -22,7 +22,6 @@ from jaxpa.sampling import Accompanied, Guided, at, prepare
 from jaxpa.tokens import Routing, grid_positions, identity_source
 from jaxpa.transformer import Flux, FluxConditions, FluxVelocity, Opening
 
-pytestmark = pytest.mark.usefixtures("quick_compiles")
 CONFIG = TransformerConfig(in_channels=8, num_layers=2, num_single_layers=3, num_attention_heads=2,
                            attention_head_dim=8, joint_attention_dim=12, pooled_projection_dim=8,
                            axes_dims_rope=(4, 2, 2))  # fmt: skip

@@ -38,7 +38,6 @@ PROMPT, STEPS, SIZE = "a striped red cat on a beach", 4, (80, 96)  # height, wid
 # Shares of the largest value. Guidance g is embedded by the sinusoids of 1000 g, in whose largest the two libraries'
 # frequencies, apart by their last bit, make an angle of g * 6e-5.
 LATENTS, AT_30 = 2e-5, 2e-4
-pytestmark = pytest.mark.usefixtures("quick_compiles")
 
 
 @pytest.fixture(scope="module")

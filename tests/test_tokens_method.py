@@ -15,7 +15,6 @@ from jaxpa import schedule, tokens
 from jaxpa.box import Box
 from jaxpa.config import ScheduleConfig
 
-pytestmark = pytest.mark.usefixtures("quick_compiles")
 GRIDS = [(6, 8), (7, 5)]  # few: every other number of a test is data for a program that is compiled once a grid
 few = settings(max_examples=25, deadline=None)
 

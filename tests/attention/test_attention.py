@@ -52,11 +52,7 @@ def traces(flux, routing):
     def both(model, routing):
         return model(*args, routing), model(*args, routing, observe=see)
 
-    jax.config.update("jax_disable_most_optimizations", True)  # programs that run once
-    try:
-        return {name: jax.jit(both)(flux, ways) for name, ways in (("plain", None), ("context", routing))}
-    finally:
-        jax.config.update("jax_disable_most_optimizations", False)
+    return {name: jax.jit(both)(flux, ways) for name, ways in (("plain", None), ("context", routing))}
 
 
 def blocks(seen):

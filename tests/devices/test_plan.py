@@ -106,7 +106,7 @@ OTHER = [
 ]  # fmt: skip
 
 
-def test_runs_that_share_their_programs(of_jax, quick_compiles):
+def test_runs_that_share_their_programs(of_jax):
     usual = of_jax(**USUAL)[:2]
     assert of_jax(**USUAL)[2] == 0
     for words in SAME:

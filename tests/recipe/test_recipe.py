@@ -30,7 +30,6 @@ from weights.recipe.latents import Tokenizers as RecipeTokenizers
 from weights.recipe.tokenizers import make_tokenizers
 from weights.recipe.world import PATTERNS, sample_scene
 
-pytestmark = pytest.mark.usefixtures("quick_compiles")
 LENGTH = 8
 CONFIG = FluxConfig(
     transformer=TransformerConfig(in_channels=16, num_layers=1, num_single_layers=1, num_attention_heads=2,
