@@ -3,7 +3,7 @@
 import importlib.util
 import json
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
@@ -22,7 +22,7 @@ NEEDS_TORCH = "compares with networks of torch"
 
 annotations.install()  # before anything imports the book
 # Most programs of the tests run once: LLVM's optimisations would take a third of the suite's time, and save nothing.
-# Commands that tests start inherit this; the lessons do not (`test_examples`), nor what has the option as "false".
+# Commands that tests start inherit this. Parity and the lessons compile as users do (`as_users_compile`).
 os.environ.setdefault("JAX_DISABLE_MOST_OPTIMIZATIONS", "true")
 
 
@@ -101,6 +101,18 @@ def goldens(tmp_path_factory: pytest.TempPathFactory) -> Goldens:
 def pictures() -> Path:
     """References and masks of the examples."""
     return Path(__file__).parent.parent / "examples" / "pictures"
+
+
+@pytest.fixture(scope="module")
+def as_users_compile() -> Iterator[None]:
+    """Parity is proven of the programs that users run: XLA optimises as it does for them."""
+    import jax
+
+    jax.clear_caches()  # whose keys do not have the option: another file's program would serve
+    quick = jax.config.values["jax_disable_most_optimizations"]
+    jax.config.update("jax_disable_most_optimizations", False)
+    yield
+    jax.config.update("jax_disable_most_optimizations", quick)
 
 
 @pytest.fixture

@@ -32,6 +32,7 @@ from jaxpa.tokens import (
 )
 from jaxpa.transformer import FluxConditions, FluxVelocity
 
+pytestmark = pytest.mark.usefixtures("as_users_compile")
 # The official code on an older torch stack agrees with itself to 4e-6 a forward; over six steps of
 # two rows the differences add up to about 1e-5 here. The closest two different runs differ by 0.026.
 FORWARD, SAMPLING = 1e-4, 1e-4

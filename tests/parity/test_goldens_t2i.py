@@ -16,7 +16,10 @@ from jaxpa.schedule import flow_times
 from jaxpa.tokens import PATCH, grid_positions, patchify, unpatchify
 from jaxpa.transformer import FluxConditions, FluxVelocity
 
-pytestmark = pytest.mark.filterwarnings("ignore:prompt")  # one of them is longer than CLIP reads
+pytestmark = [
+    pytest.mark.usefixtures("as_users_compile"),
+    pytest.mark.filterwarnings("ignore:prompt"),  # one of them is longer than CLIP reads
+]
 
 GUIDANCE = 3.5  # of dev; schnell embeds none
 # All are shares of the largest value. Two versions of the reference differ by 4e-6 in these latents; measured here:

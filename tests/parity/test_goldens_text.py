@@ -14,6 +14,7 @@ from jaxpa.encoders.clip import CLIPTextEncoder
 from jaxpa.encoders.t5 import T5Encoder
 from jaxpa.encoders.text import Tokenizers, encode
 
+pytestmark = pytest.mark.usefixtures("as_users_compile")
 MODEL = "flux-dev-tiny"
 T5_STATES = "t5_last_hidden_state"
 

@@ -10,6 +10,7 @@ from jaxpa.checkpoint.load import load_component
 from jaxpa.layers import timestep_embedding
 from jaxpa.tokens import grid_positions
 
+pytestmark = pytest.mark.usefixtures("as_users_compile")
 # Two versions of the reference agree to 4e-6. Where the sinusoid of 1000 t is not exact (t, g not 0) a frequency one
 # ulp away from the reference's moves the output by 1e-4 (goldens' README), hence the wider bound.
 EXACT, SINUSOID = 2e-5, 5e-4

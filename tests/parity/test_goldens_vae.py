@@ -11,6 +11,7 @@ from jaxpa.checkpoint.load import load_component
 from jaxpa.encoders.autoencoder import Autoencoder
 from jaxpa.tokens import grid_positions, patchify, unpatchify
 
+pytestmark = pytest.mark.usefixtures("as_users_compile")
 # Of the largest value. Float32 on both sides differs by 2e-6 here (2.4e-5 on moments of up to 12); wider networks
 # sum more terms.
 RELATIVE = 1e-5
