@@ -1,9 +1,10 @@
 """Stage 1: the autoencoder, trained on crops of drawn pictures and of natural ones, so that a photograph survives it.
 
-The loss is |x - y| + |x - y|^2 on pixels and on their differences (edges), plus a little KL. At 60% of the run the
-latents are normalised channel by channel. The scales are folded into the encoder's last and the decoder's first
-convolution, because the file format has one scale and one shift for all channels. From then on only the decoder learns,
-so that the latents keep their measured statistics.
+The loss is |x - y| + |x - y|^2 on pixels and on their differences (edges), plus a little KL. The same distance is asked
+of half the picture's size: latents averaged over 2 x 2 cells must decode to the picture averaged over 2 x 2 pixels, as
+in Skorokhodov et al. 2025. Without it latents are nearly white: a flow then sees no coarse drawing before the fine one,
+and its subjects fall apart. At 60% of the run the latents are normalised, with one scale for all channels, since those
+of detail are the weaker ones and should come last. From then on only the decoder learns, with noise on the latents.
 """
 
 import itertools
@@ -24,6 +25,8 @@ from weights.recipe.training import Log, advance, load_state, optimiser, trapezo
 from weights.recipe.world import SIZE
 
 CROP = 64
+SMALLER = 0.5  # weight of the loss at half the size
+NOISE = 0.15  # most of it, in the latents' standard deviations, once only the decoder learns
 NATURAL = ("astronaut", "coffee", "rocket", "cat", "retina", "immunohistochemistry", "hubble_deep_field")
 
 
@@ -81,31 +84,45 @@ def distance(x: jax.Array, y: jax.Array) -> jax.Array:
     return sum((jnp.mean(jnp.abs(a - b)) + jnp.mean((a - b) ** 2) for a, b in pairs), jnp.zeros(()))
 
 
+def halved(x: jax.Array) -> jax.Array:
+    """Arrays (B, H, W, C) of even sides, averaged over 2 x 2."""
+    b, h, w, c = x.shape
+    return x.reshape(b, h // 2, 2, w // 2, 2, c).mean((2, 4))
+
+
 def loss(model: Autoencoder, images: jax.Array, key: jax.Array) -> jax.Array:
     posterior = model.encode(images)
     kl = 0.5 * jnp.mean(posterior.mean**2 + jnp.exp(posterior.logvar) - posterior.logvar - 1)
-    return distance(images, model.decode(posterior.sample(key))) + 1e-5 * kl
+    smaller = distance(halved(images), model.decode(halved(posterior.mean)))
+    return distance(images, model.decode(posterior.sample(key))) + SMALLER * smaller + 1e-5 * kl
 
 
 def decoder_loss(model: Autoencoder, images: jax.Array, key: jax.Array) -> jax.Array:
-    """The loss with a fixed encoder; a little noise on the latents makes the decoder forgive the sampler's errors."""
+    """The loss with a fixed encoder. Noise on the latents, up to NOISE, makes the decoder forgive samplers' errors."""
     z = jax.lax.stop_gradient(model.encode(images).mean)
-    return distance(images, model.decode(z + 0.03 * jax.random.normal(key, z.shape)))
+    k_noise, k_level = jax.random.split(key)
+    level = NOISE * jax.random.uniform(k_level, (len(z), 1, 1, 1))
+    return distance(images, model.decode(z + level * jax.random.normal(k_noise, z.shape)))
 
 
 def normalise(model: Autoencoder, images: np.ndarray) -> Autoencoder:
-    """The same autoencoder with latents of mean 0 and variance 1 in every channel (except at the picture's rim)."""
+    """The same autoencoder with latents of mean 0 in every channel, and of variance 1 over all of them together.
+
+    The scale is folded into the encoder's last and the decoder's first convolution, with the channels' means, for which
+    the file format has no place.
+    """
     z = jnp.concatenate([model.encode(jnp.asarray(x)).mean for x in np.array_split(images, max(1, len(images) // 16))])
-    mean, std = z.mean((0, 1, 2)), z.std((0, 1, 2))
+    mean = z.mean((0, 1, 2))
+    std = jnp.sqrt(jnp.mean((z - mean) ** 2))
     out, back = model.encoder.conv_out, model.decoder.conv_in
     assert out.bias is not None
     assert back.bias is not None
-    scale = jnp.concatenate([1 / std, 1 / std])
+    scale = jnp.repeat(jnp.stack([1 / std, jnp.ones(())]), len(mean))  # the other half are logarithms of variances
     bias = jnp.concatenate([(out.bias[: len(mean)] - mean) / std, out.bias[len(mean) :] - 2 * jnp.log(std)])
     new = {
         "encoder.conv_out.kernel": out.kernel * scale,
         "encoder.conv_out.bias": bias,
-        "decoder.conv_in.kernel": back.kernel * std[:, None],
+        "decoder.conv_in.kernel": back.kernel * std,
         "decoder.conv_in.bias": back.bias + jnp.einsum("hwio,i->o", back.kernel[...], mean),
     }
 

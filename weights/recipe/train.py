@@ -39,7 +39,7 @@ class Recipe:
     """Latent channels of the autoencoder."""
     text_length: int = 32
     """T5 tokens a prompt is padded to."""
-    autoencoder_steps: int = 2000
+    autoencoder_steps: int = 4000
     pictures: int = 120_000
     """Training pictures to draw, of all canvases together."""
     steps: int = 8800
