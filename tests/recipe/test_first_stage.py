@@ -1,4 +1,4 @@
-"""The autoencoder's stage of the recipe: its latents' scale, and the pictures of half the size."""
+"""The autoencoder's stage of the recipe: the scale of its latents."""
 
 from typing import Any
 
@@ -7,11 +7,10 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from flax import nnx
-from skimage.measure import block_reduce
 
 from jaxpa.config import AutoencoderConfig
 from jaxpa.encoders.autoencoder import Autoencoder
-from weights.recipe.autoencoder import halved, normalise
+from weights.recipe.autoencoder import normalise
 
 CONFIG = AutoencoderConfig(latent_channels=3, block_out_channels=(4, 8), layers_per_block=1, norm_num_groups=2)
 
@@ -45,8 +44,3 @@ def test_what_was_normalised_decodes_as_before(models):
             posterior = each.encode(images)
             given.append(each.decoder.conv_in(posterior.mean if key is None else posterior.sample(key))[:, 1:-1, 1:-1])
         np.testing.assert_allclose(given[0], given[1], rtol=1e-4, atol=1e-4)
-
-
-def test_half_the_size():
-    x = np.random.default_rng(2).uniform(-1, 1, (2, 8, 6, 3)).astype(np.float32)
-    np.testing.assert_allclose(halved(jnp.asarray(x)), block_reduce(x, (1, 2, 2, 1), np.mean), rtol=1e-5, atol=1e-6)

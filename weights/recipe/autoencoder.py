@@ -1,10 +1,9 @@
 """Stage 1: the autoencoder, trained on crops of drawn pictures and of natural ones, so that a photograph survives it.
 
 The loss is |x - y| + |x - y|^2 on pixels and on their differences (edges), plus a little KL. The same distance is asked
-of half the picture's size: latents averaged over 2 x 2 cells must decode to the picture averaged over 2 x 2 pixels, as
-in Skorokhodov et al. 2025. Without it latents are nearly white: a flow then sees no coarse drawing before the fine one,
-and its subjects fall apart. At 60% of the run the latents are normalised, with one scale for all channels, since those
-of detail are the weaker ones and should come last. From then on only the decoder learns, with noise on the latents.
+at half the size, where averaged latents decode to the averaged picture, as in Skorokhodov et al. 2025. At 60% of the
+run the latents are normalised, by one scale for all channels: those of detail stay weaker than those of shapes, and a
+flow comes to them later. From then on only the decoder learns, so that the latents keep their statistics.
 """
 
 import itertools
@@ -84,17 +83,12 @@ def distance(x: jax.Array, y: jax.Array) -> jax.Array:
     return sum((jnp.mean(jnp.abs(a - b)) + jnp.mean((a - b) ** 2) for a, b in pairs), jnp.zeros(()))
 
 
-def halved(x: jax.Array) -> jax.Array:
-    """Arrays (B, H, W, C) of even sides, averaged over 2 x 2."""
-    b, h, w, c = x.shape
-    return x.reshape(b, h // 2, 2, w // 2, 2, c).mean((2, 4))
-
-
 def loss(model: Autoencoder, images: jax.Array, key: jax.Array) -> jax.Array:
     posterior = model.encode(images)
     kl = 0.5 * jnp.mean(posterior.mean**2 + jnp.exp(posterior.logvar) - posterior.logvar - 1)
-    smaller = distance(halved(images), model.decode(halved(posterior.mean)))
-    return distance(images, model.decode(posterior.sample(key))) + SMALLER * smaller + 1e-5 * kl
+    small, z = (nnx.avg_pool(x, (2, 2), strides=(2, 2)) for x in (images, posterior.mean))
+    whole = distance(images, model.decode(posterior.sample(key)))
+    return whole + SMALLER * distance(small, model.decode(z)) + 1e-5 * kl
 
 
 def decoder_loss(model: Autoencoder, images: jax.Array, key: jax.Array) -> jax.Array:
