@@ -56,6 +56,13 @@ def teacher() -> TextToImage:
 
 
 @pytest.fixture(scope="module")
+def weak() -> TextToImage:
+    """Narrower than the teacher."""
+    narrow = replace(CONFIG.transformer, num_attention_heads=1)
+    return random(jax.eval_shape(lambda: flow.initial(replace(CONFIG, transformer=narrow), 0)))
+
+
+@pytest.fixture(scope="module")
 def data() -> Batch:
     rng = np.random.default_rng(1)
     tokens = rng.standard_normal((16, 4, 16)).astype(np.float16)
@@ -281,8 +288,9 @@ def test_the_student_starts_as_the_teacher(teacher, data):
     assert np.abs(embedding.in_layer.kernel[...]).max() > 0  # so that there is something to learn from
 
 
-def test_what_the_student_learns(teacher, data):
+def test_what_the_student_learns(teacher, weak, data):
     """The guided teacher, each of its parts from a forward of its own; g = 1 is the caption alone."""
+    teachers = distill.Teachers(teacher, weak)
     captions = jnp.asarray(data.t5_ids), jnp.asarray(data.clip_ids)
     nothing = jnp.tile(EMPTY[0], (16, 1)), jnp.tile(EMPTY[1], (16, 1))
     others = captions[0][::-1], captions[1][::-1]
@@ -291,15 +299,16 @@ def test_what_the_student_learns(teacher, data):
         for t5, clip in (nothing, others)
     )
     caption, x = asked(teacher, None, data)
+    poor, _ = asked(weak, None, data)
     guidance = jnp.linspace(1, 5, 16)
-    velocity = distill.guided_velocity(teacher, captions, nothing, others, guidance, data.positions)
+    velocity = distill.guided_velocity(teachers, captions, nothing, others, guidance, data.positions)
     got = np.asarray(jax.jit(velocity)(jnp.asarray(x), jnp.full(16, 0.6)))
-    pull = caption - empty + distill.CONTRAST * (caption - other)
+    pull = caption - empty + distill.CONTRAST * (caption - other) + distill.WEAK * (caption - poor)
     # Three times the rows are summed in another order.
     np.testing.assert_allclose(got, caption + (guidance[:, None, None] - 1) * pull, atol=5e-5)
     np.testing.assert_allclose(got[0], caption[0], atol=2e-5)
     early = np.asarray(jax.jit(velocity)(jnp.asarray(x), jnp.full(16, 0.9)))  # before the onset
-    empties = distill.guided_velocity(teacher, captions, captions, others, guidance, data.positions)
+    empties = distill.guided_velocity(teachers, captions, captions, others, guidance, data.positions)
     np.testing.assert_allclose(early, np.asarray(jax.jit(empties)(jnp.asarray(x), jnp.full(16, 0.9))), atol=5e-5)
     drawn = np.asarray(distill.draw_guidance(jax.random.key(1), 2000))
     assert drawn.min() == 1.0
@@ -321,15 +330,16 @@ def test_a_caption_with_another_pattern(tokenizers):
         tokens.words(["plain", "unheard"])
 
 
-def test_distillation_learns_and_resumes(teacher, data, tmp_path):
+def test_distillation_learns_and_resumes(teacher, weak, data, tmp_path):
     """Steps reduce the loss; a run that is taken up at its end has nothing left to do."""
     options = {"steps": 200, "batch": 16, "seed": 0, "muon_rate": 0.001, "adam_rate": 2e-3, "ema": 0.8}
-    trained = distill.train(tmp_path, teacher, [data], data, EMPTY, WORDS, **options)
+    teachers = distill.Teachers(teacher, weak)
+    trained = distill.train(tmp_path, teachers, [data], data, EMPTY, WORDS, **options)
     first, *_, last = (float(line.split(",")[1]) for line in (tmp_path / "distill.csv").read_text().splitlines())
     assert last < 0.9 * first  # means over fifty steps each
     assert equal((trained.t5, trained.clip), (teacher.t5, teacher.clip))
     assert not np.allclose(asked(trained, 1.0, data)[0], asked(trained, 4.0, data)[0], atol=1e-3)
-    assert equal(distill.train(tmp_path, teacher, [data], data, EMPTY, WORDS, **options), trained)
+    assert equal(distill.train(tmp_path, teachers, [data], data, EMPTY, WORDS, **options), trained)
 
 
 def test_the_gradient_of_a_batch_in_pieces():

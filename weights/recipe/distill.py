@@ -2,13 +2,17 @@
 
 The student is the teacher with a guidance embedding that has no effect yet. It learns the guided teacher,
 
-    v(caption) + (g - 1) [(v(caption) - v(nothing)) (t <= ONSET) + CONTRAST (v(caption) - v(another pattern))]
+    v(caption) + (g - 1) [(v(caption) - v(nothing)) (t <= ONSET) + CONTRAST (v(caption) - v(another pattern))
+                          + WEAK (v(caption) - w(caption))]
 
 for g from 1 to 5. The first difference is classifier-free guidance. It pulls towards the colour that a caption names,
 and so away from stripes and dots of a second colour, most of all while the picture is still noise. Therefore it starts
 at ONSET (Kynkaanniemi et al. 2024 see harm above it too), and the second difference, between a caption and the same
-caption with another pattern, pulls back. A fifth of the batch has g = 1 exactly, and a tenth has no caption, since
-inversions run there. The text encoders stay the teacher's. The exponential average is kept.
+caption with another pattern, pulls back. The third is autoguidance (Karras et al. 2024): w, a smaller network that has
+learned less, makes the teacher's mistakes, but larger ones, so away from it drawings are whole.
+
+A fifth of the batch has g = 1 exactly, and a tenth has no caption, since inversions run there. The text encoders stay
+the teacher's. The exponential average is kept.
 """
 
 from collections.abc import Sequence
@@ -31,6 +35,7 @@ from weights.recipe.training import Log, advance, gradient, load_state, optimise
 LEAST, MOST = 1.0, 5.0  # of the guidance
 ONSET = 0.8  # flow time
 CONTRAST = 1.25
+WEAK = 0.75
 
 Ids = tuple[jax.Array, jax.Array]  # of T5 and of CLIP, (B, M) each
 
@@ -63,17 +68,24 @@ def reworded(ids: jax.Array, words: np.ndarray, shift: jax.Array) -> jax.Array:
     return jnp.where(found[..., :-1].any(-1), jnp.asarray(words)[(found.argmax(-1) + shift) % len(words)], ids)
 
 
+class Teachers(NamedTuple):
+    """Whom the student learns from: the trained networks, and weak ones to be led away from."""
+
+    strong: TextToImage
+    weak: TextToImage
+
+
 def guided_velocity(
-    teacher: TextToImage, caption: Ids, empty: Ids, other: Ids, guidance: jax.Array, positions: jax.Array
+    teachers: Teachers, caption: Ids, empty: Ids, other: Ids, guidance: jax.Array, positions: jax.Array
 ) -> Velocity:
     """The guided teacher: ids of captions, of none and of those with another pattern, guidance (B,)."""
     t5_ids, clip_ids = (jnp.concatenate(ids) for ids in zip(caption, empty, other, strict=True))
-    velocity = bind(teacher, t5_ids, clip_ids, positions)
+    velocity, weak = bind(teachers.strong, t5_ids, clip_ids, positions), bind(teachers.weak, *caption, positions)
 
     def guided(x: jax.Array, t: jax.Array, routing: Any = None) -> jax.Array:
         told, untold, else_told = jnp.split(velocity(jnp.tile(x, (3, 1, 1)), jnp.tile(t, 3)), 3)
         pull = jnp.where(t <= ONSET, 1.0, 0.0)[:, None, None] * (told - untold) + CONTRAST * (told - else_told)
-        return told + (guidance[:, None, None] - 1) * pull
+        return told + (guidance[:, None, None] - 1) * (pull + WEAK * (told - weak(x, t)))
 
     return guided
 
@@ -119,20 +131,20 @@ def ask(
 
 
 def distillation_loss(
-    student: Student, teacher: TextToImage, asked: Asked, positions: jax.Array | np.ndarray
+    student: Student, teachers: Teachers, asked: Asked, positions: jax.Array | np.ndarray
 ) -> jax.Array:
     """Mean squared distance of the student's velocity from the guided teacher's."""
-    positions = jnp.asarray(positions)
-    guided = guided_velocity(apart(teacher), asked.caption, asked.nothing, asked.other, asked.guidance, positions)
+    positions, both = jnp.asarray(positions), Teachers(*map(apart, teachers))
+    guided = guided_velocity(both, asked.caption, asked.nothing, asked.other, asked.guidance, positions)
     target = jax.lax.stop_gradient(guided(asked.x, asked.t))
-    own = bind(apart(teacher._replace(transformer=student.transformer)), *asked.caption, positions)
+    own = bind(apart(teachers.strong._replace(transformer=student.transformer)), *asked.caption, positions)
     own = replace(own.conditions, guidance=asked.guidance).bind(own.model)
     return jnp.mean((own(asked.x, asked.t) - target) ** 2)
 
 
 def train(
     out: Path,
-    teacher: TextToImage,
+    teachers: Teachers,
     data: Sequence[Batch],
     held_out: Batch,
     empty: tuple[np.ndarray, np.ndarray],
@@ -147,7 +159,7 @@ def train(
     ema: float = 0.99,
 ) -> TextToImage:
     """Distil, or resume `out/distill.state`; returns the averaged student with the teacher's text encoders."""
-    start: Any = Student(initial(teacher, seed).transformer)
+    start: Any = Student(initial(teachers.strong, seed).transformer)
     rate = trapezoid(1.0, steps, warmup=50, decay=0.5)
     tx = optimiser(start, lambda s: muon_rate * rate(s), lambda s: adam_rate * rate(s), hidden_matrix)
     state: Any = (start, start, jax.jit(tx.init)(start), jnp.zeros((), jnp.int32))
@@ -156,12 +168,12 @@ def train(
         state = load_state(file, state)
 
     @jax.jit
-    def step(state: Any, teacher: TextToImage, batch: Batch) -> tuple[Any, jax.Array]:
+    def step(state: Any, teachers: Teachers, batch: Batch) -> tuple[Any, jax.Array]:
         student, average, opt, i = state
         key = jax.random.fold_in(jax.random.key(seed), i)
 
         def loss(student: Student, asked: Asked) -> tuple[jax.Array, jax.Array]:
-            value = distillation_loss(student, teacher, asked, batch.positions)
+            value = distillation_loss(student, teachers, asked, batch.positions)
             return value, value
 
         grads, value = gradient(loss, student, ask(batch, empty, patterns, key))
@@ -172,14 +184,14 @@ def train(
         return (student, average, opt, i + 1), value
 
     compared = ask(held_out, empty, patterns, jax.random.key(0))
-    validate = jax.jit(lambda own, teacher: distillation_loss(own, teacher, compared, held_out.positions))
+    validate = jax.jit(lambda own, teachers: distillation_loss(own, teachers, compared, held_out.positions))
     done = int(state[-1])
     settling = None if usual is None else Settling(0, usual)
     log, stream = Log(out / "distill.csv", 50, done), batches(data, batch, seed + 1, done, settling)
 
     def update(state: Any, i: int) -> Any:
-        state, value = step(state, teacher, next(stream))
-        log(i, value, f"validation {float(validate(state[1], teacher)):.5f}" if i % 250 == 0 else "")
+        state, value = step(state, teachers, next(stream))
+        log(i, value, f"validation {float(validate(state[1], teachers)):.5f}" if i % 250 == 0 else "")
         return state
 
-    return teacher._replace(transformer=advance(file, state, steps, update)[1].transformer)
+    return teachers.strong._replace(transformer=advance(file, state, steps, update)[1].transformer)

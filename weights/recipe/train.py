@@ -46,8 +46,13 @@ class Recipe:
     """Updates of the flow stage. Until 70% of them are done, a run that is taken up may be given another number."""
     batch: int = 64
     """Pictures of 96 x 96 in an update; of other sizes, as many as cost the same."""
-    distill_steps: int = 300
-    """Updates of the guidance distillation, which makes one forward of three; 0: the teacher itself is exported."""
+    distill_steps: int = 1000
+    """Updates of the guidance distillation, which makes one forward of four; 0: the teacher itself is exported."""
+    weak_width: int = 128
+    """Width of the smaller network that the distillation leads away from."""
+    weak_heads: int = 4
+    weak_steps: int = 1500
+    """Its updates, of half the batch."""
     seed: int = 1
     peek: bool = False
     """Only export the averaged teacher as far as it is, while a run goes on or after it has stopped."""
@@ -59,7 +64,8 @@ def run(recipe: Recipe) -> None:
         make_tokenizers(recipe.out, recipe.text_length)
     tokenizers = latents.Tokenizers(recipe.out)
     vocabularies = len(tokenizers.clip), len(tokenizers.t5)
-    config = flow.small_config(recipe.width, recipe.heads, recipe.double, recipe.single, recipe.channels, vocabularies)
+    rest = recipe.double, recipe.single, recipe.channels, vocabularies
+    config = flow.small_config(recipe.width, recipe.heads, *rest)
     first: flow.TextToImage | None = None
     if recipe.start is None:
         vae = autoencoder.train(
@@ -75,27 +81,28 @@ def run(recipe: Recipe) -> None:
     data = latents.prepare(recipe.out, vae, recipe.pictures, recipe.seed)
     usual = latents.which_are_usual(recipe.pictures, recipe.seed)
     held_out = latents.held_out(recipe.out, vae)
-    empty = tuple(ids[0] for ids in tokenizers([""]))
+    t5_empty, clip_empty = (ids[0] for ids in tokenizers([""]))
+    seen = data, held_out, (t5_empty, clip_empty)
     trained = flow.train(
-        recipe.out,
-        config,
-        data,
-        held_out,
-        (empty[0], empty[1]),
-        steps=recipe.steps,
-        batch=recipe.batch,
-        seed=recipe.seed,
-        start=first,
-        usual=usual,
+        recipe.out, config, *seen, steps=recipe.steps, batch=recipe.batch, seed=recipe.seed, start=first, usual=usual
     )
     if recipe.distill_steps:
+        folder = recipe.out / "weak"
+        folder.mkdir(exist_ok=True)
+        weak = flow.train(
+            folder,
+            flow.small_config(recipe.weak_width, recipe.weak_heads, *rest),
+            *seen,
+            steps=recipe.weak_steps,
+            batch=recipe.batch // 2,
+            seed=recipe.seed + 1,
+            usual=usual,
+        )
         config = distill.guided_config(config)
         trained = distill.train(
             recipe.out,
-            trained,
-            data,
-            held_out,
-            (empty[0], empty[1]),
+            distill.Teachers(trained, weak),
+            *seen,
             tokenizers.words(PATTERNS),
             steps=recipe.distill_steps,
             batch=recipe.batch,
