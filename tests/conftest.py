@@ -3,6 +3,7 @@
 import importlib.util
 import json
 import os
+import tempfile
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from functools import cache
@@ -24,6 +25,10 @@ annotations.install()  # before anything imports the book
 # Most programs of the tests run once: LLVM's optimisations would take a third of the suite's time, and save nothing.
 # Commands that tests start inherit this. Parity and the lessons compile as users do (`as_users_compile`).
 os.environ.setdefault("JAX_DISABLE_MOST_OPTIMIZATIONS", "true")
+# What one test compiles serves the others, in every worker and command: the first process makes the folder.
+if "JAX_COMPILATION_CACHE_DIR" not in os.environ:
+    programs = tempfile.TemporaryDirectory(prefix="jaxpa-tests-")  # removed when this process ends
+    os.environ["JAX_COMPILATION_CACHE_DIR"] = programs.name
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:
