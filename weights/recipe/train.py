@@ -1,6 +1,7 @@
 """Train the embedded checkpoint from nothing: `python -m weights.recipe.train --out runs/mini`.
 
-The stages are tokenizers and autoencoder, latents, flow (the teacher), guidance distillation (the student), and export.
+The stages are tokenizers and autoencoder, latents, flow (the teacher, and a weak one), guidance distillation (the
+student), and export.
 Each resumes from its state in the run's folder, to the same numbers.
 SIGTERM stops a run, which saves first; the same command takes it up.
 """
