@@ -131,7 +131,7 @@ def run(capsys, monkeypatch, tmp_path_factory: pytest.TempPathFactory) -> Callab
     """A `jaxpa` command: run("info", "mini") -> its status, stdout and stderr."""
     from jaxpa.cli.main import main
 
-    # Commands keep compiled programs; a test's belong into its own folder.
+    # Commands keep copies of remote checkpoints; a test's belong into its own folder.
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path_factory.getbasetemp() / "cache"))
 
     def command(*argv: object) -> tuple[int, str, str]:

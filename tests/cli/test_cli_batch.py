@@ -498,13 +498,12 @@ def test_two_processes(run, tmp_path):
     assert run("batch", file)[0] == 0
 
 
-def start(file, tmp_path_factory):
+def start(file):
     """The batch in a process of its own, and its first line of output has been read: a picture is made."""
-    environment = os.environ | {"XDG_CACHE_HOME": str(tmp_path_factory.getbasetemp() / "cache"), "PYTHONPATH": "."}
     # Where the tests run in a shell's background, interruptions are ignored, by whatever they start as well.
     before = signal.signal(signal.SIGINT, signal.default_int_handler)
     process = subprocess.Popen(
-        [sys.executable, "-m", "jaxpa", "batch", str(file), "--batch-size", "1", "--json"], env=environment,
+        [sys.executable, "-m", "jaxpa", "batch", str(file), "--batch-size", "1", "--json"], env=os.environ | {"PYTHONPATH": "."},
         stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, cwd=Path(__file__).parents[2],
     )  # fmt: skip
     signal.signal(signal.SIGINT, before)
@@ -512,7 +511,7 @@ def start(file, tmp_path_factory):
     return process
 
 
-def test_signals(run, tmp_path, tmp_path_factory):
+def test_signals(run, tmp_path):
     """A kill, an end that is asked for, and an interruption: each loses nothing, and a rerun ends in the same bytes.
 
     examples/measure_batch.py kills 20 times.
@@ -523,7 +522,7 @@ def test_signals(run, tmp_path, tmp_path_factory):
     assert run("batch", undisturbed, "--batch-size", 1)[0] == 0
     said = {}
     for signal_ in (signal.SIGKILL, signal.SIGTERM, signal.SIGINT):
-        process = start(file, tmp_path_factory)
+        process = start(file)
         process.send_signal(signal_)
         said[signal_] = process.communicate()[1]
         assert process.returncode == {9: -9, 15: 143, 2: 130}[signal_], said[signal_]

@@ -40,6 +40,13 @@ WEAK = 0.75
 Ids = tuple[jax.Array, jax.Array]  # of T5 and of CLIP, (B, M) each
 
 
+class Teachers(NamedTuple):
+    """Whom the student learns from: the trained networks, and weak ones to be led away from."""
+
+    strong: TextToImage
+    weak: TextToImage
+
+
 class Student(NamedTuple):
     """What learns; a tuple, because optax takes a callable for a function of parameters."""
 
@@ -66,13 +73,6 @@ def reworded(ids: jax.Array, words: np.ndarray, shift: jax.Array) -> jax.Array:
     """ids (B, M) in which word k of `words` (K,) has become word k + shift (mod K), shift (B, 1); the last stays."""
     found = ids[..., None] == words  # (B, M, K)
     return jnp.where(found[..., :-1].any(-1), jnp.asarray(words)[(found.argmax(-1) + shift) % len(words)], ids)
-
-
-class Teachers(NamedTuple):
-    """Whom the student learns from: the trained networks, and weak ones to be led away from."""
-
-    strong: TextToImage
-    weak: TextToImage
 
 
 def guided_velocity(

@@ -1,7 +1,7 @@
 """Train the embedded checkpoint from nothing: `python -m weights.recipe.train --out runs/mini`.
 
-The stages are tokenizers and autoencoder, latents, flow (the teacher, and a weak one), guidance distillation (the
-student), and export.
+The stages are tokenizers and autoencoder, latents, flow (the teacher), a weaker flow, guidance distillation away from
+it (the student), and export.
 Each resumes from its state in the run's folder, to the same numbers.
 SIGTERM stops a run, which saves first; the same command takes it up.
 """
@@ -49,11 +49,8 @@ class Recipe:
     """Pictures of 96 x 96 in an update; of other sizes, as many as cost the same."""
     distill_steps: int = 1000
     """Updates of the guidance distillation, which makes one forward of four; 0: the teacher itself is exported."""
-    weak_width: int = 128
-    """Width of the smaller network that the distillation leads away from."""
-    weak_heads: int = 4
     weak_steps: int = 1500
-    """Its updates, of half the batch."""
+    """Updates, of half the batch, of a flow with two thirds of the heads, which the distillation leads away from."""
     seed: int = 1
     peek: bool = False
     """Only export the averaged teacher as far as it is, while a run goes on or after it has stopped."""
@@ -65,8 +62,12 @@ def run(recipe: Recipe) -> None:
         make_tokenizers(recipe.out, recipe.text_length)
     tokenizers = latents.Tokenizers(recipe.out)
     vocabularies = len(tokenizers.clip), len(tokenizers.t5)
-    rest = recipe.double, recipe.single, recipe.channels, vocabularies
-    config = flow.small_config(recipe.width, recipe.heads, *rest)
+
+    def with_heads(heads: int) -> FluxConfig:
+        width = recipe.width * heads // recipe.heads
+        return flow.small_config(width, heads, recipe.double, recipe.single, recipe.channels, vocabularies)
+
+    config = with_heads(recipe.heads)
     first: flow.TextToImage | None = None
     if recipe.start is None:
         vae = autoencoder.train(
@@ -92,7 +93,7 @@ def run(recipe: Recipe) -> None:
         folder.mkdir(exist_ok=True)
         weak = flow.train(
             folder,
-            flow.small_config(recipe.weak_width, recipe.weak_heads, *rest),
+            with_heads(max(1, 2 * recipe.heads // 3)),
             *seen,
             steps=recipe.weak_steps,
             batch=recipe.batch // 2,
