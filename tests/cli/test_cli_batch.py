@@ -503,8 +503,8 @@ def start(file):
     # Where the tests run in a shell's background, interruptions are ignored, by whatever they start as well.
     before = signal.signal(signal.SIGINT, signal.default_int_handler)
     process = subprocess.Popen(
-        [sys.executable, "-m", "jaxpa", "batch", str(file), "--batch-size", "1", "--json"], env=os.environ | {"PYTHONPATH": "."},
-        stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, cwd=Path(__file__).parents[2],
+        [sys.executable, "-m", "jaxpa", "batch", str(file), "--batch-size", "1", "--json"], stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE, text=True, env=os.environ | {"PYTHONPATH": "."}, cwd=Path(__file__).parents[2],
     )  # fmt: skip
     signal.signal(signal.SIGINT, before)
     assert process.stdout.readline()
