@@ -46,7 +46,7 @@ car = pipe.references([subject("car", caption=CAPTION)])
 times = np.asarray(pipe.times(28, (12, 12)))
 x_ref = np.asarray(pipe.trajectory(car, pipe.preset("official"), times))[:, 0]  # (29, 144, 32): at every time
 m = np.asarray(car.masks)[0, :, None]  # (144, 1): M
-velocity = pipe.velocity(pipe.encode_text([PROMPT]))
+velocity = pipe.velocity(pipe.encode_text([PROMPT]), guidance=pipe.settings.guidance_with_references)
 
 
 def personalised(tau: float) -> np.ndarray:

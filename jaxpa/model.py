@@ -191,7 +191,7 @@ class Model:
         if isinstance(self.parts, Parts):
             return
         said = request.sampling
-        guided = self.spec.guided(said.guidance)
+        guided = request.guided(self.spec)
         prompts = request.prompts if request.reads_text else ()
         around = request.method.surroundings
         texts = [*captions, *prompts, *[said.negative_prompt or ""] * guided, *[around] * (around is not None)]

@@ -53,7 +53,7 @@ class Sampler(Model):
         if embedded is not None:
             request = dataclasses.replace(request, embedding=embedded)
         count = request.prompt_count
-        guidance, grid = self.spec.guidance(said.guidance), self.grid(*canvas)
+        guidance, grid = request.guidance(self.spec), self.grid(*canvas)
         times = request.times(self.spec, grid)
         self.encode_ahead(request, on_step=on_step)
         if embedded is None and request.reads_text and len(said.seeds(count)) > count:  # prompts are taken again
@@ -159,7 +159,7 @@ class Sampler(Model):
         x = start_noise(self.noise(seeds, grid), trajectory, noise_from, moved=preset.start == "moved")
         captions, prompts = self.encode_text(references.captions), self.repeated_prompt(request, len(seeds))
         rows, r = TextEmbedding.concatenate([captions, prompts]), len(captions)
-        guidance = self.spec.guidance(sampling.guidance)
+        guidance = request.guidance(self.spec)
         negative = self.negative(sampling.negative_prompt, guidance, len(seeds))
         conditions = partial(self.conditions, grid=grid, guidance=guidance, negative=negative, beside=beside)
         inside = guidance if preset.guidance_inside is None else preset.guidance_inside

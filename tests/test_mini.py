@@ -78,12 +78,13 @@ def test_folder():
 
 def test_settings(parts):
     """All of them are there, and each is one that the model can do."""
-    assert set(SETTINGS) == {"preset", "size", "steps", "guidance", "max_length", "words"}
+    names = {"preset", "size", "steps", "guidance", "guidance_with_references", "max_length", "words"}
+    assert set(SETTINGS) == names
     assert SETTINGS["preset"] in PRESETS
     assert SETTINGS["size"] % (parts.config.vae.downscale * PATCH) == 0
     assert isinstance(SETTINGS["steps"], int)
     assert SETTINGS["steps"] >= 1
-    assert SETTINGS["guidance"] >= 0
+    assert min(SETTINGS["guidance"], SETTINGS["guidance_with_references"]) >= 0
     assert SETTINGS["max_length"] <= Tokenizers.load(FOLDER).t5.model_max_length
     assert asdict(parts.settings) == {"variant": "text", **SETTINGS}
 

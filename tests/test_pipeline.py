@@ -1,6 +1,7 @@
 """What users call, on the embedded checkpoint: batches, seeds, guidance, sizes, the fused and the stepped form."""
 
 from dataclasses import replace
+from functools import partial
 
 import jax
 import numpy as np
@@ -148,6 +149,22 @@ def test_guidance_inside(pipe, undistilled, subject):
         assert difference(inside[0], inside[2]) > 5
 
 
+def test_guidance_with_references(pipe, subject, pictures):
+    """A checkpoint may have two: one of pictures of prompts alone, and one of pictures with references."""
+    own, beside = pipe.settings.guidance, pipe.settings.guidance_with_references
+    drawn, moved, filled = (
+        {g: make(**({} if g is None else {"guidance": g}), steps=STEPS)[0] for g in (None, own, beside)}
+        for make in (
+            partial(pipe.generate, "a mug"),
+            partial(pipe.personalize, "a mug", [subject], tau=0.9),
+            partial(pipe.inpaint, pictures / "car.png", pictures / "car-mask.png", "a mug in a room", caption="a car"),
+        )
+    )
+    for made, usual, other in ((drawn, own, beside), (moved, beside, own), (filled, beside, own)):
+        assert difference(made[None], made[usual]) == 0
+        assert difference(made[None], made[other]) > 5
+
+
 def test_a_time_of_the_references_own(pipe, undistilled, subject):
     """Their rows are modulated for another time than the images', as the network itself does it; the time is data."""
     for model in (pipe, undistilled):
@@ -227,8 +244,9 @@ def test_low_tau_brings_the_subject_and_leaves_the_prompt(pipe, subject):
     (image,) = pipe.personalize("a yellow striped car on a beach", reference, tau=Steps(0.2), steps=12)
     inside, outside = (np.corrcoef(to_array(image, 96, 96)[m].ravel(), truth[m].ravel())[0, 1] for m in (mask, ~mask))
     assert inside > 0.8 > outside
-    plain = pipe.generate("a car in a room", steps=STEPS)
-    none = pipe.personalize("a car in a room", reference, tau=1.0, start="independent", steps=STEPS)
+    said = {"guidance": 3.0, "steps": STEPS}
+    plain = pipe.generate("a car in a room", **said)
+    none = pipe.personalize("a car in a room", reference, tau=1.0, start="independent", **said)
     assert difference(plain[0], none[0]) <= SAME
 
 

@@ -9,7 +9,7 @@ import numpy as np
 from PIL import Image
 
 from jaxpa.box import Box
-from jaxpa.errors import JaxpaError
+from jaxpa.errors import JaxpaError, quoted
 from jaxpa.media import masks
 from jaxpa.media.images import save_image
 from jaxpa.media.places import Place, parse_place, show_place
@@ -44,7 +44,7 @@ class Said:
     seed: float = 0
     num_images: float = 1
     steps: float = 0
-    guidance: float | None = None
+    guidance: str = ""
     height: float = 0
     width: float = 0
     preset: str = ""
@@ -53,14 +53,14 @@ class Said:
 
     def words(self, spec: Spec) -> dict[str, Any]:
         """The prompt and the groups of a request; what the checkpoint takes anyway stays unsaid."""
-        usual, guidance = spec.settings, self.guidance
+        usual = spec.settings
         return {
             "prompt": " ".join(self.prompt.split()) or None,
             "sampling": Sampling(
                 seed=_whole("the seed", self.seed),
                 num_images=_whole("the number of pictures", self.num_images),
                 steps=_unless(_whole("the number of steps", self.steps), 0, usual.steps),
-                guidance=None if guidance is None or guidance == usual.guidance else guidance,
+                guidance=_number("guidance", self.guidance),
                 height=_unless(_whole("the height", self.height), 0, usual.size),
                 width=_unless(_whole("the width", self.width), 0, usual.size),
             ),
@@ -69,6 +69,14 @@ class Said:
     def method(self) -> Method:
         around = " ".join(self.surroundings.split()) or None
         return Method(preset=self.preset or None, tau=self.taus, surroundings=around)  # type: ignore[arg-type]
+
+
+def _number(name: str, text: str) -> float | None:
+    """What is written in a field, if anything is. Raises JaxpaError for what is no number."""
+    try:
+        return float(text) if text.strip() else None
+    except ValueError:
+        raise JaxpaError(f"{name} must be a number, not {quoted(text)}") from None
 
 
 def _whole(name: str, value: float | None) -> int:

@@ -91,7 +91,7 @@ def cast_of(request: Request, spec: Spec) -> Hashable:
         said = replace(
             said, subjects=tuple(each if isinstance(each.at, Box) else replace(each, at=None) for each in subjects)
         )
-    outside = spec.guidance(request.sampling.guidance)
+    outside = request.guidance(spec)
     guidance: tuple[float, ...] = (outside,)
     if preset is not None:
         inside = outside if preset.guidance_inside is None else preset.guidance_inside

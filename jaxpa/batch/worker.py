@@ -216,7 +216,7 @@ class Worker:
         start, times = pipe.encode_start(picture), request.times(pipe.spec, grid)
         embedded = None if request.embedding is None else pipe.read_embedding(request.embedding)
         request = request if embedded is None else replace(request, embedding=embedded)
-        count, guidance = request.prompt_count, pipe.spec.guidance(said.guidance)
+        count, guidance = request.prompt_count, request.guidance(pipe.spec)
         image = self._image_prompt(request)
         seeds = said.seeds(count)
         begun.drawn = [None] * len(seeds)

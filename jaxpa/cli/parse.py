@@ -125,8 +125,9 @@ def defaults(kind: type[Any], spec: Spec, preset: str | None) -> dict[str, Any]:
     own = {each.name for each in fields(Method)} & {each.name for each in fields(type(chosen))} - {"tau"}
     tau = {"InpaintCommand": chosen.inpaint_tau, "OutpaintCommand": chosen.outpaint_tau}.get(kind.__name__, chosen.tau)
     said = {name: getattr(chosen, name) for name in own} | {"preset": preset or settings.preset, "tau": (tau,)}
+    guidance = spec.guidance(None, with_references="method" in groups)
     return {
-        "sampling": groups.get("sampling", Sampling)(steps=settings.steps, guidance=settings.guidance, **size),
+        "sampling": groups.get("sampling", Sampling)(steps=settings.steps, guidance=guidance, **size),
         "method": groups.get("method", Method)(**said),
         "steps": settings.steps,
         "coverage": chosen.coverage,

@@ -245,7 +245,7 @@ class Picturing(Making):
         costs = self.costs(prepared, canvas, pipe)
         resolved = {
             **{name: costs[name] for name in ("steps", "width", "height")},
-            "guidance": pipe.spec.guidance(request.sampling.guidance),
+            "guidance": request.guidance(pipe.spec),
             "drawn_by": costs["drawn_by"],
             "switches": asdict(request.switches(pipe.spec)) if request.riding(pipe.spec) else None,
         }

@@ -33,7 +33,7 @@ def signature(source: Source, request: Request, content: dict[str, Any], mesh: s
     spec, said = Spec(source.config, settings_of(source)), request.sampling
     run = {
         "images": images_of(request, content["batch_size"]),
-        "guided": spec.guided(said.guidance),
+        "guided": request.guided(spec),
         "solver": said.solver,
         "cache": said.cache is not None,
         "starting": request.starting is not None,

@@ -103,7 +103,7 @@ def run_of(request: Request, spec: Spec, canvas: tuple[int, int] | None = None) 
     grid = spec.grid(*(canvas or (said.height, said.width)))
     times, n = request.times(spec, grid), grid[0] * grid[1]
     images = len(said.seeds(request.prompt_count)) * max(1, len(request.places))
-    guided, text = spec.guided(said.guidance), spec.settings.max_length
+    guided, text = request.guided(spec), spec.settings.max_length
     text += REDUX_TOKENS if request.image_prompt is not None else 0
     read, beside = _read(request, spec, grid)
     if not request.riding(spec):

@@ -198,6 +198,14 @@ class Request:
         """How many references ride along: none where the network itself reads the picture that is kept in part."""
         return 0 if spec.variant.reads == "fill" else self.references
 
+    def guidance(self, spec: Spec) -> float:
+        """The guidance of its pictures on this checkpoint."""
+        return spec.guidance(self.sampling.guidance, with_references=self.riding(spec) > 0)
+
+    def guided(self, spec: Spec) -> bool:
+        """Whether guidance is classifier-free: two forwards of every image in each step."""
+        return not spec.embeds_guidance and self.guidance(spec) > 1
+
     def switches(self, spec: Spec) -> Preset:
         """The method's switches on this checkpoint, as the run takes them; an edit varies nothing unless told."""
         preset = self.method.switches(spec.settings.preset)
@@ -227,13 +235,12 @@ class Request:
         own = self.editing is None and self.following is None and self.starting is None
         if own or self.sampling.height or self.sampling.width:
             spec.grid(self.sampling.height, self.sampling.width)
-        guided = spec.guided(self.sampling.guidance)
+        guided = self.guided(spec)
         if self.sampling.negative_prompt and not guided:
             raise JaxpaError(
                 "this checkpoint embeds its guidance: a negative prompt would have no effect"
                 if spec.embeds_guidance
-                else f"at guidance {spec.guidance(self.sampling.guidance):g} a negative prompt would have no effect: "
-                "set guidance above 1"
+                else f"at guidance {self.guidance(spec):g} a negative prompt would have no effect: set guidance above 1"
             )
         if self.riding(spec):
             switches = self.method.check(spec.settings.preset)

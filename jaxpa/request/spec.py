@@ -62,13 +62,11 @@ class Spec:
         """Whether guidance is an input of the network (dev), or takes a second forward (schnell and others)."""
         return self.config.transformer.guidance_embeds
 
-    def guidance(self, guidance: float | None) -> float:
-        """The guidance that is asked for; the checkpoint's own, if none is."""
-        return self.settings.guidance if guidance is None else guidance
-
-    def guided(self, guidance: float | None) -> bool:
-        """Whether guidance is classifier-free: two forwards of every image in each step."""
-        return not self.embeds_guidance and self.guidance(guidance) > 1
+    def guidance(self, guidance: float | None, with_references: bool = False) -> float:
+        """The guidance that is asked for; the checkpoint's own, which may be another with references, if none is."""
+        own, beside = self.settings.guidance, self.settings.guidance_with_references
+        usual = beside if with_references and beside is not None else own
+        return usual if guidance is None else guidance
 
     def grid(self, height: int | None = None, width: int | None = None) -> tuple[int, int]:
         """The canvas in tokens (h, w). Raises JaxpaError for a side that is not a multiple of a token's."""

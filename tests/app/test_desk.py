@@ -128,6 +128,8 @@ def test_edits(car, spec, tmp_path):
     said = Said("a car", height=96, width=96, steps=4)
     inside = desk.inpaint(tmp_path, car.picture, car.mask, said, spec, grow=3)
     assert (inside.verb, inside.sampling.steps, inside.editing.grow) == ("inpaint", 4, 3)
+    assert inside.guidance(spec) == spec.settings.guidance_with_references
+    assert desk.inpaint(tmp_path, car.picture, car.mask, replace(said, guidance=" 3.5"), spec).guidance(spec) == 3.5
     beyond = desk.outpaint(tmp_path, car.picture, (0, 8.0, 0, 4), said, spec)
     assert (beyond.verb, beyond.editing.pad) == ("outpaint", (0, 8, 0, 4))
 
@@ -145,6 +147,7 @@ def test_edits_do_not_write_over_what_they_read(car, spec, tmp_path):
     [
         (lambda folder, spec: desk.personalize(folder, [], None, Said("a"), spec), "at least one subject"),
         (lambda folder, spec: desk.generate(Said("a", seed=0.5), spec), "whole number, not 0.5"),
+        (lambda folder, spec: desk.generate(Said("a", guidance="3,5"), spec), "guidance must be a number, not '3,5'"),
         (lambda folder, spec: desk.generate(Said("a", height=None), spec), "the height must be a whole number"),
         (lambda folder, spec: desk.inpaint(folder, None, np.zeros((2, 2)), Said("a"), spec), "no picture yet"),
         (lambda *_: desk.parse_taus("0.5 x"), "give a flow time"),

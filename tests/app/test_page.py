@@ -138,6 +138,7 @@ def test_upload_paint_place_draw_and_the_commands_bytes(page, folder):
     assert words[:2] == ["jaxpa", "personalize"]
     assert words[words.index("--at") + 1] == at
     assert words[words.index("--surroundings") + 1] == "a beach"
+    assert "--guidance" not in words  # nothing was said of it
     drawn = (own / "picture.png").read_bytes()
     (own / "picture.png").unlink()
     environment = os.environ | {"PYTHONPATH": str(ROOT), "JAX_PLATFORMS": "cpu"}

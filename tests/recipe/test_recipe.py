@@ -40,7 +40,14 @@ CONFIG = FluxConfig(
                             num_attention_heads=2),
     text_encoder_2=T5Config(vocab_size=40, d_model=12, d_kv=4, d_ff=20, num_layers=1, num_heads=2),
 )  # fmt: skip
-SETTINGS = {"preset": "mini", "size": 16, "steps": 2, "guidance": 3.0, "max_length": LENGTH}
+SETTINGS = {
+    "preset": "mini",
+    "size": 16,
+    "steps": 2,
+    "guidance": 3.0,
+    "guidance_with_references": 2.0,
+    "max_length": LENGTH,
+}
 
 
 def random(model, seed: int = 0):
