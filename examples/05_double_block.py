@@ -133,7 +133,7 @@ save(stack(upper, lower), "05-double-block")
 ## Change something
 
 Take the positions away (`table(0 * positions, ...)`). The diagonals vanish: little of a token's attention is left for
-its own place, and nothing tells its neighbours from the rest. The columns stay, since they are about what a token holds.
-Then put the positions back and set T to 0.05: with less noise, the image tokens of the first block take less from the
-text.
+its own place, and nothing tells its neighbours from the rest. The text's columns stay, though most are paler, since
+they are about what a token holds. Then put the positions back and set T to 0.05: with less noise, the image tokens of
+the first block take less from the text.
 """

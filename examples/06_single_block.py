@@ -136,6 +136,6 @@ save(stack(sheet(rows, 224), drawn(made)), "06-single-block")
 ## Change something
 
 Leave out the MLP's part of every block (`x = x + attended`): the guess becomes a blurred car. Leave out the attention's
-instead (`x = x + mlp`): nothing is left of it. The double blocks have brought text and image together, and still no
-token could finish its part of the picture without looking at the others.
+instead (`x = x + mlp`): coarse noise is left, pale and blue where the car is yellow. The double blocks have brought
+text and image together, and still no token could finish its part of the picture without looking at the others.
 """

@@ -91,7 +91,7 @@ save(stack(drawn(curves), sheet(rows, 112)), "07-flow")
 """
 ## Change something
 
-In the last row, give the few tokens the times of many (`times_of(n, 4096)`). With two steps the picture gets worse: the
-second one then has to go from t = 0.76 to 0 at once. With eight there is no difference to see. A schedule matters where
-steps are few, and to a picture of 4096 tokens, in which a step too long near noise decides more.
+In the last row, give the few tokens the times of many (`times_of(n, 4096)`). With two and four steps the picture gets
+worse: the last one then has to go from t = 0.76 or 0.51 to 0 at once. With eight there is hardly a difference to see. A
+schedule matters where steps are few, and to a picture of 4096 tokens, in which a step too long near noise decides more.
 """

@@ -96,7 +96,7 @@ save(sheet(rows, 176), "10-inversion")
 """
 ## Change something
 
-Walk back with another caption than on the way there: give `walk` the velocity of "a blue plain car in a room", with
-`states[-1]`, `falling` and `e`. A blue car in a room comes out, as tall as the cat and in its place: the noise holds
-the layout, the caption says what it is.
+Walk back with another caption than on the way there: give `walk` the velocity of "a red plain house in a forest", with
+`states[-1]`, `falling` and `e`. A red house in a forest comes out, as tall as the cat and in its place, with the cat's
+ears and eyes on its roof: the noise holds the layout, the caption says what it is.
 """

@@ -12,7 +12,7 @@ takes
 It therefore matters which positions the tokens of X' get (Section 3.2 of Personalize Anything):
 
     original  their own: every image token finds a rival at its own position, and looks there
-    zero      (0, 0) for all, as for text: the collision is gone, and with it most of the attention (here: half)
+    zero      (0, 0) for all, as for text: the collision is gone, and with it most of the attention
     shifted   beside the picture, at (row, column + w): the same
 
     python examples/11_collision.py

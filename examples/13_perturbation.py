@@ -87,6 +87,7 @@ save(sheet(rows, 144), "13-perturbation")
 ## Change something
 
 Put `tau=0.2` into the calls of `personalize`. In the last row the car falls to pieces: at the preset's tau of 0.5 the
-free steps mend what shuffling broke, and there are hardly any left. The same shuffle at tau 0.7 leaves a car without a
-flaw, and one that is less this car.
+free steps mend what shuffling broke, and there are hardly any left. The same shuffle at tau 0.7 leaves a whole car with
+a stray line or two, and one that is less this car: its wheels and stripes are blue, as they are at this tau without
+shuffling.
 """

@@ -79,6 +79,6 @@ save(sheet(rows, 192), "14-layout")
 ## Change something
 
 Put the car half outside (`at=(0.95, 0.7)`): the cells that leave the grid are dropped, the border cuts the car, and
-the embedded model begins a second one in the free half of the beach. With `surroundings="a beach"` that half stays
+the embedded model draws a second one in the free half of the beach. With `surroundings="a beach"` that half stays
 empty. Then say `surroundings="a night sky"`, against the prompt: it is night, and the prompt's beach comes too late.
 """

@@ -53,5 +53,6 @@ save(sheet(rows, 192), "17-photograph")
 ## Change something
 
 Make the box smaller (`Box(0.3, 0.45, 0.75, 0.95)`): the face has some five tokens on a side then, which the model takes
-for a piece of a cat, and it draws one of its own above, at every tau. FLUX.1 has 64 tokens on a side where these are 12.
+for a piece of a cat: at tau 0.9 it draws a whole one, and from 0.5 down a head of its own above the face. FLUX.1 has 64
+tokens on a side where these are 12.
 """

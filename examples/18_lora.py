@@ -155,6 +155,7 @@ more row above tau.
 
 ## Change something
 
-Turn the scale up to 2. The car's outlines double, and the mug, which has grown already, takes the car's brown. What was
-learnt from one picture is not only the car, but also this picture; the more of it, the more it shows everywhere.
+Turn the scale up to 2. The car's outlines double, the blue car turns brown, and the mug, which has grown already, runs
+out of the picture. What was learnt from one picture is not only the car, but also this picture; the more of it, the
+more it shows everywhere.
 """

@@ -59,7 +59,7 @@ def readings() -> dict[str, dict[str, Any]]:
         start = "independent" if how else "moved"
         table[f"layer, {path}, {start}, concat {concat}"] = both | how | {"start": start, "concat": concat}
     for path, how in (("ODE", {"start": "moved"}), ("line", paths["line"] | {"start": "independent"})):
-        table[f"layer, {path}, {how['start']}, guidance 4 inside"] = both | how | {"guidance_inside": 4.0}
+        table[f"layer, {path}, {how['start']}, guidance inside as outside"] = both | how | {"guidance_inside": None}
     return table | {"preset official": {"preset": "official"}, "preset paper": {"preset": "paper"}}
 
 

@@ -253,8 +253,7 @@ def _alone(rng: np.random.Generator, subject: Subject) -> Subject:
 
 def _reference(scene: Scene, at: tuple[float, ...]) -> jaxpa.Subject:
     picture, mask = render(scene)
-    # Stretched to its box, if it has one, as when the figures were taken.
-    return jaxpa.Subject(picture, mask, at=at, caption=caption(scene), stretch=len(at) == 4)  # type: ignore[arg-type]
+    return jaxpa.Subject(picture, mask, at=at, caption=caption(scene))  # type: ignore[arg-type]
 
 
 def _personalised(

@@ -4,7 +4,7 @@ The prompts are of combinations that training never showed. The judge (`weights/
 on true drawings) says which family, colour, pattern and background it sees. The table also has the judge's own
 accuracy, on true drawings after a round trip through the checkpoint's autoencoder, and chance. A forced choice flatters
 a blurred picture, so `blind.png` shows 64 pictures without captions: name the subjects, then look into
-`blind-answers.txt`.
+`blind-answers.txt`. `canvases.png` shows the last 24 prompts on canvases of four shapes: how many are finished?
 """
 
 import json
@@ -30,6 +30,7 @@ from weights.recipe.judge_report import chance, measure
 from weights.recipe.world import Scene, caption, sample_scene
 
 SEED = 995
+CANVASES = ((96, 96), (96, 128), (128, 96), (96, 192))
 
 
 @dataclass(frozen=True)
@@ -66,6 +67,16 @@ def draw(pipe: Pipeline, texts: list[str], options: Options) -> np.ndarray:
     return np.stack([np.asarray(each) for each in made[: len(texts)]])
 
 
+def canvases(pipe: Pipeline, texts: list[str], options: Options) -> None:
+    """Write a sheet of prompts, a row of them on each canvas; a row's image k has the seed k."""
+    rows = []
+    for k, (height, width) in enumerate(CANVASES):
+        part = texts[k :: len(CANVASES)]
+        size = {"height": height, "width": width, "steps": options.steps, "guidance": options.guidance}
+        rows.append(list(zip(part, pipe.generate(part, seed=range(len(part)), **size), strict=True)))
+    sheet(rows, height=144).save(options.out / "canvases.png")
+
+
 def right(judge: Judge, pictures: np.ndarray, scenes: list[Scene]) -> dict[str, np.ndarray]:
     """For each head, whether each picture shows what its prompt says."""
     logits = judge.see(unit(pictures)).logits
@@ -95,6 +106,7 @@ def main() -> None:
     scenes, texts = prompts(options.count, 0.0)
     pictures = draw(pipe, texts, options)
     blind(pictures, texts, options.out)
+    canvases(pipe, texts[-24:], options)
     found = right(judge, pictures, scenes)
     rows = {head: found[head] for head in ("family", "colour", "pattern", "count", "background")}
     families = np.array([scene.subjects[0].family for scene in scenes])

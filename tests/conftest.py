@@ -29,6 +29,7 @@ os.environ.setdefault("JAX_DISABLE_MOST_OPTIMIZATIONS", "true")
 if "JAX_COMPILATION_CACHE_DIR" not in os.environ:
     programs = tempfile.TemporaryDirectory(prefix="jaxpa-tests-")  # removed when this process ends
     os.environ["JAX_COMPILATION_CACHE_DIR"] = programs.name
+os.environ.setdefault("JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS", "0.3")  # JAX's own 1 leaves most of them out
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:

@@ -20,6 +20,7 @@ def test_a_second_process_compiles_nothing(tmp_path):
         variables = {"JAX_COMPILATION_CACHE_DIR": str(tmp_path / "programs"), "PYTHONPATH": str(ROOT), "XLA_FLAGS": "",
                      "JAX_PLATFORMS": "cpu", "JAX_DISABLE_MOST_OPTIMIZATIONS": "1"}  # fmt: skip
         env = os.environ | variables
+        env.pop("JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS", None)  # of tests: users have it unset
         done = subprocess.run(
             [sys.executable, "-m", "jaxpa", *map(str, words)], env=env, capture_output=True, text=True
         )

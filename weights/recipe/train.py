@@ -123,8 +123,16 @@ def finish(recipe: Recipe, config: FluxConfig, vae: Autoencoder, trained: flow.T
         "text_encoder": trained.clip,
         "text_encoder_2": with_rows(trained.t5, upper, lower),
     }
-    settings = {"preset": "mini", "size": SIZE, "steps": 28, "guidance": 4.0, "max_length": recipe.text_length}
-    export(recipe.checkpoint, config, networks, recipe.out, settings | {"words": WORDS})
+    settings = {
+        "preset": "mini",
+        "size": SIZE,
+        "steps": 28,
+        "guidance": 4.0,
+        "guidance_with_references": 2.5,  # guidance deepens colours, and those of a reference are to stay
+        "max_length": recipe.text_length,
+        "words": WORDS,
+    }
+    export(recipe.checkpoint, config, networks, recipe.out, settings)
 
 
 def main() -> None:
