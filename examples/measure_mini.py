@@ -70,10 +70,10 @@ def draw(pipe: Pipeline, texts: list[str], options: Options) -> np.ndarray:
 def canvases(pipe: Pipeline, texts: list[str], options: Options) -> None:
     """Write a sheet of prompts, a row of them on each canvas; a row's image k has the seed k."""
     rows = []
-    for k, (height, width) in enumerate(CANVASES):
+    for k, (height, width) in enumerate(CANVASES[: len(texts)]):
         part = texts[k :: len(CANVASES)]
-        size = {"height": height, "width": width, "steps": options.steps, "guidance": options.guidance}
-        rows.append(list(zip(part, pipe.generate(part, seed=range(len(part)), **size), strict=True)))
+        how = {"height": height, "width": width, "steps": options.steps, "guidance": options.guidance}
+        rows.append(list(zip(part, pipe.generate(part, seed=range(len(part)), **how), strict=True)))
     sheet(rows, height=144).save(options.out / "canvases.png")
 
 

@@ -365,7 +365,7 @@ class Settings(FromJson):
     size: Annotated[int, Ge(8), Le(2048)] = 1024  # pixels along a side
     steps: Annotated[int, Ge(1), Le(1000)] = 28
     guidance: Annotated[float, Ge(0), Le(1000)] = 3.5
-    guidance_with_references: Annotated[float, Ge(0), Le(1000)] | None = None  # with references; None: the same
+    guidance_with_references: Annotated[float, Ge(0), Le(1000)] | None = None  # None: the same
     max_length: Annotated[int, Ge(1), Le(4096)] = 512  # T5 tokens
     words: dict[str, list[str]] = dataclasses.field(default_factory=dict)  # all words of its training, by kind
 

@@ -112,7 +112,7 @@ class Settings:
     def said(values: tuple[Any, ...], taus: tuple[Any, ...] = ()) -> Said:
         """The values of `inputs`."""
         prompt, seed, num_images, steps, guidance, height, width, preset = values
-        guidance, preset = guidance or "", preset or ""  # None: an empty field, as some browsers have it
+        preset = "" if preset is None else preset
         return Said(prompt, seed, num_images, steps, guidance, height, width, preset, taus)
 
 
@@ -127,7 +127,7 @@ def settings_of(studio: Studio, prompt: Any) -> Settings:
             steps = gr.Slider(1, max(50, usual.steps), usual.steps, step=1, label="Steps", elem_id="steps")
             own, beside = (studio.spec.guidance(None, with_references=each) for each in (False, True))
             usually = f"{own:g}" if own == beside else f"{own:g}, with references {beside:g}"
-            guidance = gr.Textbox(label="Guidance", placeholder=usually, elem_id="guidance", max_lines=1)
+            guidance = gr.Textbox("", label="Guidance", placeholder=usually, elem_id="guidance", max_lines=1)
         with gr.Row():
             height = gr.Number(usual.size, label=f"Height, in steps of {cell}", precision=0, elem_id="height")
             width = gr.Number(usual.size, label=f"Width, in steps of {cell}", precision=0, elem_id="width")

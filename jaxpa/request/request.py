@@ -199,7 +199,7 @@ class Request:
         return 0 if spec.variant.reads == "fill" else self.references
 
     def guidance(self, spec: Spec) -> float:
-        """The guidance of its pictures on this checkpoint."""
+        """The guidance of its pictures: what it says, or what this checkpoint takes with references or without."""
         return spec.guidance(self.sampling.guidance, with_references=self.riding(spec) > 0)
 
     def guided(self, spec: Spec) -> bool:
